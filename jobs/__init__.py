@@ -1,0 +1,1 @@
+"""Entry points: the `rushes` command and its recipes."""
