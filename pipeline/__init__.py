@@ -1,1 +1,1 @@
-"""What is rendered: requests, tables, the graph of a checkpoint's blocks, the store. Never imports ray."""
+"""What is rendered: requests, tables, a checkpoint's graph, the store. Never imports ray."""

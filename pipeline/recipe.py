@@ -1,0 +1,262 @@
+"""`Recipe`: one TOML file that says which model renders, how, and on what resources.
+
+Strict and frozen: an unknown key is an error that names the nearest known one. A recipe holds
+everything that a run needs besides the table and the output.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import UsageError
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSpec(_Section):
+    """[model]: the checkpoint and how it is loaded."""
+
+    checkpoint: str
+    """A folder in diffusers format, a hub id, or `package:MODULE/FOLDER` for package data."""
+    revision: str | None = None
+    """The hub revision; a commit hash pins the weights."""
+    dtype: Dtype = "bfloat16"
+    dtypes: dict[str, Dtype] = {}
+    """Components loaded in another dtype, by name: `{vae = "float32"}`."""
+    blocks: str | None = None
+    """The diffusers blocks class, for a checkpoint that the automatic mapping doesn't know."""
+    configs: dict[str, bool | int | float | str] = {}
+    """Pipeline configs that the checkpoint's index lacks: `{boundary_ratio = 0.0}`."""
+
+
+class RequestDefaults(_Section):
+    """[request]: the values a row gets where its table has none."""
+
+    negative_prompt: str = ""
+    width: Positive
+    height: Positive
+    num_frames: Positive
+    fps: Annotated[float, Field(gt=0)]
+    num_inference_steps: Positive
+    guidance_scale: Annotated[float, Field(ge=0)]
+
+
+class Limits(_Section):
+    """[limits]: what the model can do; a row outside is rejected with the nearest valid value."""
+
+    size_multiple: Positive
+    """Width and height are multiples of this: the VAE's spatial factor times the patch."""
+    frame_multiple: Positive
+    """Frame counts are a multiple of this, plus one: the VAE's temporal factor."""
+    min_side: Positive
+    max_side: Positive
+    max_pixels: Positive
+    """Most pixels in one frame."""
+    min_frames: Positive = 1
+    max_frames: Positive
+    max_fps: Annotated[float, Field(gt=0)] = 120.0
+    max_steps: Positive = 200
+    max_guidance_scale: Annotated[float, Field(gt=0)] = 50.0
+    max_prompt_chars: Positive = 4000
+
+
+class StageSpec(_Section):
+    """[encode] and [develop]: the actors that run one stage."""
+
+    workers: Positive = 1
+    num_cpus: Annotated[float, Field(ge=0)] = 1.0
+    num_gpus: Annotated[float, Field(ge=0)] = 0.0
+    threads: Positive = 1
+    """Threads that torch may use in one actor."""
+
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """Where the stage's weights live."""
+        return "cuda" if self.num_gpus else "cpu"
+
+
+class GangShape(_Section):
+    """[[gangs]]: a shape of gang, how many of it, and what one of its ranks takes."""
+
+    name: str
+    count: Positive = 1
+    num_cpus: Annotated[float, Field(ge=0)] = 1.0
+    num_gpus: Annotated[float, Field(ge=0)] = 0.0
+    threads: Positive = 1
+
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """Where a rank's weights live."""
+        return "cuda" if self.num_gpus else "cpu"
+
+
+class PoolSpec(_Section):
+    """[pool]: how the gangs are driven."""
+
+    max_attempts: Positive = 3
+    """Gangs that a clip may lose before it is a failure."""
+    chunk_s: Annotated[float, Field(gt=0)] = 0.25
+    """Steps are driven in chunks of about this many seconds."""
+    step_timeout_factor: Annotated[float, Field(gt=1)] = 20.0
+    """A chunk that takes this many times its measured time hangs: its gang is killed."""
+    step_timeout_min_s: Annotated[float, Field(gt=0)] = 60.0
+    start_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
+    """Longest wait for a gang's resources and weights."""
+
+
+class FinishSpec(_Section):
+    """[finish]: how frames become files. Part of a clip's identity."""
+
+    codec: Literal["h264"] = "h264"
+    crf: Annotated[int, Field(ge=0, le=51)] = 18
+    preset: Literal[
+        "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower"
+    ] = "medium"
+    audio_bitrate: Positive = 192_000
+    poster_quality: Annotated[int, Field(ge=1, le=95)] = 88
+
+
+class Recipe(_Section):
+    """Everything a run needs besides the table and the output."""
+
+    name: str
+    description: str = ""
+    model: ModelSpec
+    request: RequestDefaults
+    limits: Limits
+    encode: StageSpec = StageSpec()
+    gangs: Annotated[tuple[GangShape, ...], Field(min_length=1)]
+    develop: StageSpec = StageSpec()
+    pool: PoolSpec = PoolSpec()
+    finish: FinishSpec = FinishSpec()
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Recipe:
+        names = [gang.name for gang in self.gangs]
+        if len(set(names)) != len(names):
+            raise ValueError(f"gangs: names must differ, got {names}")
+        return self
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file and apply `key=value` overrides, keys dotted: `request.width=128`.
+
+    A value is read as TOML, and as plain text where it is none.
+
+    Raises:
+        UsageError: no such file, not TOML, an unknown key (with the nearest), a bad value.
+    """
+    try:
+        data = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(f"no recipe at {path}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not a TOML file: {error}") from error
+    for override in overrides:
+        _apply_override(data, override)
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise UsageError(_explain(error, path)) from error
+
+
+def resolve_checkpoint(model: ModelSpec) -> Path:
+    """Return the local folder of a checkpoint, from the hub's cache or the hub for a hub id.
+
+    Raises:
+        UsageError: the package, folder or hub id can't be found.
+    """
+    name = model.checkpoint
+    if name.startswith("package:"):
+        module, _, folder = name.removeprefix("package:").partition("/")
+        try:
+            return Path(str(resources.files(module))) / folder
+        except ModuleNotFoundError as error:
+            raise UsageError(f"model.checkpoint: no package {module!r} for {name!r}") from error
+    local = Path(name).expanduser()
+    if local.is_dir():
+        return local.resolve()
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise UsageError(f"model.checkpoint: no folder at {name}")
+    return _download(name, model.revision)
+
+
+def _download(repo: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise UsageError(
+            f"model.checkpoint: {repo!r} is no folder here and could not be fetched from the hub "
+            f"({type(error).__name__}); download it first, or give a folder"
+        ) from error
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise UsageError(f"--set {override!r}: expected key=value, for example request.width=128")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parents, last = key.strip().split(".")
+    place: Any = data
+    for parent in parents:
+        if isinstance(place, list) and parent.isdigit() and int(parent) < len(cast(Any, place)):
+            place = cast(Any, place)[int(parent)]
+            continue
+        if isinstance(place, dict):
+            place = cast(dict[str, Any], place).setdefault(parent, {})
+            continue
+        raise UsageError(f"--set {override!r}: {parent!r} is not a section of the recipe")
+    if not isinstance(place, dict):
+        raise UsageError(f"--set {override!r}: {'.'.join(parents)} is not a section of the recipe")
+    place[last] = value
+
+
+def _explain(error: ValidationError, path: Path) -> str:
+    """Return a validation error as one line for each wrong key, with the nearest known key."""
+    lines: list[str] = []
+    for item in error.errors(include_url=False):
+        where = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            known = _known_keys(item["loc"][:-1])
+            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+            lines.append(f"unknown key {where!r}; {hint}")
+        elif item["type"] == "missing":
+            lines.append(f"{where} is missing")
+        else:
+            got = item.get("input")
+            shown = "" if isinstance(got, Mapping | list) else f", got {got!r}"
+            lines.append(f"{where or 'recipe'}: {item['msg']}{shown}")
+    return f"{path.name}: " + "; ".join(lines)
+
+
+def _known_keys(location: Sequence[int | str]) -> list[str]:
+    model: type[BaseModel] = Recipe
+    for part in location:
+        if isinstance(part, int):
+            continue
+        field = model.model_fields[part]
+        inner = GangShape if part == "gangs" else field.annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return list(model.model_fields)
