@@ -1,0 +1,77 @@
+"""`RankWorker`: one device's share of the denoise stage, in a process of its own."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+
+from pipeline.denoise import Denoiser, DenoiseSession
+from pipeline.graph import Graph
+from pipeline.handoff import Conditioning
+from pipeline.recipe import GangShape, ModelSpec, resolve_checkpoint
+from pipeline.request import RenderRequest
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a session is, and how long the last call worked on it."""
+
+    step: int
+    num_steps: int
+    seconds: float
+
+    @property
+    def done(self) -> bool:
+        """Whether the latents are ready."""
+        return self.step >= self.num_steps
+
+
+class RankWorker:
+    """Holds the denoise stage's weights and the sessions that run on them.
+
+    An actor with one thread: Ray calls its methods one after another, and a session is always
+    advanced by the thread that started it.
+    """
+
+    def __init__(self, model: ModelSpec, shape: GangShape) -> None:
+        """Load the weights onto the device that Ray assigned to this process."""
+        torch.set_num_threads(shape.threads)
+        graph = Graph(model, resolve_checkpoint(model))
+        self._denoiser = Denoiser(graph, shape.device)
+        self._sessions: dict[str, DenoiseSession] = {}
+
+    def check(self) -> str:
+        """Return the device's name after using it; raises when the device is broken."""
+        probe = torch.ones(2, device=self._denoiser.device).sum().item()
+        if probe != 2:
+            raise RuntimeError(f"{self._denoiser.device}: 1 + 1 gave {probe}")
+        return str(torch.device(self._denoiser.device))
+
+    def start(self, key: str, request: RenderRequest, conditioning: list[Any]) -> Progress:
+        """Start a session named `key`; `conditioning` is one reference, in a list."""
+        began = time.perf_counter()
+        data = Conditioning.from_bytes(ray.get(conditioning[0]), self._denoiser.device)
+        session = self._denoiser.start(request, data)
+        self._sessions[key] = session
+        return Progress(session.step, session.num_steps, time.perf_counter() - began)
+
+    def advance(self, key: str, max_steps: int) -> Progress:
+        """Make up to `max_steps` steps of a session."""
+        began = time.perf_counter()
+        session = self._sessions[key]
+        session.advance(max_steps)
+        return Progress(session.step, session.num_steps, time.perf_counter() - began)
+
+    def finish(self, key: str) -> bytes:
+        """Return a finished session's latents, packed, and forget the session."""
+        return self._sessions.pop(key).latents().to_bytes()
+
+    def drop(self, key: str) -> None:
+        """Forget a session, finished or not."""
+        session = self._sessions.pop(key, None)
+        if session:
+            session.close()

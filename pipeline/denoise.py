@@ -1,0 +1,240 @@
+"""`DenoiseSession`: one clip's denoising, advanced step by step by whoever owns the device.
+
+The checkpoint's own denoise blocks run unchanged. They are suspended, in a greenlet, where their
+loop calls `loop_step`: so a family's own preamble, chunks of steps or second loop need no word
+here. A step is the unit that the family's loop offers (for Helios, a chunk of frames).
+"""
+
+# pyright: reportUnknownVariableType=false, reportUnknownMemberType=false
+# pyright: reportUnknownArgumentType=false, reportMissingTypeStubs=false
+# pyright: reportUnknownParameterType=false
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from diffusers.modular_pipelines.modular_pipeline import (
+    BlockState,
+    LoopSequentialPipelineBlocks,
+)
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from greenlet import getcurrent, greenlet
+
+from pipeline.graph import Graph, find_loops, hand_over, make_state, session_copy
+from pipeline.handoff import Conditioning, Latents, is_packable, pack, unpack
+from pipeline.request import RenderRequest
+
+
+class Denoiser:
+    """The denoise stage of a graph with its weights on one device."""
+
+    def __init__(self, graph: Graph, device: str = "cpu") -> None:
+        """Load the stage's weights onto `device`."""
+        self.device = device
+        self.stage = graph.load("denoise", device)
+        self.forwarded = graph.forwarded_names("denoise")
+        for loop in find_loops(self.stage.blocks):
+            _suspend_at_steps(loop)
+
+    def start(
+        self, request: RenderRequest, conditioning: Conditioning, snapshot: bytes | None = None
+    ) -> DenoiseSession:
+        """Return a session before its first step, or where `snapshot` left off.
+
+        Raises:
+            ValueError: the snapshot is damaged or another request's.
+        """
+        return DenoiseSession(self, request, conditioning, snapshot)
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """What resuming needs: everything that the loop changed since it began."""
+
+    request: Mapping[str, Any]
+    step: int
+    fields: Mapping[str, Any]
+    schedulers: Mapping[str, Mapping[str, Any]]
+    generator_state: torch.Tensor
+
+
+class DenoiseSession:
+    """One clip in the making. Must be used from the thread that started it."""
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        request: RenderRequest,
+        conditioning: Conditioning,
+        snapshot: bytes | None,
+    ) -> None:
+        """Run the blocks up to the loop's first step; see `Denoiser.start`."""
+        self.request = request
+        self.step = 0
+        self.num_steps = 0
+        self._denoiser = denoiser
+        self._pipeline = session_copy(denoiser.stage.pipeline, request.guidance_scale)
+        self._state = make_state(request, denoiser.stage.blocks, conditioning)
+        self._restore = _read_snapshot(snapshot, request, denoiser.device) if snapshot else None
+        self._target = 0
+        self._block_state: BlockState | None = None
+        self._entry: dict[str, Any] = {}
+        self._kept: list[Any] = []
+        self._greenlet = _Suspendable(self)
+        self._switch()
+
+    @property
+    def done(self) -> bool:
+        """Whether the last step has been made."""
+        return self._greenlet.dead
+
+    def advance(self, max_steps: int) -> int:
+        """Make up to `max_steps` further steps; return how many were made."""
+        before = self.step
+        if not self.done:
+            self._target = self.step + max_steps
+            self._switch()
+        return self.step - before
+
+    def snapshot(self) -> bytes:
+        """Return the session at its present step, packed; `Denoiser.start` resumes it bit-equal.
+
+        It holds what the loop changed (latents, a scheduler's whole state, the generator's), and
+        no weights or embeddings.
+
+        Raises:
+            RuntimeError: the session is done; its latents are what to keep.
+        """
+        if self.done or self._block_state is None:
+            raise RuntimeError("a finished session has no snapshot: keep its latents")
+        fields = {
+            name: value
+            for name, value in self._block_state.as_dict().items()
+            if name not in self._entry or self._entry[name] != _stamp(value)
+        }
+        return pack(
+            {
+                "request": self.request.model_dump(),
+                "step": self.step,
+                "fields": _packable(fields),
+                "schedulers": {
+                    name: _packable(vars(scheduler))
+                    for name, scheduler in self._schedulers().items()
+                },
+                "generator_state": self._generator().get_state(),
+            }
+        )
+
+    def latents(self) -> Latents:
+        """Return the finished latents, on the CPU once packed.
+
+        Raises:
+            RuntimeError: steps remain.
+        """
+        if not self.done:
+            raise RuntimeError(f"step {self.step} of {self.num_steps}: not finished")
+        return Latents(*hand_over(self._state, *self._denoiser.forwarded))
+
+    def close(self) -> None:
+        """Give up an unfinished session and free what it holds."""
+        if not self.done:
+            self._greenlet.throw()
+        self._block_state = None
+        self._kept = []
+
+    def take_step(self, step: Any, components: Any, block_state: BlockState, kwargs: Any) -> Any:
+        """Make the loop's next step once it is due; called by the loop, in the greenlet."""
+        if self._block_state is not block_state:
+            self._enter_loop(block_state)
+        restore = self._restore
+        if restore and self.step < restore.step:
+            self.step += 1
+            return components, block_state
+        if restore:
+            self._apply(restore, block_state)
+            self._restore = None
+        while self.step >= self._target:
+            cast(greenlet, self._greenlet.parent).switch()
+        result = step(components, block_state, **kwargs)
+        self.step += 1
+        return result
+
+    def run_blocks(self) -> None:
+        """Run the denoise blocks from start to end; called once, in the greenlet."""
+        self._denoiser.stage.run(self._state, self._pipeline)
+
+    def _switch(self) -> None:
+        # The blocks' own no_grad begins inside the greenlet: begin it here too, so that switching
+        # out in mid-loop can't leave the caller with gradients off.
+        with torch.no_grad():
+            self._greenlet.switch()
+
+    def _enter_loop(self, block_state: BlockState) -> None:
+        self._block_state = block_state
+        values = block_state.as_dict()
+        self._kept = list(values.values())  # a stamp is an id: its object must stay alive
+        self._entry = {name: _stamp(value) for name, value in values.items()}
+
+    def _apply(self, restore: _Snapshot, block_state: BlockState) -> None:
+        for name, value in restore.fields.items():
+            block_state[name] = value
+        for name, attributes in restore.schedulers.items():
+            vars(self._schedulers()[name]).update(attributes)
+        self._generator().set_state(restore.generator_state)
+
+    def _schedulers(self) -> dict[str, SchedulerMixin]:
+        components = {name: getattr(self._pipeline, name) for name in self._pipeline.components}
+        return {name: each for name, each in components.items() if isinstance(each, SchedulerMixin)}
+
+    def _generator(self) -> torch.Generator:
+        return cast(torch.Generator, self._state.get("generator"))
+
+
+class _Suspendable(greenlet):
+    """A session's blocks, running."""
+
+    def __init__(self, session: DenoiseSession) -> None:
+        super().__init__(session.run_blocks)
+        self.session = session
+
+
+def _read_snapshot(data: bytes, request: RenderRequest, device: str) -> _Snapshot:
+    try:
+        snapshot = _Snapshot(**unpack(data, device))
+    except TypeError as error:
+        raise ValueError(f"not a snapshot: {error}") from error
+    if snapshot.request != request.model_dump():
+        raise ValueError("the snapshot is another request's")
+    return snapshot
+
+
+def _packable(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if is_packable(value)}
+
+
+def _stamp(value: Any) -> Any:
+    """Return what changes when `value` is replaced or written to."""
+    if isinstance(value, torch.Tensor):
+        return id(value), value._version  # pyright: ignore[reportPrivateUsage]
+    if isinstance(value, list | tuple):
+        return [_stamp(each) for each in cast(list[Any], value)]
+    if isinstance(value, dict):
+        return {key: _stamp(each) for key, each in cast(dict[str, Any], value).items()}
+    return value if isinstance(value, bool | int | float | str) else id(value)
+
+
+def _suspend_at_steps(loop: LoopSequentialPipelineBlocks) -> None:
+    """Let each of `loop`'s steps wait until the session that runs it says go."""
+    step = loop.loop_step
+    length = loop.loop_inputs[0].name  # `timesteps`, or how many chunks
+
+    def loop_step(components: Any, state: Any, **kwargs: Any) -> Any:
+        session = cast(_Suspendable, getcurrent()).session
+        total = state[length]
+        session.num_steps = total if isinstance(total, int) else len(total)
+        return session.take_step(step, components, state, kwargs)
+
+    loop.loop_step = loop_step

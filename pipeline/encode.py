@@ -1,0 +1,111 @@
+"""`Encoder`: text and images → conditioning. What repeats is computed once.
+
+A table of ads repeats itself: the negative prompt, a prompt in several sizes, an empty control
+video. So each model call of this stage is remembered by the content of its arguments; a model's
+output is a pure function of them, and the blocks around it stay as they are.
+"""
+
+# pyright: reportUnknownVariableType=false, reportUnknownMemberType=false
+# pyright: reportUnknownArgumentType=false, reportMissingTypeStubs=false
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+
+from pipeline.graph import Graph, hand_over, make_state, session_copy
+from pipeline.handoff import Conditioning
+from pipeline.request import RenderRequest
+
+MEMO_BYTES = 1 << 30
+
+
+class Encoder:
+    """The encode stage of a graph with its weights on one device."""
+
+    def __init__(self, graph: Graph, device: str = "cpu") -> None:
+        """Load the stage's weights onto `device`."""
+        self.stage = graph.load("encode", device)
+        self._forwarded = graph.forwarded_names("encode")
+        for component in self.stage.pipeline.components.values():
+            if isinstance(component, torch.nn.Module):
+                for method in ("forward", "encode"):
+                    if hasattr(component, method):
+                        setattr(component, method, CallMemo(getattr(component, method)))
+
+    def encode(
+        self, request: RenderRequest, inputs: Mapping[str, Any] | None = None
+    ) -> Conditioning:
+        """Return what the denoise stage needs for `request`.
+
+        `inputs` are further block inputs by name, such as a conditioning `image`.
+        """
+        pipeline = session_copy(self.stage.pipeline, request.guidance_scale)
+        state = make_state(request, self.stage.blocks, inputs=inputs)
+        self.stage.run(state, pipeline)
+        return Conditioning(*hand_over(state, *self._forwarded))
+
+
+class CallMemo:
+    """A pure function of tensors that remembers its latest results, by its arguments' content."""
+
+    def __init__(self, function: Callable[..., Any], max_bytes: int = MEMO_BYTES) -> None:
+        """Remember up to `max_bytes` of results; the least recently used go first."""
+        self.hits = 0
+        self.misses = 0
+        self._function = function
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._results: OrderedDict[bytes, Any] = OrderedDict()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the function's result, computed or remembered. It must not be written to."""
+        key = _digest((args, sorted(kwargs.items())))
+        if key in self._results:
+            self.hits += 1
+            self._results.move_to_end(key)
+            return self._results[key]
+        self.misses += 1
+        result = self._function(*args, **kwargs)
+        self._results[key] = result
+        self._bytes += _size(result)
+        while self._bytes > self._max_bytes and len(self._results) > 1:
+            self._bytes -= _size(self._results.popitem(last=False)[1])
+        return result
+
+
+def _digest(arguments: Any) -> bytes:
+    hasher = hashlib.blake2b(digest_size=16)
+    _feed(hasher.update, arguments)
+    return hasher.digest()
+
+
+def _feed(update: Callable[[bytes | memoryview], None], value: Any) -> None:
+    if isinstance(value, torch.Tensor):
+        update(f"{value.dtype}{tuple(value.shape)}{value.device.type}".encode())
+        flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        update(flat.numpy().data)
+    elif isinstance(value, list | tuple):
+        update(f"[{len(value)}".encode())
+        for each in value:
+            _feed(update, each)
+    else:
+        update(f"{type(value).__name__}:{value!r};".encode())
+
+
+def _size(value: Any) -> int:
+    """Return the bytes of the tensors in a model's output."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    parts: Iterable[Any] = ()
+    if isinstance(value, Mapping):
+        parts = value.values()
+    elif isinstance(value, list | tuple):
+        parts = value
+    elif hasattr(value, "__dict__"):
+        parts = vars(value).values()
+    return sum(_size(each) for each in parts)

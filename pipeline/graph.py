@@ -1,0 +1,252 @@
+"""`Graph`: a checkpoint's own Modular Diffusers blocks, cut where the data is small.
+
+Every modular video family is a row of encoder blocks, one block named `denoise`, then `decode`.
+All before `denoise` is the encode stage, all after it the decode stage, so there is no table of
+families here. Each stage loads only its own weights; of the other stages' models it sees empty
+skeletons on the meta device, since blocks derive sizes from their configuration.
+"""
+
+# pyright: reportUnknownVariableType=false, reportUnknownMemberType=false
+# pyright: reportUnknownArgumentType=false, reportMissingTypeStubs=false
+# pyright: reportUnknownParameterType=false
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, cast
+
+import diffusers
+import torch
+from diffusers.guiders.guider_utils import BaseGuidance
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.modular_pipelines.modular_pipeline import (
+    LoopSequentialPipelineBlocks,
+    ModularPipeline,
+    ModularPipelineBlocks,
+    PipelineState,
+    SequentialPipelineBlocks,
+)
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
+
+from pipeline.errors import UsageError
+from pipeline.handoff import Handoff, is_packable
+from pipeline.recipe import ModelSpec
+from pipeline.request import RenderRequest
+
+StageName = Literal["encode", "denoise", "decode"]
+DENOISE = "denoise"
+Blocks: TypeAlias = Any
+"""A tree of `ModularPipelineBlocks`, which diffusers leaves untyped."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage's blocks, and the pipeline object that they find their components on."""
+
+    blocks: Blocks
+    pipeline: ModularPipeline
+
+    def run(self, state: PipelineState, pipeline: ModularPipeline | None = None) -> None:
+        """Run the blocks over `state`, with a session's own copy of the pipeline if given."""
+        with torch.no_grad():
+            self.blocks(pipeline or self.pipeline, state)
+
+
+class Graph:
+    """The blocks of one checkpoint, declared once and driven by every runner."""
+
+    def __init__(self, model: ModelSpec, checkpoint: Path) -> None:
+        """Read the checkpoint's index and cut its blocks; no weights are loaded.
+
+        Raises:
+            UsageError: the folder is no diffusers checkpoint, or its family has no modular
+                blocks with a `denoise` block between encoders and decoder.
+        """
+        diffusers_logging.set_verbosity_error()
+        diffusers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        self.model = model
+        self.checkpoint = checkpoint
+        self._whole = _find_pipeline(model, checkpoint)
+        self._blocks = self._whole.blocks
+        names = list(self._blocks.sub_blocks)
+        if DENOISE not in names or names[-1] == DENOISE:
+            raise UsageError(
+                f"model.checkpoint: {checkpoint.name} has blocks {names}; "
+                f"expected encoder blocks, then {DENOISE!r}, then a decoder"
+            )
+        cut = names.index(DENOISE)
+        self._names: Mapping[StageName, list[str]] = {
+            "encode": names[:cut],
+            "denoise": [DENOISE],
+            "decode": names[cut + 1 :],
+        }
+
+    def blocks(self, stage: StageName) -> Blocks:
+        """Return fresh blocks of one stage."""
+        chosen = {name: copy.deepcopy(self._blocks.sub_blocks[name]) for name in self._names[stage]}
+        blocks = SequentialPipelineBlocks.from_blocks_dict(chosen)
+        for loop in find_loops(blocks):
+            loop.set_progress_bar_config(disable=True)
+        return blocks
+
+    def load(self, stage: StageName, device: str = "cpu") -> Stage:
+        """Return one stage's blocks with that stage's weights on `device`.
+
+        Raises:
+            UsageError: a component can't be loaded, or has no safetensors weights.
+        """
+        blocks = self.blocks(stage)
+        pipeline = type(self._whole)(blocks, str(self.checkpoint))
+        if self.model.configs:
+            pipeline.update_components(**self.model.configs)
+        for name in pipeline.pretrained_component_names:
+            spec = pipeline.get_component_spec(name)
+            if spec.pretrained_model_name_or_path is None or spec.type_hint is None:
+                continue  # the index has none, such as a second expert
+            if stage == "denoise" and _is_autoencoder(spec.type_hint):
+                continue
+            pipeline.update_components(**{name: self._load_component(spec)})
+        pipeline.to(device)
+        self._add_skeletons(pipeline)
+        return Stage(blocks, pipeline)
+
+    def forwarded_names(self, stage: StageName) -> tuple[set[str], set[str]]:
+        """Return the names, and the kwargs types, that stages after `stage` read."""
+        later: tuple[StageName, ...] = ("denoise", "decode") if stage == "encode" else ("decode",)
+        inputs = [each for name in later for each in self.blocks(name).inputs]
+        names = {each.name for each in inputs if each.name}
+        return names, {each.kwargs_type for each in inputs if each.kwargs_type}
+
+    def _load_component(self, spec: Any) -> Any:
+        options: dict[str, Any] = {}
+        if isinstance(spec.type_hint, type) and issubclass(spec.type_hint, torch.nn.Module):
+            name = self.model.dtypes.get(spec.name, self.model.dtype)
+            options = {"dtype": getattr(torch, name), "use_safetensors": True}
+        try:
+            component = spec.load(**options)
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"model.checkpoint: cannot load {spec.name} from {self.checkpoint.name}: {error}"
+            ) from error
+        if isinstance(component, torch.nn.Module):
+            component.eval().requires_grad_(False)
+        return component
+
+    def _add_skeletons(self, pipeline: ModularPipeline) -> None:
+        """Give `pipeline` the other stages' diffusers models, without weights."""
+        whole = self._whole
+        for name in whole.pretrained_component_names:
+            if getattr(pipeline, name, None) is not None:
+                continue
+            spec = whole.get_component_spec(name)
+            kind = spec.type_hint
+            if spec.pretrained_model_name_or_path is None or not isinstance(kind, type):
+                continue
+            if issubclass(kind, ModelMixin):
+                model = cast(Any, kind)
+                config = model.load_config(spec.pretrained_model_name_or_path, subfolder=name)
+                dtype = getattr(torch, self.model.dtypes.get(name, self.model.dtype))
+                with torch.device("meta"):
+                    setattr(pipeline, name, model.from_config(config).to(dtype))
+
+
+def find_loops(blocks: Blocks) -> Iterator[LoopSequentialPipelineBlocks]:
+    """Yield every denoising loop in a tree of blocks."""
+    if isinstance(blocks, LoopSequentialPipelineBlocks):
+        yield blocks
+        return
+    for each in blocks.sub_blocks.values():
+        yield from find_loops(each)
+
+
+def session_copy(pipeline: ModularPipeline, guidance_scale: float) -> ModularPipeline:
+    """Return `pipeline` with schedulers and guiders of its own, sharing all weights."""
+    own = copy.copy(pipeline)
+    for name, component in pipeline.components.items():
+        if isinstance(component, SchedulerMixin):
+            setattr(own, name, copy.deepcopy(component))
+        elif isinstance(component, BaseGuidance):
+            known = "guidance_scale" in component.config
+            changes = {"guidance_scale": guidance_scale} if known else {}
+            setattr(own, name, component.new(**changes))
+    return own
+
+
+def make_state(
+    request: RenderRequest,
+    blocks: Blocks,
+    handoff: Handoff | None = None,
+    inputs: Mapping[str, Any] | None = None,
+) -> PipelineState:
+    """Return the state that `blocks` start from: their defaults, the request, what came before.
+
+    `inputs` are further block inputs by name, such as a conditioning `image`.
+    """
+    generator = torch.Generator("cpu").manual_seed(request.seed)
+    if handoff and handoff.generator_state is not None:
+        generator.set_state(handoff.generator_state)
+    given: dict[str, Any] = {
+        **request.model_dump(exclude={"seed", "fps"}),
+        "frame_rate": request.fps,
+        "fps": request.fps,
+        "generator": generator,
+        "output_type": "np",
+        **(inputs or {}),
+    }
+    state: Any = PipelineState()
+    for each in blocks.inputs:
+        if each.name:
+            state.set(each.name, given.get(each.name, each.default), each.kwargs_type)
+    if handoff:
+        for name, value in handoff.values.items():
+            state.set(name, value, handoff.kinds.get(name))
+    return state
+
+
+def hand_over(
+    state: PipelineState, names: set[str], kinds: set[str]
+) -> tuple[dict[str, Any], dict[str, str], torch.Tensor | None]:
+    """Return the values, kinds and generator state that later stages need of `state`.
+
+    A value is kept when a later block reads it by name, or by a kwargs type that it carries.
+    """
+    tagged = {name: kind for kind, members in state.kwargs_mapping.items() for name in members}
+    values = {
+        name: value
+        for name, value in state.values.items()
+        if (name in names or tagged.get(name) in kinds)
+        and name not in ("generator", "output_type")
+        and value is not None
+        and is_packable(value)
+    }
+    generator = state.values.get("generator")
+    drawn = generator.get_state() if isinstance(generator, torch.Generator) else None
+    return values, {name: tagged[name] for name in values if name in tagged}, drawn
+
+
+def _find_pipeline(model: ModelSpec, checkpoint: Path) -> ModularPipeline:
+    """Return the whole pipeline of a checkpoint, its components' places known, none loaded."""
+    try:
+        if not model.blocks:
+            found = ModularPipeline.from_pretrained(str(checkpoint), trust_remote_code=False)
+            return cast(ModularPipeline, found)
+        kind = getattr(diffusers, model.blocks, None)
+        if not (isinstance(kind, type) and issubclass(kind, ModularPipelineBlocks)):
+            raise UsageError(f"model.blocks: diffusers has no blocks class {model.blocks!r}")
+        return cast(Blocks, kind)().init_pipeline(str(checkpoint))
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"model.checkpoint: no modular blocks found for {checkpoint.name} ({error}); "
+            "name them by model.blocks"
+        ) from error
+
+
+def _is_autoencoder(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, ModelMixin) and hasattr(kind, "decode")

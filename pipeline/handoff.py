@@ -1,0 +1,135 @@
+"""What one stage hands to the next: tensors and small values, as one run of bytes.
+
+`pack` and `unpack` turn a tree of tensors, numbers, text, dtypes, lists and dicts into safetensors
+bytes and back, exact to the bit and with no code in them: the form in which stages, step
+checkpoints and processes exchange state.
+"""
+
+# pyright: reportUnknownVariableType=false, reportUnknownMemberType=false
+# pyright: reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import torch
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+
+_TREE = "tree"
+
+
+class UnpackableError(TypeError):
+    """A value is no tree of tensors and plain values."""
+
+
+def pack(value: Any) -> bytes:
+    """Return `value` as safetensors bytes; each tensor's kind of device is noted.
+
+    Raises:
+        UnpackableError: the tree holds something other than tensors, plain values, dtypes,
+            lists, tuples and dicts with text keys.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    tree = _describe(value, tensors)
+    return save_safetensors(tensors, metadata={_TREE: json.dumps(tree)})
+
+
+def unpack(data: bytes, device: torch.device | str = "cpu") -> Any:
+    """Return what `pack` was given; tensors that were on an accelerator go to `device`.
+
+    Raises:
+        ValueError: the bytes were cut short or are not `pack`'s.
+    """
+    try:
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])
+        tree = json.loads(header["__metadata__"][_TREE])
+        tensors = load_safetensors(data)
+    except Exception as error:
+        raise ValueError(f"not packed state: {type(error).__name__}: {error}") from error
+    return _rebuild(tree, tensors, torch.device(device))
+
+
+def is_packable(value: Any) -> bool:
+    """Return whether `pack` takes `value`."""
+    try:
+        _describe(value, {})
+    except UnpackableError:
+        return False
+    return True
+
+
+def _describe(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if value is None:
+        return None
+    if isinstance(value, torch.Tensor):
+        name = str(len(tensors))
+        tensors[name] = value.detach().to("cpu", copy=True).contiguous()
+        return {"tensor": name, "device": value.device.type}
+    if type(value) is float:
+        return {"float": value.hex()}  # exact, and JSON has no NaN and no infinity
+    if type(value) in (bool, int, str):
+        return {"plain": value}
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
+    if type(value) in (list, tuple):
+        kind = "list" if isinstance(value, list) else "tuple"
+        return {kind: [_describe(each, tensors) for each in value]}
+    if type(value) is dict and all(isinstance(key, str) for key in value):
+        return {"dict": {key: _describe(each, tensors) for key, each in value.items()}}
+    raise UnpackableError(f"cannot pack a {type(value).__name__}")
+
+
+def _rebuild(tree: Any, tensors: Mapping[str, torch.Tensor], device: torch.device) -> Any:
+    if tree is None:
+        return None
+    ((kind, value), *rest) = tree.items()
+    match kind:
+        case "tensor":
+            tensor = tensors[value]
+            return tensor if dict(rest)["device"] == "cpu" else tensor.to(device)
+        case "plain":
+            return value
+        case "float":
+            return float.fromhex(value)
+        case "dtype":
+            return getattr(torch, value)
+        case "list":
+            return [_rebuild(each, tensors, device) for each in value]
+        case "tuple":
+            return tuple(_rebuild(each, tensors, device) for each in value)
+        case _:
+            return {key: _rebuild(each, tensors, device) for key, each in value.items()}
+
+
+@dataclass(frozen=True)
+class Handoff:
+    """The values that a stage's blocks left for later ones, by the names diffusers gives them."""
+
+    values: Mapping[str, Any]
+    kinds: Mapping[str, str] = field(default_factory=dict[str, str])
+    """`kwargs_type` of the values that have one, such as `denoiser_input_fields`."""
+    generator_state: torch.Tensor | None = None
+    """State of the clip's one random generator, uint8; None where it was not yet drawn from."""
+
+    def to_bytes(self) -> bytes:
+        """Return the handoff packed."""
+        return pack([dict(self.values), dict(self.kinds), self.generator_state])
+
+    @classmethod
+    def from_bytes(cls, data: bytes, device: torch.device | str = "cpu") -> Self:
+        """Return the handoff that was packed, its accelerator tensors on `device`."""
+        values, kinds, generator_state = unpack(data, device)
+        return cls(values, kinds, generator_state)
+
+
+class Conditioning(Handoff):
+    """encode → denoise: text embeddings, image and control latents."""
+
+
+class Latents(Handoff):
+    """denoise → develop: the finished latents, of video and of audio where the family has it."""
