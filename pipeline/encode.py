@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from pipeline.graph import Graph, hand_over, make_state, session_copy
+from pipeline.graph import Graph, hand_over, make_state
 from pipeline.handoff import Conditioning
 from pipeline.request import RenderRequest
 
@@ -44,9 +44,10 @@ class Encoder:
 
         `inputs` are further block inputs by name, such as a conditioning `image`.
         """
-        pipeline = session_copy(self.stage.pipeline, request.guidance_scale)
+        # The stage keeps its guider's own scale: at 1.0 Wan's text encoder, asked for no negative
+        # embeddings, returns a name that it never set.
         state = make_state(request, self.stage.blocks, inputs=inputs)
-        self.stage.run(state, pipeline)
+        self.stage.run(state)
         return Conditioning(*hand_over(state, *self._forwarded))
 
 
