@@ -1,0 +1,1 @@
+"""What several tests build on: tiny checkpoints of every model family."""

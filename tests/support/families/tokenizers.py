@@ -1,0 +1,16 @@
+"""Small real tokenizers: the classes that checkpoints name, over single characters or bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+LETTERS = [chr(code) for code in [*range(0x21, 0x7F), *range(0xA1, 0x100)]]
+
+
+def t5_tokenizer() -> Any:
+    """Return a T5 tokenizer of one piece a letter; 256 pieces at most."""
+    from transformers import T5TokenizerFast
+
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    pieces += [(letter, -3.0) for letter in LETTERS]
+    return T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=512)
