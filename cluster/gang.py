@@ -38,7 +38,7 @@ class Gang:
         self.name = name
         self.shape = shape
         self._group = group
-        self._rank = rank
+        self._rank: Any = rank
 
     @classmethod
     async def create(cls, name: str, model: ModelSpec, shape: GangShape, pool: PoolSpec) -> Self:
@@ -55,7 +55,7 @@ class Gang:
         try:
             await _wait(group.ready(), pool.start_timeout_s, f"{name}: resources {bundle}")
             gang._rank = (
-                ray.remote(RankWorker)
+                cast(Any, ray.remote(RankWorker))
                 .options(
                     num_cpus=shape.num_cpus,
                     num_gpus=shape.num_gpus,

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,17 +21,10 @@ from numpy.typing import NDArray
 
 from pipeline.graph import Graph, make_state
 from pipeline.handoff import Latents
+from pipeline.probe import AudioFormat, Frames, Probe, check_probe, probe
 from pipeline.recipe import FinishSpec
 from pipeline.request import RenderRequest
-from pipeline.video import (
-    AudioFormat,
-    Frames,
-    Probe,
-    VideoWriter,
-    check_probe,
-    probe,
-    write_poster,
-)
+from pipeline.video import VideoWriter, write_poster
 
 
 @dataclass(frozen=True)
@@ -79,15 +72,17 @@ class Decoder:
                 raise ValueError(f"{name} are not finite: the model diverged on this request")
         state = make_state(request, self.stage.blocks, latents)
         self.stage.run(state)
+        pipeline: Any = self.stage.pipeline
         if self._streamed is not None:
             return Decoded(self._stream(self._streamed, self._captured.pop()))
-        videos = np.asarray(state.get("videos")[0], dtype=np.float32)
-        audio = state.get("audio")
+        videos: Any = state.get("videos")
+        frames = np.asarray(videos[0], dtype=np.float32)
+        audio: Any = state.get("audio")
         if audio is None:
-            return Decoded(iter([_to_uint8(videos)]))
+            return Decoded(iter([_to_uint8(frames)]))
         samples = audio[0].float().cpu().numpy()
-        rate = self.stage.pipeline.vocoder.config.output_sampling_rate
-        return Decoded(iter([_to_uint8(videos)]), np.atleast_2d(samples), rate)
+        rate = pipeline.vocoder.config.output_sampling_rate
+        return Decoded(iter([_to_uint8(frames)]), np.atleast_2d(samples), rate)
 
     def _capture(self, z: torch.Tensor, return_dict: bool = True) -> Any:
         """Stand in for the VAE's decode: keep its argument, return a video of no frames."""
@@ -146,6 +141,7 @@ def decode_frames(vae: AutoencoderKLWan, z: torch.Tensor) -> Iterator[torch.Tens
 
     Source: `AutoencoderKLWan._decode` in diffusers 0.42, which keeps all frames until the end.
     """
+    patch_size = cast(Any, vae.config).patch_size
     with torch.no_grad():
         vae.clear_cache()
         x = vae.post_quant_conv(z)
@@ -157,8 +153,8 @@ def decode_frames(vae: AutoencoderKLWan, z: torch.Tensor) -> Iterator[torch.Tens
                 feat_idx=vae._conv_idx,  # pyright: ignore[reportPrivateUsage]
                 first_chunk=i == 0,
             )
-            if vae.config.patch_size is not None:
-                chunk = unpatchify(chunk, patch_size=vae.config.patch_size)
+            if patch_size is not None:
+                chunk = unpatchify(chunk, patch_size=patch_size)
             yield chunk.clamp(-1.0, 1.0)
         vae.clear_cache()
 

@@ -86,9 +86,7 @@ def build_vace(folder: Path) -> None:
     """Write a Wan 2.1 VACE checkpoint: one expert, as many control layers as the 14B has."""
     from diffusers import WanVACEPipeline, WanVACETransformer3DModel
 
-    transformer = WanVACETransformer3DModel(
-        **TRANSFORMER, vace_layers=[0, 1], vace_in_channels=96
-    )
+    transformer = WanVACETransformer3DModel(**TRANSFORMER, vace_layers=[0, 1], vace_in_channels=96)
     randomize(transformer, 3)
     WanVACEPipeline(**parts(), transformer=transformer).save_pretrained(folder)
 

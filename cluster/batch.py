@@ -1,0 +1,196 @@
+"""The graph as a Ray Data job: read → encode → denoise → develop and commit, row by row.
+
+A row that fails carries its failure on to the end, where it is recorded; nothing raises but what
+ends the run. Only the pool's clients are here; the gangs are the pool's.
+"""
+
+# pyright: reportUnknownVariableType=false, reportUnknownMemberType=false
+# pyright: reportUnknownArgumentType=false, reportMissingTypeStubs=false
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+import torch
+from ray.data import ActorPoolStrategy, DataContext
+
+from cluster.pool import Rendered
+from pipeline.encode import Encoder
+from pipeline.graph import Graph
+from pipeline.ledger import Commit, Failure, Ledger
+from pipeline.publish import Denoised, Publisher, describe_failure
+from pipeline.recipe import Recipe, StageSpec, resolve_checkpoint
+from pipeline.request import RenderRequest
+
+Row = dict[str, Any]
+Table = Any
+CLIENT_CPUS = 0.01
+READ_CPUS = 0.25
+
+
+@dataclass(frozen=True)
+class BatchSpec:
+    """What every stage's actors need to know of a run."""
+
+    recipe: Recipe
+    model_fingerprint: str
+    ledger: Ledger
+
+
+def make_work(requests: Mapping[str, RenderRequest]) -> Table:
+    """Return the clips to render, in order, as the table that `run_batch` reads."""
+    return pa.table(
+        {
+            "clip_id": pa.array(list(requests), pa.string()),
+            "request": pa.array([each.model_dump_json() for each in requests.values()]),
+        }
+    )
+
+
+def run_batch(spec: BatchSpec, pool: Any, work_key: str) -> Iterator[Commit | Failure]:
+    """Render every clip of the work table at `work_key`; yield what became of each, as it ends.
+
+    `pool` is the handle of a started `GangPool`.
+    """
+    _configure()
+    recipe = spec.recipe
+    gangs = sum(shape.count for shape in recipe.gangs)
+    in_flight = gangs + recipe.encode.workers + 1
+    path, filesystem = spec.ledger.store.arrow_path(work_key)
+    rows: Any = ray.data.read_parquet(
+        path, filesystem=filesystem, num_cpus=READ_CPUS, override_num_blocks=1
+    )
+    done = (
+        rows.repartition(target_num_rows_per_block=1)
+        .map(
+            _Encode,
+            fn_constructor_args=(spec,),
+            **_resources(recipe.encode),
+        )
+        .map(
+            _Denoise,
+            fn_constructor_args=(pool,),
+            compute=ActorPoolStrategy(
+                size=1,
+                max_tasks_in_flight_per_actor=in_flight,
+                max_concurrent_calls_per_actor=in_flight,
+            ),
+            num_cpus=CLIENT_CPUS,
+        )
+        .map(
+            _Publish,
+            fn_constructor_args=(spec,),
+            **_resources(recipe.develop),
+        )
+    )
+    for block in done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        for text, failed in zip(
+            block["outcome"].to_pylist(), block["failed"].to_pylist(), strict=True
+        ):
+            yield (Failure if failed else Commit).model_validate_json(text)
+
+
+class _Encode:
+    """Row with a request → row with packed conditioning."""
+
+    def __init__(self, spec: BatchSpec) -> None:
+        self._encoder = Encoder(_load_graph(spec, spec.recipe.encode), spec.recipe.encode.device)
+
+    def __call__(self, row: Row) -> Row:
+        def encode(request: RenderRequest) -> Row:
+            began = time.perf_counter()
+            conditioning = self._encoder.encode(request).to_bytes()
+            timings = {"encode": time.perf_counter() - began}
+            return {"payload": conditioning, "record": json.dumps({"timings": timings})}
+
+        return _step("encode", row, encode)
+
+
+class _Denoise:
+    """Row with conditioning → row with packed latents, by way of the pool."""
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+
+    async def __call__(self, row: Row) -> Row:
+        if row["failure"]:
+            return row
+        request = RenderRequest.model_validate_json(row["request"])
+        conditioning = ray.put(row["payload"])
+        rendered: Rendered = await self._pool.render.remote(row["clip_id"], request, [conditioning])
+        if not rendered.latents:
+            *chain, last = rendered.reasons
+            failure = describe_failure(row["clip_id"], "denoise", last, tuple(chain))
+            return {**row, "payload": b"", "failure": failure.model_dump_json()}
+        timings = {**json.loads(row["record"])["timings"], "denoise": rendered.denoise_s}
+        record = {
+            "timings": timings,
+            "gang": rendered.gang,
+            "attempts": rendered.attempts,
+            "device_seconds": rendered.device_seconds,
+        }
+        return {**row, "payload": await rendered.latents[0], "record": json.dumps(record)}
+
+
+class _Publish:
+    """Row with latents → the commit; row with a failure → the failure, recorded."""
+
+    def __init__(self, spec: BatchSpec) -> None:
+        graph = _load_graph(spec, spec.recipe.develop)
+        self._ledger = spec.ledger
+        self._publisher = Publisher(spec.recipe, graph, spec.model_fingerprint, spec.ledger)
+
+    def __call__(self, row: Row) -> Row:
+        def publish(request: RenderRequest) -> Row:
+            denoised = Denoised(latents=row["payload"], **json.loads(row["record"]))
+            commit = self._publisher.publish(row["clip_id"], request, denoised)
+            return {"outcome": commit.model_dump_json()}
+
+        done = _step("develop", row, publish)
+        if done["failure"]:
+            failure = Failure.model_validate_json(done["failure"])
+            self._ledger.record_failure(failure)
+            return {"outcome": done["failure"], "failed": True}
+        return {"outcome": done["outcome"], "failed": False}
+
+
+def _step(stage: str, row: Row, make: Callable[[RenderRequest], Row]) -> Row:
+    """Return `row` with what `make` adds, or with the failure that it raised."""
+    row = {"payload": b"", "record": "{}", "failure": "", **row}
+    if row["failure"]:
+        return row
+    try:
+        return {**row, **make(RenderRequest.model_validate_json(row["request"]))}
+    except Exception as error:  # noqa: BLE001 - whatever a model raises is this clip's failure
+        failure = describe_failure(row["clip_id"], stage, error)
+        return {**row, "payload": b"", "failure": failure.model_dump_json()}
+
+
+def _load_graph(spec: BatchSpec, stage: StageSpec) -> Graph:
+    torch.set_num_threads(stage.threads)
+    return Graph(spec.recipe.model, resolve_checkpoint(spec.recipe.model))
+
+
+def _resources(stage: StageSpec) -> dict[str, Any]:
+    return {
+        "compute": ActorPoolStrategy(size=stage.workers, max_tasks_in_flight_per_actor=2),
+        "num_cpus": stage.num_cpus,
+        "num_gpus": stage.num_gpus or None,
+    }
+
+
+def _configure() -> None:
+    """Set Ray Data up for rows that take minutes."""
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.preserve_order = False
+    context.execution_options.verbose_progress = False
+    context.execution_no_progress_timeout_s = -1  # an hour-long clip is progress too

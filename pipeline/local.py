@@ -1,0 +1,53 @@
+"""`LocalRunner`: the graph in this process, one clip after another: the oracle of the others."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from pipeline.denoise import Denoiser
+from pipeline.encode import Encoder
+from pipeline.graph import Graph
+from pipeline.ledger import Commit, Failure, Ledger
+from pipeline.publish import Denoised, Publisher, describe_failure
+from pipeline.recipe import Recipe, resolve_checkpoint
+from pipeline.request import RenderRequest
+
+
+class LocalRunner:
+    """All stages in one process, as the recipe's first gang shape would run them."""
+
+    def __init__(self, recipe: Recipe, model_fingerprint: str, ledger: Ledger) -> None:
+        """Load all stages' weights."""
+        self._shape = recipe.gangs[0]
+        self._ledger = ledger
+        torch.set_num_threads(self._shape.threads)
+        graph = Graph(recipe.model, resolve_checkpoint(recipe.model))
+        self._encoder = Encoder(graph, recipe.encode.device)
+        self._denoiser = Denoiser(graph, self._shape.device)
+        self._publisher = Publisher(recipe, graph, model_fingerprint, ledger)
+
+    def render(self, clip_id: str, request: RenderRequest) -> Commit | Failure:
+        """Render and commit one clip; what goes wrong with it is recorded and returned."""
+        stage = "encode"
+        began = time.perf_counter()
+        try:
+            conditioning = self._encoder.encode(request)
+            encoded = time.perf_counter()
+            stage = "denoise"
+            session = self._denoiser.start(request, conditioning)
+            session.advance(session.num_steps)
+            denoised_s = time.perf_counter() - encoded
+            denoised = Denoised(
+                latents=session.latents().to_bytes(),
+                gang="local",
+                device_seconds=denoised_s,
+                timings={"encode": encoded - began, "denoise": denoised_s},
+            )
+            stage = "develop"
+            return self._publisher.publish(clip_id, request, denoised)
+        except Exception as error:  # noqa: BLE001 - whatever a model raises is this clip's failure
+            failure = describe_failure(clip_id, stage, error)
+            self._ledger.record_failure(failure)
+            return failure

@@ -1,0 +1,88 @@
+"""`Publisher`: the last stage of every runner: latents → files → a commit, or a failure."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.develop import Developer
+from pipeline.graph import Graph
+from pipeline.ledger import Commit, CommitDraft, Failure, Ledger, new_attempt
+from pipeline.recipe import Recipe
+from pipeline.request import RenderRequest
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """Finished latents, packed, and how they came about."""
+
+    latents: bytes
+    gang: str
+    layout: str = "1"
+    attempts: int = 1
+    device_seconds: float = 0.0
+    timings: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Seconds by stage so far."""
+
+
+class Publisher:
+    """Develops clips and commits them to one output."""
+
+    def __init__(
+        self, recipe: Recipe, graph: Graph, model_fingerprint: str, ledger: Ledger
+    ) -> None:
+        """Load the decode stage as the recipe's `develop` says."""
+        self._recipe = recipe
+        self._fingerprint = model_fingerprint
+        self._ledger = ledger
+        self._developer = Developer(graph, recipe.finish, recipe.develop.device)
+
+    def publish(self, clip_id: str, request: RenderRequest, denoised: Denoised) -> Commit:
+        """Return the commit that holds for this clip; temporary files are gone afterwards.
+
+        Raises:
+            ValueError, ProbeError: the clip is bad.
+            UploadError, OSError: the store is.
+        """
+        began = time.perf_counter()
+        with tempfile.TemporaryDirectory(prefix="rushes-") as folder:
+            developed = self._developer.develop(request, denoised.latents, Path(folder))
+            seen = developed.probe
+            draft = CommitDraft(
+                clip_id=clip_id,
+                attempt=new_attempt(),
+                request=request,
+                width=seen.width,
+                height=seen.height,
+                num_frames=seen.num_frames,
+                fps=float(seen.fps),
+                duration_s=seen.duration_s,
+                has_audio=seen.has_audio,
+                model=self._recipe.model.checkpoint,
+                model_fingerprint=self._fingerprint,
+                layout=denoised.layout,
+                gang=denoised.gang,
+                attempts=denoised.attempts,
+                timings={**denoised.timings, "develop": time.perf_counter() - began},
+                device_seconds=denoised.device_seconds,
+            )
+            return self._ledger.commit_clip(draft, developed.video, developed.poster)
+
+
+def describe_failure(
+    clip_id: str, stage: str, error: Exception | str, chain: tuple[str, ...] = ()
+) -> Failure:
+    """Return the failure of a clip in `stage`, its reason in one line."""
+    text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+    reason = " ".join(text.split())[:500]
+    return Failure(
+        clip_id=clip_id,
+        attempt=new_attempt(),
+        stage=stage,
+        reason=reason,
+        chain=(*chain, reason),
+        attempts=max(len(chain), 1),
+    )
