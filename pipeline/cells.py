@@ -1,0 +1,136 @@
+"""Cells: one value of a prompt table becomes a value of a request, or the problem with it.
+
+Tables come from many tools, so a number may be any integer or decimal type, a float, or text (CSV);
+what counts is that it is whole where a whole number is asked for. Nothing here raises on what a
+cell holds: a bad cell is data.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+from pipeline.request import normalize_text
+
+MAX_ID_CHARS = 256
+MAX_DIGITS = 300
+"""Digits of the longest number that is still read as one: a float can hold it."""
+SHOWN_CHARS = 40
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,4})?", re.ASCII | re.IGNORECASE)
+_NOT_FINITE = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+
+
+class Problem(NamedTuple):
+    """What is wrong with one cell."""
+
+    column: str
+    got: str
+    expected: str
+    hint: str = ""
+
+    @property
+    def text(self) -> str:
+        """The reason as a person reads it."""
+        hint = f"; {self.hint}" if self.hint else ""
+        return f"{self.column}: got {self.got}, expected {self.expected}{hint}"
+
+    @property
+    def kind(self) -> str:
+        """What it has in common with the same problem in other rows."""
+        return f"{self.column}: expected {self.expected}"
+
+
+def parse_number(cell: Any) -> int | float | str | None:
+    """Return a cell's number, exact where it is whole; None where missing; else what it is."""
+    if type(cell) is int:
+        return cell if abs(cell) < 10**MAX_DIGITS else show(cell)
+    if cell is None or type(cell) is float:
+        return cell
+    if isinstance(cell, bytes):
+        cell = cell.decode("utf-8", "replace")
+    if isinstance(cell, str):
+        text = cell.strip()
+        if not text:
+            return None
+        if _NOT_FINITE.fullmatch(text):
+            return float(text)
+        if len(text) > 64 or not _NUMBER.fullmatch(text):
+            return show(cell)
+        cell = Decimal(text)
+    if not isinstance(cell, Decimal):
+        return show(cell)
+    if cell.is_finite() and cell.adjusted() < 64 and cell == cell.to_integral_value():
+        return int(cell)
+    return float(cell)
+
+
+def read_text(cell: Any, column: str, limit: int) -> tuple[str | None, Problem | None]:
+    """Return a cell's text, normalized, and its problem. Null is missing: None, None.
+
+    Text over `limit` characters is returned cut, beside its problem. Control characters other than
+    tab and line ends are a problem: no tokenizer, MP4 or web page has a use for them.
+    """
+    if cell is None:
+        return None, None
+    if type(cell) is str and len(cell) <= limit and cell.isascii() and cell.isprintable():
+        return cell.strip(), None
+    if isinstance(cell, bytes):
+        try:
+            cell = cell.decode("utf-8")
+        except UnicodeDecodeError as error:
+            return None, Problem(column, f"bytes that are not UTF-8 at {error.start}", "text")
+    if not isinstance(cell, str):
+        return None, Problem(column, show(cell), "text")
+    try:
+        cell.encode("utf-8")
+    except UnicodeEncodeError as error:
+        got = f"half a character (a lone surrogate) at {error.start}"
+        return None, Problem(column, got, "text")
+    text = normalize_text(cell)
+    control = _CONTROL.search(text)
+    if control:
+        got = f"control character U+{ord(control[0]):04X} at {control.start()}"
+        return None, Problem(column, got, "text", "take it out")
+    if len(text) > limit:
+        expected = f"at most {limit} characters"
+        hint = f"cut {len(text) - limit} characters"
+        return text[:limit], Problem(column, f"{len(text)} characters", expected, hint)
+    return text, None
+
+
+def read_id(cell: Any) -> tuple[str | None, Problem | None]:
+    """Return a cell's id as text and its problem. Null, NaN and blank text are no id."""
+    if isinstance(cell, float | Decimal):
+        cell = None if math.isnan(cell) else int(cell) if cell == cell // 1 else str(cell)
+    elif isinstance(cell, bool):
+        cell = str(cell).lower()
+    if cell is not None and not isinstance(cell, str | bytes | list | dict):
+        cell = str(cell)
+    text, problem = read_text(cell, "id", MAX_ID_CHARS)
+    return text or None, problem
+
+
+def show(value: Any) -> str:
+    """Return a value as a message shows it: short, and naming its type where that is the news."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return f"{str(value).lower()} (bool)"
+    if isinstance(value, int):
+        return str(value) if abs(value) < 10**25 else f"a number of {len(str(value))} digits"
+    if isinstance(value, float):
+        return "NaN" if math.isnan(value) else f"{value:.12g}"
+    if isinstance(value, str):
+        short = value if len(value) <= SHOWN_CHARS else value[:SHOWN_CHARS] + "…"
+        return ascii(short) if _CONTROL.search(short) else repr(short)
+    if isinstance(value, list):
+        return "a list"
+    if isinstance(value, dict):
+        return "a struct"
+    if isinstance(value, bytes):
+        return "bytes"
+    return f"{str(value)[:SHOWN_CHARS]} ({type(value).__name__})"

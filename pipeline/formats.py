@@ -1,0 +1,212 @@
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownParameterType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+"""Formats: one Parquet, CSV or JSONL file becomes cells of known columns, and typed labels.
+
+Known columns come as plain Python values, since every file may have typed them otherwise; all other
+columns are labels and stay Arrow. Text that is not UTF-8 stays bytes in a known column, for its row
+to be rejected, and is replaced in a label.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+from pyarrow import lib
+
+from pipeline.errors import UsageError
+
+PARQUET_MARK = b"PAR1"
+FORMATS = {
+    ".parquet": "Parquet",
+    ".pq": "Parquet",
+    ".csv": "CSV",
+    ".jsonl": "JSONL",
+    ".ndjson": "JSONL",
+    ".json": "JSONL",
+}
+ROW_MARK = "\0row"
+"""A label column of nulls that gives every file's labels its row count. Dropped in the end."""
+CHUNK_ROWS = 2**16
+"""Rows of an array that is built at once: 2 GiB of text is the most that one can hold."""
+_PANDAS_INDEX = re.compile(r"__index_level_\d+__")  # an unnamed index: nobody's label
+_MAX_BLOCK = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Rows of a file or source: the cells of each known column that it has, and its labels."""
+
+    num_rows: int
+    names: tuple[str, ...]
+    """All columns, as the file has them."""
+    cells: dict[str, list[Any]]
+    labels: pa.Table
+
+
+def read_file(file: Any, suffix: str, shown: str, known: Sequence[str]) -> Columns:
+    """Read an open binary file of a known suffix; errors call it `shown`.
+
+    Raises:
+        UsageError: it isn't what its suffix says, or a column occurs twice.
+    """
+    mark = file.read(len(PARQUET_MARK))
+    file.seek(0)
+    if not mark:
+        raise UsageError(f"{shown} is empty (0 bytes)")
+    kind = FORMATS[suffix]
+    if kind == "Parquet" and mark != PARQUET_MARK:
+        raise UsageError(
+            f"{shown} is not a Parquet file (it doesn't begin with PAR1); "
+            "a CSV or JSONL table needs the suffix .csv or .jsonl"
+        )
+    if kind != "Parquet" and mark == PARQUET_MARK:
+        raise UsageError(f"{shown} is a Parquet file; give it the suffix .parquet")
+    if kind == "JSONL":
+        return _split_objects(_parse_objects(file.read(), shown), known)
+    try:
+        table = pq.ParquetFile(file).read() if kind == "Parquet" else _read_csv(file, shown, known)
+        names = table.column_names
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = str(error).partition("\n")[0][:160]
+        raise UsageError(f"{shown} is not a readable {kind} file: {reason}") from error
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(f"{shown}: column {twice[0]!r} occurs twice")
+    cells = {name: _list_cells(table[name]) for name in names if name in known}
+    if kind == "CSV":
+        cells = {name: [cell or None for cell in column] for name, column in cells.items()}
+    labels = {ROW_MARK: pa.chunked_array([pa.nulls(table.num_rows)])}
+    for name in names:
+        if name not in known and not _PANDAS_INDEX.fullmatch(name):
+            labels[name] = _clean_label(table[name], f"{shown}: label {name!r}")
+    return Columns(table.num_rows, tuple(names), cells, pa.table(labels))
+
+
+def build_array(values: list[Any], kind: pa.DataType) -> pa.ChunkedArray:
+    """Return text, int64 or float64 values as Arrow; `pa.array` would import pandas, 0.3 s."""
+    chunks: list[pa.Array] = []
+    for start in range(0, len(values), CHUNK_ROWS):
+        chunk = values[start : start + CHUNK_ROWS]
+        if kind == pa.string():
+            builder = lib.StringBuilder()
+            builder.append_values(chunk)
+            chunks.append(builder.finish())
+            continue
+        valid = np.packbits([value is not None for value in chunk], bitorder="little")
+        data = np.array([value or 0 for value in chunk], kind.to_pandas_dtype())
+        buffers = [pa.py_buffer(valid), pa.py_buffer(data)]
+        chunks.append(pa.Array.from_buffers(kind, len(chunk), buffers))
+    return pa.chunked_array(chunks, kind)
+
+
+def _read_csv(file: Any, shown: str, known: Sequence[str]) -> pa.Table:
+    """Read a CSV file in one block, so that a column's type is inferred from all of its rows."""
+    ragged: list[Any] = []
+
+    def note_ragged(row: Any) -> str:
+        ragged.append(row)
+        return "error"
+
+    size = file.seek(0, 2)
+    file.seek(0)
+    try:
+        return pa_csv.read_csv(
+            file,
+            pa_csv.ReadOptions(use_threads=False, block_size=min(max(size, 2**16) + 1, _MAX_BLOCK)),
+            pa_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=note_ragged),
+            pa_csv.ConvertOptions(
+                check_utf8=False,
+                null_values=[""],
+                column_types=dict.fromkeys(known, pa.string()),
+            ),
+        )
+    except pa.ArrowInvalid as error:
+        if not ragged:
+            raise
+        row = ragged[0]
+        raise UsageError(
+            f"{shown}: line {row.number} has {row.actual_columns} values, "
+            f"expected {row.expected_columns}; quote values that hold commas"
+        ) from error
+
+
+def _parse_objects(content: bytes, shown: str) -> list[dict[str, Any]]:
+    """Return the objects of JSON lines, or of one JSON array. Python's parser keeps ids as text."""
+    text = content.decode("utf-8-sig", "surrogateescape")
+    if text.lstrip()[:1] == "[":
+        lines: Iterable[tuple[str, str]] = [("its text", text)]
+    else:
+        lines = ((f"line {n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip())
+    objects: list[dict[str, Any]] = []
+    for where, line in lines:
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{shown}: {where} is not JSON ({str(error)[:80]})") from error
+        for item in cast(list[Any], value) if isinstance(value, list) else [value]:
+            if not isinstance(item, dict):
+                raise UsageError(f"{shown}: {where} is not a JSON object with a table's columns")
+            objects.append(cast(dict[str, Any], item))
+    return objects
+
+
+def _split_objects(objects: list[dict[str, Any]], known: Sequence[str]) -> Columns:
+    names = list(dict.fromkeys(name for each in objects for name in each))
+    cells = {name: [each.get(name) for each in objects] for name in names if name in known}
+    labels: dict[str, Any] = {ROW_MARK: pa.nulls(len(objects))}
+    for name in names:
+        if name not in known:
+            labels[_replace_broken(name)] = _type_values([each.get(name) for each in objects])
+    return Columns(len(objects), tuple(names), cells, pa.table(labels))
+
+
+def _type_values(values: list[Any]) -> pa.Array:
+    """Return JSON values in the one type that fits them all, or as text where none does."""
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, ValueError, OverflowError):
+        texts = (each if isinstance(each, str | None) else json.dumps(each) for each in values)
+        return pa.array([each and _replace_broken(each) for each in texts], pa.string())
+
+
+def _replace_broken(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _list_cells(column: pa.ChunkedArray) -> list[Any]:
+    """Return a column as Python values; where its text is not UTF-8, as bytes."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_temporal(column.type):
+        return column.cast(pa.string()).to_pylist()
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        pass
+    try:
+        return column.cast(pa.large_binary()).to_pylist()
+    except pa.ArrowException:  # nested: of no use in a known column, so its type says enough
+        return [{} if valid else None for valid in column.is_valid().to_pylist()]
+
+
+def _clean_label(column: pa.ChunkedArray, shown: str) -> pa.ChunkedArray:
+    """Return a label without a dictionary and with only UTF-8 text."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    try:
+        column.validate(full=True)
+        return column
+    except pa.ArrowInvalid as error:
+        if pa.types.is_nested(column.type):
+            raise UsageError(f"{shown} holds text that is not UTF-8") from error
+    cells = column.cast(pa.large_binary()).to_pylist()
+    texts = [None if cell is None else cell.decode("utf-8", "replace") for cell in cells]
+    return pa.chunked_array([pa.array(texts, column.type)])

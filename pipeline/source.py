@@ -1,0 +1,208 @@
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownParameterType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+"""Sources: what a TABLE argument names, as one run of rows.
+
+A source is a file, a folder or a glob, on this machine or in any store that fsspec reaches. Its
+files are read in the order of their paths, and its `key=value` folders are columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import unquote
+
+import pyarrow as pa
+from fsspec.core import url_to_fs
+
+from pipeline.errors import UsageError
+from pipeline.formats import FORMATS, ROW_MARK, Columns, read_file
+
+READ_THREADS = 8
+_MAGIC = re.compile(r"[*?\[]")
+_WHOLE = re.compile(r"0|-?[1-9]\d{0,17}", re.ASCII)
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Source:
+    """The files that one TABLE argument names."""
+
+    given: str
+    uri: str
+    """The normalized, absolute URI: of the file, the folder, or the glob."""
+    filesystem: Any
+    base: str
+    """The folder below which `key=value` folders are columns."""
+    files: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """A file-safe name that is the same in every run and differs between URIs."""
+        last = self.uri.rstrip("/").rpartition("/")[2]
+        stem = last.rpartition(".")[0] or last
+        slug = re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-")[:48] or "table"
+        return f"{slug}-{hashlib.sha256(self.uri.encode('utf-8', 'replace')).hexdigest()[:8]}"
+
+    @property
+    def file_uris(self) -> tuple[str, ...]:
+        """The URI of every file."""
+        return tuple(self.filesystem.unstrip_protocol(file) for file in self.files)
+
+
+def find_source(given: str) -> Source:
+    """Return the files that `given` names.
+
+    Raises:
+        UsageError: there are none, a file's suffix is unknown, or the store can't be reached.
+    """
+    return _reach(given, lambda: _find(given))
+
+
+def read_source(source: Source, known: Sequence[str]) -> Columns:
+    """Read a source's files: `known` columns as Python values, all others as labels.
+
+    Raises:
+        UsageError: a file can't be read as what its suffix says, a column occurs twice, or a
+            label's types in two files have none in common.
+    """
+
+    def read(path: str) -> Columns:
+        shown = source.given if len(source.files) == 1 else source.filesystem.unstrip_protocol(path)
+
+        def read_open() -> Columns:
+            with source.filesystem.open(path, "rb") as file:
+                return read_file(file, _suffix(path), shown, known)
+
+        return _reach(shown, read_open)
+
+    if len(source.files) == 1:
+        parts = [read(source.files[0])]
+    else:
+        with ThreadPoolExecutor(READ_THREADS) as threads:
+            parts = list(threads.map(read, source.files))
+    folders = _read_folders(source)
+    pairs = zip(parts, folders, strict=True)
+    return _join([_add_folders(part, keys, known) for part, keys in pairs], source)
+
+
+def _find(given: str) -> Source:
+    filesystem, path = url_to_fs(given)
+    filesystem.invalidate_cache()
+    path = path.rstrip("/") or path
+    uri = filesystem.unstrip_protocol(path)
+    if filesystem.isfile(path):
+        if _suffix(path) not in FORMATS:
+            raise UsageError(f"{given}: unknown suffix; expected one of {', '.join(FORMATS)}")
+        return Source(given, uri, filesystem, posixpath.dirname(path), (path,))
+    if filesystem.isdir(path):
+        files = _list_folder(filesystem, path)
+        if not files:
+            raise UsageError(f"{given}: the folder holds no {', '.join(FORMATS)} file")
+        return Source(given, uri, filesystem, path, files)
+    magic = _MAGIC.search(path)
+    if not magic:
+        raise UsageError(f"{given}: no such file or folder")
+    base = posixpath.dirname(path[: magic.start()])
+    found: set[str] = set()
+    for match, info in filesystem.glob(path, detail=True).items():
+        if info["type"] == "directory":
+            found.update(_list_folder(filesystem, match))
+        elif _suffix(match) in FORMATS:
+            found.add(match)
+    if not found:
+        raise UsageError(f"{given}: no {', '.join(FORMATS)} file matches")
+    return Source(given, uri, filesystem, base, tuple(sorted(found)))
+
+
+def _suffix(path: str) -> str:
+    return posixpath.splitext(path)[1].lower()
+
+
+def _list_folder(filesystem: Any, folder: str) -> tuple[str, ...]:
+    """Return the table files in a folder, at any depth, but not hidden ones (`_tmp/`, `.crc`)."""
+    files = [path for path in filesystem.find(folder) if _suffix(path) in FORMATS]
+    below = ((path, posixpath.relpath(path, folder).split("/")) for path in files)
+    return tuple(
+        sorted(
+            path
+            for path, parts in below
+            if not any(part[0] in "._" and "=" not in part for part in parts)
+        )
+    )
+
+
+def _read_folders(source: Source) -> list[dict[str, int | str | None]]:
+    """Return each file's `key=value` folders; a key is a whole number where all its values are."""
+    folders: list[dict[str, str | None]] = []
+    for path in source.files:
+        parts = posixpath.relpath(path, source.base).split("/")[:-1] if source.base else []
+        pairs = (part.partition("=") for part in parts if "=" in part)
+        folders.append(
+            {unquote(key): None if v == _HIVE_NULL else unquote(v) for key, _, v in pairs if key}
+        )
+    values = {key: [each.get(key) for each in folders] for each in folders for key in each}
+    whole = {
+        key for key, found in values.items() if all(v is None or _WHOLE.fullmatch(v) for v in found)
+    }
+    return [
+        {key: int(v) if v is not None and key in whole else v for key, v in each.items()}
+        for each in folders
+    ]
+
+
+def _add_folders(
+    part: Columns, folders: dict[str, int | str | None], known: Sequence[str]
+) -> Columns:
+    """Return a file's columns with those of its folders. What the file itself says, wins."""
+    cells, labels = dict(part.cells), part.labels
+    new = {key: value for key, value in folders.items() if key not in part.names}
+    for key, value in new.items():
+        if key in known:
+            cells[key] = [value] * part.num_rows
+        else:
+            column = pa.nulls(part.num_rows) if value is None else pa.repeat(value, part.num_rows)
+            labels = labels.append_column(key, column)
+    return Columns(part.num_rows, (*part.names, *new), cells, labels)
+
+
+def _join(parts: list[Columns], source: Source) -> Columns:
+    """Return several files' columns as one; a column that a file lacks is null there."""
+    names = tuple(dict.fromkeys(name for part in parts for name in part.names))
+    known = dict.fromkeys(name for part in parts for name in part.cells)
+    cells: dict[str, list[Any]] = {name: [] for name in known}
+    for part in parts:
+        for name, column in cells.items():
+            column.extend(part.cells.get(name) or [None] * part.num_rows)
+    try:
+        labels = pa.concat_tables([part.labels for part in parts], promote_options="permissive")
+    except pa.ArrowException as error:
+        reason = str(error).partition("\n")[0][:160]
+        raise UsageError(
+            f"{source.given}: a label's types differ between files: {reason}"
+        ) from error
+    return Columns(labels.num_rows, names, cells, labels.drop_columns([ROW_MARK]))
+
+
+def _reach(shown: str, action: Callable[[], T]) -> T:
+    """Return what `action` returns, with a store's own errors as one clear line."""
+    try:
+        return action()
+    except UsageError:
+        raise
+    except FileNotFoundError as error:
+        raise UsageError(f"{shown}: no such file or folder") from error
+    except PermissionError as error:
+        raise UsageError(f"{shown}: not allowed to read it") from error
+    except ImportError as error:
+        raise UsageError(f"{shown}: its store needs a package: {error}") from error
+    except Exception as error:  # every store's client raises kinds of its own
+        reason = str(error).partition("\n")[0][:160]
+        raise UsageError(f"{shown}: can't be read ({type(error).__name__}: {reason})") from error
