@@ -63,7 +63,7 @@ def run_batch(spec: BatchSpec, pool: Any, work_key: str) -> Iterator[Commit | Fa
     recipe = spec.recipe
     gangs = sum(shape.count for shape in recipe.gangs)
     in_flight = gangs + recipe.encode.workers + 1
-    path, filesystem = spec.ledger.store.arrow_path(work_key)
+    path, filesystem = spec.ledger.store.locate_for_arrow(work_key)
     rows: Any = ray.data.read_parquet(
         path, filesystem=filesystem, num_cpus=READ_CPUS, override_num_blocks=1
     )

@@ -22,6 +22,10 @@ REBUILD_PAUSE_S = 1.0
 MAX_REBUILDS_IN_A_ROW = 5
 
 
+class PoolBrokenError(Exception):
+    """No gang can be built: the run can't go on, and no clip is to blame."""
+
+
 @dataclass(frozen=True)
 class Rendered:
     """What became of a clip in the pool: latents, or a reason why there are none."""
@@ -93,6 +97,9 @@ class GangPool:
         """Render a clip's latents; returns when they are done or the clip has failed.
 
         `key` names the clip; `conditioning` is one reference to packed `Conditioning`.
+
+        Raises:
+            PoolBrokenError: no gang can be built.
         """
         urgency = Urgency.ONLINE if urgent else Urgency.BATCH
         job = _Job(
@@ -103,7 +110,7 @@ class GangPool:
         if key in self._jobs:
             return await asyncio.shield(self._jobs[key].result)
         if self._broken:
-            return _failed(job, "none", self._broken)
+            raise PoolBrokenError(self._broken)
         self._jobs[key] = job
         await self._enqueue(job.task)
         try:
@@ -233,7 +240,8 @@ class GangPool:
     def _give_up(self, reason: str) -> None:
         self._broken = reason
         for job in list(self._jobs.values()):
-            _settle(job, _failed(job, "none", reason))
+            if not job.result.done():
+                job.result.set_exception(PoolBrokenError(reason))
 
 
 def _failed(job: _Job, gang: str, reason: str) -> Rendered:

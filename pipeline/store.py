@@ -87,6 +87,20 @@ class ObjectStore:
         """Return the object's path, usable as it stands: an absolute path or a URI."""
         return f"{self.uri}/{_check_key(key)}"
 
+    def locate_for_arrow(self, key: str) -> tuple[str, Any]:
+        """Return the path and the fsspec filesystem by which another process reads an object.
+
+        The filesystem is None for a local path.
+
+        Raises:
+            UsageError: a `memory://` store, which is of one process.
+        """
+        if isinstance(self._places, _Memory):
+            raise UsageError(f"{self.uri}: memory:// is of one process; use a path or s3://")
+        if isinstance(self._places, _Folder):
+            return self.locate(key), None
+        return self.locate(key).removeprefix("s3://"), self._places.open_filesystem()
+
     def put(self, key: str, data: bytes | Path) -> None:
         """Write an object from bytes or a file, whole or not at all, over what is there."""
         self._places.write(_check_key(key), data, exclusive=False)
@@ -320,6 +334,10 @@ class _Bucket:
             if self._opened[0] != os.getpid():
                 self._opened = (os.getpid(), _open_s3(max_attempts=8))
             return self._opened[1]
+
+    def open_filesystem(self) -> Any:
+        """Return a filesystem of this bucket's for a reader that wants one."""
+        return _open_s3(max_attempts=8)
 
     def reach(self) -> None:
         """List one key with few retries: a wrong endpoint shows in seconds, not minutes."""

@@ -1,0 +1,66 @@
+"""Plan a call: what its tables ask for, what of it is done, what is left. No Ray, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.identity import clip_id, fingerprint_model
+from pipeline.ledger import Ledger, OutputIdentity, describe_output
+from pipeline.plan import Plan
+from pipeline.recipe import Recipe, resolve_checkpoint
+from pipeline.request import RenderRequest
+from pipeline.store import ObjectStore
+from pipeline.table import plan_tables
+
+
+@dataclass(frozen=True)
+class PlannedCall:
+    """A call's tables, planned for one model and finish."""
+
+    recipe: Recipe
+    model_fingerprint: str
+    plan: Plan
+
+    @property
+    def identity(self) -> OutputIdentity:
+        """What an output of this call is."""
+        return describe_output(self.recipe, self.model_fingerprint)
+
+    def remaining(self, done: set[str], limit: int | None = None) -> dict[str, RenderRequest]:
+        """Return the clips still to render, by clip id, most work first.
+
+        `limit` counts clips in table order: the first ones are a sample that doesn't change.
+        """
+        requests = {key: each for key, each in self.plan.requests().items() if key not in done}
+        if limit is None:
+            return requests
+        order = (
+            key for table in self.plan.tables for (key,) in table.read_valid() if key in requests
+        )
+        first = set(list(dict.fromkeys(order))[:limit])
+        return {key: each for key, each in requests.items() if key in first}
+
+
+def plan_call(tables: Sequence[str], recipe: Recipe) -> PlannedCall:
+    """Read and plan all tables.
+
+    Raises:
+        UsageError: the call is wrong; see `plan_tables` and `fingerprint_model`.
+    """
+    fingerprint = fingerprint_model(recipe.model, resolve_checkpoint(recipe.model))
+    finish = recipe.finish
+    plan = plan_tables(tables, recipe, lambda request: clip_id(request, fingerprint, finish))
+    return PlannedCall(recipe, fingerprint, plan)
+
+
+def find_done(call: PlannedCall, output: str) -> set[str]:
+    """Return the clips of a call that `output` holds already; none where there is no output yet.
+
+    Raises:
+        OutputMismatchError: the output is another model's or finish's.
+    """
+    ledger = Ledger(ObjectStore(output))
+    if not ledger.check_output(call.identity):
+        return set()
+    return ledger.committed_ids() & set(call.plan.requests())

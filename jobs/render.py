@@ -1,0 +1,171 @@
+"""Render tables into an output: plan, resume, run on Ray, and write down what became of each row.
+
+The composition root of the batch: everything it needs is made here and handed down.
+"""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+from jobs.contact_sheet import write_contact_sheet
+from jobs.plan import PlannedCall, plan_call
+from pipeline.ledger import Commit, Failure, Ledger, OutputStatus, new_attempt
+from pipeline.manifest import write_manifest
+from pipeline.recipe import Recipe
+from pipeline.request import RenderRequest
+from pipeline.store import ObjectStore
+
+POLL_S = 0.5
+STOP_TIMEOUT_S = 30.0
+
+
+class Reporter(Protocol):
+    """Who is told how a run goes."""
+
+    def planned(self, call: PlannedCall, done: int, requests: dict[str, RenderRequest]) -> None:
+        """Say what is asked, how many clips are done, and which are left to render."""
+        ...
+
+    def ended(self, outcome: Commit | Failure) -> None:
+        """Say what became of one clip."""
+        ...
+
+    def stepped(self, steps_done: int, gangs_ready: int, gangs: int) -> None:
+        """Say how many denoising steps were made in this run; called about twice a second."""
+        ...
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended."""
+
+    status: OutputStatus
+    """Every row of every table of the output, by state."""
+    output: str
+    rendered: int
+    failed: int
+    rejected: int
+    """Rows of this call that were rejected."""
+    interrupted: bool
+    seconds: float
+
+
+def render_tables(
+    tables: Sequence[str],
+    output: str,
+    recipe: Recipe,
+    reporter: Reporter,
+    limit: int | None = None,
+    address: str | None = None,
+) -> RunResult:
+    """Render every clip that the tables ask for and the output doesn't hold yet.
+
+    An interrupt (Ctrl-C) stops the run cleanly: what is committed stays, and the same call again
+    goes on from there.
+
+    Raises:
+        UsageError: the call is wrong; nothing was written.
+        RunBrokenError: the run can't go on; what is committed stays.
+    """
+    began = time.monotonic()
+    call = plan_call(tables, recipe)
+    ledger = Ledger(ObjectStore(output))
+    ledger.store.locate_for_arrow("run.json")
+    ledger.open_output(call.identity)
+    for table in call.plan.tables:
+        ledger.save_rows(table.name, table.rows)
+    done = ledger.committed_ids() & set(call.plan.requests())
+    requests = call.remaining(done, limit)
+    reporter.planned(call, len(done), requests)
+    rendered = failed = 0
+    interrupted = False
+    try:
+        if requests:
+            for outcome in _run(call, ledger, requests, reporter, address):
+                rendered += isinstance(outcome, Commit)
+                failed += isinstance(outcome, Failure)
+                reporter.ended(outcome)
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:
+        status = write_manifest(ledger)
+        write_contact_sheet(ledger.store)
+    return RunResult(
+        status=status,
+        output=ledger.store.uri,
+        rendered=rendered,
+        failed=failed,
+        rejected=call.plan.rejected,
+        interrupted=interrupted,
+        seconds=time.monotonic() - began,
+    )
+
+
+class RunBrokenError(Exception):
+    """The run can't go on; what is committed stays, and the same call again continues."""
+
+
+def _run(
+    call: PlannedCall,
+    ledger: Ledger,
+    requests: dict[str, RenderRequest],
+    reporter: Reporter,
+    address: str | None,
+) -> Iterator[Commit | Failure]:
+    """Start Ray and the pool, render, and leave nothing behind."""
+    from cluster.batch import BatchSpec, make_work, run_batch
+    from cluster.session import ray_session
+
+    work_key = f"work/{new_attempt()}.parquet"
+    ledger.put_table(work_key, make_work(requests))
+    try:
+        with ray_session(call.recipe, address), _pool(call.recipe, reporter) as pool:
+            spec = BatchSpec(call.recipe, call.model_fingerprint, ledger)
+            yield from run_batch(spec, pool, work_key)
+    finally:
+        ledger.store.delete(work_key)
+
+
+@contextmanager
+def _pool(recipe: Recipe, reporter: Reporter) -> Iterator[Any]:
+    """Hold a pool of the recipe's gangs, and tell the reporter of its steps."""
+    import threading
+
+    import ray
+    from ray.exceptions import RayError
+
+    from cluster.pool import GangPool, PoolProgress
+
+    actor = cast(Any, ray.remote(GangPool))
+    pool = actor.options(num_cpus=0, max_concurrency=10_000).remote(recipe)
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(POLL_S):
+            try:
+                now = cast(PoolProgress, ray.get(pool.progress.remote(), timeout=10))
+            except (RayError, TimeoutError):
+                continue
+            reporter.stepped(now.steps_done, now.gangs_ready, now.gangs)
+
+    watcher = threading.Thread(target=watch, name="progress", daemon=True)
+    try:
+        ray.get(pool.start.remote(), timeout=60)
+        watcher.start()
+        yield pool
+    finally:
+        ended.set()
+        watcher.join(STOP_TIMEOUT_S)
+        try:
+            ray.get(pool.stop.remote(), timeout=STOP_TIMEOUT_S)
+        except (RayError, TimeoutError):
+            pass
+        finally:
+            ray.kill(pool)
