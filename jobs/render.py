@@ -14,10 +14,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
-from jobs.contact_sheet import write_contact_sheet
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.contact_sheet import render_contact_sheet
 from jobs.plan import PlannedCall, plan_call
 from pipeline.ledger import Commit, Failure, Ledger, OutputStatus, new_attempt
 from pipeline.manifest import write_manifest
+from pipeline.plan import Plan
 from pipeline.recipe import Recipe
 from pipeline.request import RenderRequest
 from pipeline.store import ObjectStore
@@ -51,8 +55,8 @@ class RunResult:
     output: str
     rendered: int
     failed: int
-    rejected: int
-    """Rows of this call that were rejected."""
+    plan: Plan
+    """What the call's tables ask for, with why rows were rejected."""
     interrupted: bool
     seconds: float
 
@@ -96,16 +100,25 @@ def render_tables(
         interrupted = True
     finally:
         status = write_manifest(ledger)
-        write_contact_sheet(ledger.store)
+        _write_page(ledger)
     return RunResult(
         status=status,
         output=ledger.store.uri,
         rendered=rendered,
         failed=failed,
-        rejected=call.plan.rejected,
+        plan=call.plan,
         interrupted=interrupted,
         seconds=time.monotonic() - began,
     )
+
+
+def _write_page(ledger: Ledger) -> None:
+    tables = [
+        pq.read_table(pa.BufferReader(ledger.store.read(key)))
+        for key in sorted(ledger.store.list("manifest"))
+    ]
+    title = ledger.store.uri.rstrip("/").rpartition("/")[2]
+    ledger.store.put("index.html", render_contact_sheet(tables, title).encode())
 
 
 class RunBrokenError(Exception):

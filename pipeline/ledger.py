@@ -214,6 +214,19 @@ class Ledger:
         self.store.delete(SUCCESS_KEY)
         return found
 
+    def check_output(self, identity: OutputIdentity) -> bool:
+        """Return whether an output is here already, without writing anything.
+
+        Raises:
+            OutputMismatchError: it is of another model, finishing spec or format.
+            UsageError: the place can't be read.
+        """
+        self.store.probe(write=False)
+        found = self._read_identity()
+        if found is not None:
+            self._compare(found, identity)
+        return found is not None
+
     def read_output(self) -> OutputIdentity:
         """Return `run.json`.
 

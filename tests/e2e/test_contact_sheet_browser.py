@@ -19,7 +19,9 @@ from pipeline.video import VideoWriter, write_poster
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed")
 
-HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=2'>\u2028\"'`${1}"
+HOSTILE = (
+    "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=2'>\u2028\"'`${1}"
+)
 PRODUCTS = ("Aurora bottle", "Trail shoe", "Cold brew")
 PROMPTS = (
     "A matte steel bottle turns slowly on wet basalt, first light breaking behind it",

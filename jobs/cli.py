@@ -1,0 +1,205 @@
+"""The `rushes` command."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from enum import IntEnum
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from jobs.recipes import DEFAULT, find_recipe, list_recipes
+from pipeline.errors import UsageError
+
+
+class ExitCode(IntEnum):
+    """What the command's exit status means."""
+
+    OK = 0
+    BROKEN = 1
+    USAGE = 2
+    INCOMPLETE = 3
+    INTERRUPTED = 130
+
+
+EXIT_CODES = """
+Exit codes: 0 every row committed; 1 the run broke, run it again; 2 the call is wrong, nothing was
+started; 3 some rows failed or were rejected; 130 interrupted, run it again to go on.
+"""
+
+COLUMNS = """
+Columns of a table. [bold]prompt[/] is the one that is needed; a missing column or value comes from
+the recipe: [bold]id[/] your own name for the row; [bold]negative_prompt[/]; [bold]width[/],
+[bold]height[/] in pixels; [bold]num_frames[/], or [bold]seconds[/] instead; [bold]fps[/];
+[bold]seed[/] (derived from the row where missing); [bold]num_inference_steps[/];
+[bold]guidance_scale[/]. Every other column is a label: it is carried, with its type, into the
+manifest and onto the review page.
+"""
+
+app = typer.Typer(
+    name="rushes",
+    help="Render tables of prompts into videos, with open video-diffusion models, on Ray.",
+    epilog="Start with: rushes render examples/ads.parquet --output out/demo",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Tables = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="TABLE...",
+        help="Parquet, CSV or JSONL: a file, a folder, a glob, or several; local or s3://.",
+        show_default=False,
+    ),
+]
+Output = Annotated[
+    str,
+    typer.Option("--output", "-o", help="Folder or s3:// URI of the output.", show_default=False),
+]
+RecipeName = Annotated[
+    str,
+    typer.Option(
+        "--recipe",
+        "-r",
+        help=f"A recipe's name ({', '.join(list_recipes())}) or the path of a TOML file.",
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one value of the recipe, as often as you like: request.width=128.",
+        show_default=False,
+    ),
+]
+
+
+@app.command(epilog=COLUMNS + EXIT_CODES)
+def render(
+    tables: Tables,
+    output: Output,
+    recipe: RecipeName = DEFAULT,
+    overrides: Overrides = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(help="Render at most this many clips: a sample first.", min=1),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="A Ray cluster: auto, or HOST:PORT. Without it a local one is started.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Render every clip that the tables ask for and the output doesn't hold yet.
+
+    The same command again goes on where the last one stopped, and does nothing when all is done.
+    Videos are in OUTPUT/clips, a row for each table row in OUTPUT/manifest, and a page to review
+    them on is OUTPUT/index.html.
+
+    [bold]Examples[/]
+
+      rushes render ads.parquet -o out/ads
+
+      rushes render "s3://ads/tonight/*.parquet" -o s3://ads/videos -r wan21-14b-80gb --address auto
+
+      rushes render ads.csv -o out/try --limit 4 --set request.num_inference_steps=8
+    """
+    with _errors():
+        from jobs.progress import ConsoleReporter, print_rejects, print_summary
+        from jobs.render import RunBrokenError, render_tables
+
+        console = _console()
+        chosen = find_recipe(recipe, overrides or ())
+        try:
+            with ConsoleReporter(console) as reporter:
+                result = render_tables(tables, output, chosen, reporter, limit, address)
+        except RunBrokenError as error:
+            _complain(str(error))
+            raise typer.Exit(ExitCode.BROKEN) from error
+        print_summary(console, result)
+        if result.plan.rejected:
+            print_rejects(console, result.plan)
+        if result.interrupted:
+            raise typer.Exit(ExitCode.INTERRUPTED)
+        if result.status.failed or result.status.rejected:
+            raise typer.Exit(ExitCode.INCOMPLETE)
+
+
+@app.command(epilog=COLUMNS)
+def plan(
+    tables: Tables,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output", "-o", help="Also count what this output holds already.", show_default=False
+        ),
+    ] = None,
+    recipe: RecipeName = DEFAULT,
+    overrides: Overrides = None,
+) -> None:
+    """Check tables without rendering: rows, rejects with reasons, duplicates, frames, pixels.
+
+    [bold]Example[/]
+
+      rushes plan ads.parquet -o out/ads -r wan21-14b-80gb
+    """
+    with _errors():
+        from jobs.plan import find_done, plan_call
+        from jobs.progress import print_plan
+
+        call = plan_call(tables, find_recipe(recipe, overrides or ()))
+        done = len(find_done(call, output)) if output else None
+        print_plan(_console(), call.plan, done)
+
+
+@app.command()
+def status(
+    output: Annotated[str, typer.Argument(help="Folder or s3:// URI of an output.")],
+) -> None:
+    """Count an output's rows: committed, failed, rejected, remaining. Reads the store alone."""
+    with _errors():
+        from jobs.progress import print_status
+        from pipeline.ledger import Ledger
+        from pipeline.store import ObjectStore
+
+        ledger = Ledger(ObjectStore(output))
+        print_status(_console(), ledger.store.uri, ledger.status())
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+def _console() -> Console:
+    # A log or a pipe has no width of its own: lines that are found there stay whole.
+    width = None if os.isatty(1) else 160
+    return Console(width=width)
+
+
+def _complain(message: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(
+        f"rushes: {message}", style="red", markup=False, highlight=False
+    )
+
+
+@contextmanager
+def _errors() -> Generator[None]:
+    """End with one clear line where the call is wrong."""
+    try:
+        yield
+    except UsageError as error:
+        _complain(str(error))
+        raise typer.Exit(ExitCode.USAGE) from error
+
+
+if __name__ == "__main__":
+    main()
