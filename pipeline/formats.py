@@ -1,5 +1,5 @@
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownParameterType=false
-# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportAttributeAccessIssue=false
 """Formats: one Parquet, CSV or JSONL file becomes cells of known columns, and typed labels.
 
 Known columns come as plain Python values, since every file may have typed them otherwise; all other
