@@ -2,6 +2,9 @@
 
 A row that fails carries its failure on to the end, where it is recorded; nothing raises but what
 ends the run. Only the pool's clients are here; the gangs are the pool's.
+
+torch and diffusers are imported by the actors that use them, in their constructors: they take
+seconds and most of a gigabyte, and the driver and the pool's client need neither.
 """
 
 # pyright: reportUnknownVariableType=false, reportUnknownMemberType=false
@@ -10,24 +13,24 @@ ends the run. Only the pool's clients are here; the gangs are the pool's.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray
 import ray.data
-import torch
 from ray.data import ActorPoolStrategy, DataContext
 
 from cluster.pool import Rendered
-from pipeline.encode import Encoder
-from pipeline.graph import Graph
-from pipeline.ledger import Commit, Failure, Ledger
-from pipeline.publish import Denoised, Publisher, describe_failure
+from pipeline.ledger import Commit, Failure, Ledger, describe_failure
 from pipeline.recipe import Recipe, StageSpec, resolve_checkpoint
 from pipeline.request import RenderRequest
+
+if TYPE_CHECKING:
+    from pipeline.graph import Graph
 
 Row = dict[str, Any]
 Table = Any
@@ -101,6 +104,8 @@ class _Encode:
     """Row with a request → row with packed conditioning."""
 
     def __init__(self, spec: BatchSpec) -> None:
+        from pipeline.encode import Encoder
+
         self._encoder = Encoder(_load_graph(spec, spec.recipe.encode), spec.recipe.encode.device)
 
     def __call__(self, row: Row) -> Row:
@@ -143,11 +148,15 @@ class _Publish:
     """Row with latents → the commit; row with a failure → the failure, recorded."""
 
     def __init__(self, spec: BatchSpec) -> None:
+        from pipeline.publish import Publisher
+
         graph = _load_graph(spec, spec.recipe.develop)
         self._ledger = spec.ledger
         self._publisher = Publisher(spec.recipe, graph, spec.model_fingerprint, spec.ledger)
 
     def __call__(self, row: Row) -> Row:
+        from pipeline.publish import Denoised
+
         def publish(request: RenderRequest) -> Row:
             denoised = Denoised(latents=row["payload"], **json.loads(row["record"]))
             commit = self._publisher.publish(row["clip_id"], request, denoised)
@@ -174,6 +183,10 @@ def _step(stage: str, row: Row, make: Callable[[RenderRequest], Row]) -> Row:
 
 
 def _load_graph(spec: BatchSpec, stage: StageSpec) -> Graph:
+    import torch
+
+    from pipeline.graph import Graph
+
     torch.set_num_threads(stage.threads)
     return Graph(spec.recipe.model, resolve_checkpoint(spec.recipe.model))
 
@@ -188,6 +201,7 @@ def _resources(stage: StageSpec) -> dict[str, Any]:
 
 def _configure() -> None:
     """Set Ray Data up for rows that take minutes."""
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import ray
-import torch
 
-from pipeline.denoise import Denoiser, DenoiseSession
-from pipeline.graph import Graph
-from pipeline.handoff import Conditioning
 from pipeline.recipe import GangShape, ModelSpec, resolve_checkpoint
 from pipeline.request import RenderRequest
 
@@ -39,6 +35,12 @@ class RankWorker:
 
     def __init__(self, model: ModelSpec, shape: GangShape) -> None:
         """Load the weights onto the device that Ray assigned to this process."""
+        # Imported here: the pool, which starts ranks by this class, needs no torch.
+        import torch
+
+        from pipeline.denoise import Denoiser, DenoiseSession
+        from pipeline.graph import Graph
+
         torch.set_num_threads(shape.threads)
         graph = Graph(model, resolve_checkpoint(model))
         self._denoiser = Denoiser(graph, shape.device)
@@ -46,6 +48,8 @@ class RankWorker:
 
     def check(self) -> str:
         """Return the device's name after using it; raises when the device is broken."""
+        import torch
+
         probe = torch.ones(2, device=self._denoiser.device).sum().item()
         if probe != 2:
             raise RuntimeError(f"{self._denoiser.device}: 1 + 1 gave {probe}")
@@ -53,8 +57,10 @@ class RankWorker:
 
     def start(self, key: str, request: RenderRequest, conditioning: list[Any]) -> Progress:
         """Start a session named `key`; `conditioning` is one reference, in a list."""
+        from pipeline.handoff import Conditioning
+
         began = time.perf_counter()
-        data = Conditioning.from_bytes(ray.get(conditioning[0]), self._denoiser.device)
+        data = Conditioning.from_bytes(cast(bytes, ray.get(conditioning[0])), self._denoiser.device)
         session = self._denoiser.start(request, data)
         self._sessions[key] = session
         return Progress(session.step, session.num_steps, time.perf_counter() - began)

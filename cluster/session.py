@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import ray
 
 from pipeline.errors import UsageError
 from pipeline.recipe import Recipe
 
+QUIET = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+"""Ray's settings for a terminal that shows the run and nothing of Ray's own workings."""
+
 SPARE_CPUS = 2.0
 """Logical CPUs for Ray Data's own read and repartition tasks."""
 
 
 @contextmanager
-def ray_session(recipe: Recipe, address: str | None = None) -> Iterator[None]:
+def ray_session(recipe: Recipe, address: str | None = None) -> Generator[None]:
     """Hold a connection to the cluster at `address`, or to a local one made for this recipe.
 
     A local cluster gets as many logical CPUs as the recipe's actors ask for, however few cores
@@ -27,19 +31,19 @@ def ray_session(recipe: Recipe, address: str | None = None) -> Iterator[None]:
     Raises:
         UsageError: no cluster answers at `address`.
     """
-    # Ray turns SIGTERM into an abrupt exit of the driver unless told that it is handled.
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if ray.is_initialized():
         yield
         return
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    quiet: Any = {"log_to_driver": False, "logging_level": logging.ERROR}
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     if address:
         try:
-            ray.init(address=address, **quiet)
+            cast(Any, ray).init(address=address, **quiet)
         except (ConnectionError, ValueError) as error:
             raise UsageError(f"--address {address}: no Ray cluster answers: {error}") from error
     else:
-        ray.init(
+        cast(Any, ray).init(
             num_cpus=max(os.cpu_count() or 1, round(logical_cpus(recipe) + 0.5)),
             include_dashboard=False,
             **quiet,

@@ -45,7 +45,8 @@ class ConsoleReporter:
         self._task = self._bar.add_task("starting", total=None, detail="")
         self._done = self._failed = self._rejected = 0
         self._clips = self._steps = 0
-        self._first_step_at = 0.0
+        self._first: tuple[float, int] | None = None
+        self._detail = ""
         self._last_line_at = time.monotonic()
 
     def __enter__(self) -> ConsoleReporter:
@@ -96,18 +97,17 @@ class ConsoleReporter:
     def stepped(self, steps_done: int, gangs_ready: int, gangs: int) -> None:
         """Show the rate of steps and the time that is left."""
         now = time.monotonic()
-        if steps_done and not self._first_step_at:
-            self._first_step_at = now
-            self._bar.update(self._task, description="rendering")
-        if not self._first_step_at:
+        if self._first is None:
             self._bar.update(self._task, detail=f"{gangs_ready} of {gangs} gangs ready")
+            if steps_done:
+                self._first = (now, steps_done)
+                self._bar.update(self._task, description="rendering")
             return
-        rate = steps_done / max(now - self._first_step_at, 1e-3)
+        since, steps_then = self._first
+        rate = (steps_done - steps_then) / max(now - since, 1e-3)
         left_s = max(self._steps - steps_done, 0) / max(rate, 1e-6)
-        self._detail = f"{rate:.1f} steps/s, ETA {_duration(left_s)}"
+        self._detail = f"{rate:.1f} steps/s, ETA {_duration(left_s)}" if rate else ""
         self._show()
-
-    _detail = ""
 
     def _show(self, *, force: bool = False) -> None:
         bad = "".join(

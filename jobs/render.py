@@ -9,7 +9,7 @@ The composition root of the batch: everything it needs is made here and handed d
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -147,7 +147,7 @@ def _run(
 
 
 @contextmanager
-def _pool(recipe: Recipe, reporter: Reporter) -> Iterator[Any]:
+def _pool(recipe: Recipe, reporter: Reporter) -> Generator[Any]:
     """Hold a pool of the recipe's gangs, and tell the reporter of its steps."""
     import threading
 

@@ -175,6 +175,22 @@ def new_attempt() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{secrets.token_hex(8)}"
 
 
+def describe_failure(
+    clip_id: str, stage: str, error: Exception | str, chain: tuple[str, ...] = ()
+) -> Failure:
+    """Return the failure of a clip in `stage`, its reason in one line."""
+    text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+    reason = " ".join(text.split())[:500]
+    return Failure(
+        clip_id=clip_id,
+        attempt=new_attempt(),
+        stage=stage,
+        reason=reason,
+        chain=(*chain, reason),
+        attempts=max(len(chain), 1),
+    )
+
+
 def row_status(
     clip_id: str | None, reject: str | None, committed: Container[str], failed: Container[str]
 ) -> Status:

@@ -9,8 +9,8 @@ import torch
 from pipeline.denoise import Denoiser
 from pipeline.encode import Encoder
 from pipeline.graph import Graph
-from pipeline.ledger import Commit, Failure, Ledger
-from pipeline.publish import Denoised, Publisher, describe_failure
+from pipeline.ledger import Commit, Failure, Ledger, describe_failure
+from pipeline.publish import Denoised, Publisher
 from pipeline.recipe import Recipe, resolve_checkpoint
 from pipeline.request import RenderRequest
 

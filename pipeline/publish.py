@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.develop import Developer
 from pipeline.graph import Graph
-from pipeline.ledger import Commit, CommitDraft, Failure, Ledger, new_attempt
+from pipeline.ledger import Commit, CommitDraft, Ledger, new_attempt
 from pipeline.recipe import Recipe
 from pipeline.request import RenderRequest
 
@@ -70,19 +70,3 @@ class Publisher:
                 device_seconds=denoised.device_seconds,
             )
             return self._ledger.commit_clip(draft, developed.video, developed.poster)
-
-
-def describe_failure(
-    clip_id: str, stage: str, error: Exception | str, chain: tuple[str, ...] = ()
-) -> Failure:
-    """Return the failure of a clip in `stage`, its reason in one line."""
-    text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
-    reason = " ".join(text.split())[:500]
-    return Failure(
-        clip_id=clip_id,
-        attempt=new_attempt(),
-        stage=stage,
-        reason=reason,
-        chain=(*chain, reason),
-        attempts=max(len(chain), 1),
-    )
