@@ -1,0 +1,424 @@
+"""`Ledger`: what an output holds and what became of every row, kept in the store alone.
+
+    run.json                                what this output is
+    rows/<table>.parquet                    each table's rows as planned, labels included
+    rejects/<table>.parquet                 those of them that never became a request
+    clips/<ab>/<clip_id>/<attempt>.mp4|.jpg
+    commits/<ab>/<clip_id>.json             create-only: THE commit; names the winning attempt
+    failures/<ab>/<clip_id>/<attempt>.json  kept for good; a later commit outweighs them
+
+`ab` is a clip id's first two digits. A clip is done when its commit exists, and a commit exists
+only after its files were read back whole.
+"""
+# pyarrow carries no types.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownParameterType=false, reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import secrets
+import time
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.errors import OutputMismatchError, UsageError
+from pipeline.recipe import Recipe
+from pipeline.request import RenderRequest
+from pipeline.store import AlreadyExistsError, ObjectStore, map_threads
+
+FORMAT = 1
+RUN_KEY = "run.json"
+SUCCESS_KEY = "_SUCCESS"
+PACKAGES = ("rushes", "torch", "diffusers", "transformers", "ray", "av")
+UPLOAD_TRIES = 3
+RETRY_DELAY_S = 0.5
+BATCH_ROWS = 10_000
+
+REQUEST_COLUMNS = (
+    "prompt",
+    "negative_prompt",
+    "width",
+    "height",
+    "num_frames",
+    "fps",
+    "seed",
+    "num_inference_steps",
+    "guidance_scale",
+)
+ROW_COLUMNS = ("row", "id", "clip_id", "reject", *REQUEST_COLUMNS)
+"""Columns that every table of rows has; the others are labels."""
+
+Status = Literal["committed", "failed", "rejected", "remaining"]
+ClipId = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Attempt = Annotated[str, Field(pattern=r"^[0-9A-Za-z-]{8,80}$")]
+
+
+class _Document(BaseModel):
+    """A JSON object of the store; fields that a later version added are passed over."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class OutputIdentity(_Document):
+    """What an output is: `run.json`. Its model and finish never change."""
+
+    format: int = FORMAT
+    model: str
+    model_fingerprint: str
+    finish: dict[str, Any]
+    recipe: str
+    versions: dict[str, str] = {}
+    created_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
+
+
+class Artifact(_Document):
+    """One uploaded file, as it was read back."""
+
+    key: str
+    sha256: str
+    size_bytes: int
+
+
+class CommitDraft(_Document):
+    """A rendered clip that is not uploaded yet."""
+
+    clip_id: ClipId
+    attempt: Attempt
+    request: RenderRequest
+    width: int
+    height: int
+    num_frames: int
+    fps: float
+    duration_s: float
+    has_audio: bool = False
+    model: str
+    model_fingerprint: str
+    layout: str
+    gang: str
+    attempts: int = 1
+    """Attempts that the clip took in this run, this one included."""
+    timings: dict[str, float] = {}
+    """Seconds by stage: encode, denoise, develop; `commit_clip` adds upload."""
+    device_seconds: float = 0.0
+
+
+class Commit(CommitDraft):
+    """A clip that is done."""
+
+    video: Artifact
+    poster: Artifact
+    committed_at: datetime
+
+
+class Failure(_Document):
+    """An attempt at a clip that was given up."""
+
+    clip_id: ClipId
+    attempt: Attempt
+    stage: str
+    reason: str
+    chain: tuple[str, ...] = ()
+    """What happened at each attempt, oldest first."""
+    attempts: int = 1
+    failed_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
+
+
+class OutputStatus(_Document):
+    """How many rows ended how; each row is counted once. Clips are counted without repeats."""
+
+    rows: int = 0
+    committed: int = 0
+    failed: int = 0
+    rejected: int = 0
+    remaining: int = 0
+    clips: int = 0
+    clips_committed: int = 0
+
+
+class UploadError(OSError):
+    """The store does not hold what was uploaded, after several tries; nothing was committed."""
+
+
+_D = TypeVar("_D", bound=_Document)
+
+
+def describe_output(recipe: Recipe, model_fingerprint: str) -> OutputIdentity:
+    """Return the identity of the output that this recipe and these weights make."""
+    versions: dict[str, str] = {}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return OutputIdentity(
+        model=recipe.model.checkpoint,
+        model_fingerprint=model_fingerprint,
+        finish=recipe.finish.model_dump(),
+        recipe=recipe.name,
+        versions=versions,
+    )
+
+
+def new_attempt() -> str:
+    """Return a name for one attempt at a clip: unguessable, and sortable by time."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{secrets.token_hex(8)}"
+
+
+def row_status(
+    clip_id: str | None, reject: str | None, committed: Container[str], failed: Container[str]
+) -> Status:
+    """Return the one state of a row, from the ids of committed and failed clips."""
+    if reject is not None:
+        return "rejected"
+    if clip_id is not None and clip_id in committed:
+        return "committed"
+    return "failed" if clip_id is not None and clip_id in failed else "remaining"
+
+
+class Ledger:
+    """Reads and writes one output. Safe in threads and processes; can be pickled."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        """Touch nothing yet."""
+        self.store = store
+
+    def open_output(self, identity: OutputIdentity) -> OutputIdentity:
+        """Begin to write here: probe the store, and make `run.json` or check the one there is.
+
+        Returns `run.json`. A `_SUCCESS` of an earlier run is removed: it holds for what is here
+        only once the manifest is written again.
+
+        Raises:
+            OutputMismatchError: the output is of another model, finishing spec or format.
+            UsageError: the place can't be written, or holds something else.
+        """
+        self.store.probe()
+        found = self._read_identity()
+        if found is None:
+            self._refuse_foreign_files()
+            with contextlib.suppress(AlreadyExistsError):
+                self.store.create(RUN_KEY, identity.model_dump_json(indent=1).encode())
+            found = self._read(OutputIdentity, RUN_KEY)
+        self._compare(found, identity)
+        self.store.delete(SUCCESS_KEY)
+        return found
+
+    def read_output(self) -> OutputIdentity:
+        """Return `run.json`.
+
+        Raises:
+            UsageError: the place can't be read, or holds no output of rushes.
+        """
+        self.store.probe(write=False)
+        found = self._read_identity()
+        if found is None:
+            raise UsageError(f"{self.store.uri} holds no output of rushes: there is no {RUN_KEY}")
+        return found
+
+    def commit_clip(self, draft: CommitDraft, video: Path, poster: Path) -> Commit:
+        """Upload a clip's files, verify them, and commit; return the commit that holds.
+
+        That is another attempt's where one was first: this attempt's files are then removed. An
+        attempt names one video and one poster for good; render again under a new one. Any error
+        but a refused create leaves open whether the commit is there: nothing is removed then, and
+        calling again with the same files is right.
+
+        Raises:
+            UploadError: the store doesn't hold what was uploaded.
+        """
+        started = time.monotonic()
+        stem = f"clips/{draft.clip_id[:2]}/{draft.clip_id}/{draft.attempt}"
+        artifacts = {
+            "video": self._upload(f"{stem}.mp4", video),
+            "poster": self._upload(f"{stem}.jpg", poster),
+        }
+        fields: dict[str, Any] = {**dict(draft), **artifacts, "committed_at": datetime.now(UTC)}
+        fields["timings"] = {**draft.timings, "upload": time.monotonic() - started}
+        commit = Commit(**fields)
+        try:
+            self.store.create(_commit_key(draft.clip_id), commit.model_dump_json().encode())
+        except AlreadyExistsError:
+            winner = self.read_commit(draft.clip_id)
+            if winner.attempt != draft.attempt:
+                for artifact in artifacts.values():
+                    self.store.delete(artifact.key)
+            return winner
+        return commit
+
+    def committed_ids(self) -> set[str]:
+        """Return the ids of all committed clips, from a listing alone."""
+        keys = self.store.list_shards("commits")
+        return {match[2] for key in keys if (match := _COMMIT.fullmatch(key))}
+
+    def read_commit(self, clip_id: str) -> Commit:
+        """Return a clip's commit.
+
+        Raises:
+            FileNotFoundError: it has none.
+        """
+        return self._read(Commit, _commit_key(clip_id))
+
+    def read_commits(self, ids: Iterable[str] | None = None) -> Iterator[Commit]:
+        """Yield the commits of these clips, or of all, several read at a time."""
+        wanted = self.committed_ids() if ids is None else ids
+        return map_threads(self.read_commit, wanted, self.store.concurrency)
+
+    def record_failure(self, failure: Failure) -> None:
+        """Keep the failure of an attempt, beside those of earlier ones."""
+        key = f"failures/{failure.clip_id[:2]}/{failure.clip_id}/{failure.attempt}.json"
+        self.store.put(key, failure.model_dump_json().encode())
+
+    def failed_ids(self) -> set[str]:
+        """Return the ids of all clips that ever failed, from a listing alone.
+
+        One that was committed later is among them: a commit outweighs any failure.
+        """
+        return set(self._latest_failure_keys())
+
+    def latest_failures(self, ids: Container[str] | None = None) -> Iterator[Failure]:
+        """Yield the last failure of each of these clips, or of all that ever failed."""
+        keys = self._latest_failure_keys()
+        wanted = [key for clip_id, key in keys.items() if ids is None or clip_id in ids]
+        return map_threads(lambda key: self._read(Failure, key), wanted, self.store.concurrency)
+
+    def save_rows(self, name: str, rows: pa.Table) -> None:
+        """Keep a table's rows as planned, in place of those kept under the same name before.
+
+        Raises:
+            ValueError: a column of `ROW_COLUMNS` is missing, two have one name, or a row has
+                neither a clip nor a reason.
+        """
+        missing = [column for column in ROW_COLUMNS if column not in rows.column_names]
+        repeated = [column for column, n in Counter(rows.column_names).items() if n > 1]
+        if missing or repeated:
+            raise ValueError(f"rows of {name!r}: columns missing {missing}, repeated {repeated}")
+        lost = rows.filter(pc.and_(pc.is_null(rows["clip_id"]), pc.is_null(rows["reject"])))
+        if lost.num_rows:
+            raise ValueError(f"rows of {name!r}: {lost.num_rows} have neither clip_id nor reject")
+        self.put_table(f"rows/{name}.parquet", rows)
+        rejects = rows.filter(pc.is_valid(rows["reject"]))
+        if rejects.num_rows:
+            self.put_table(f"rejects/{name}.parquet", rejects)
+        else:
+            self.store.delete(f"rejects/{name}.parquet")
+
+    def load_rows(self, columns: Sequence[str] | None = None) -> Iterator[tuple[str, pa.Table]]:
+        """Yield each planned table's name and rows, by name; of some columns only if given."""
+        for key in sorted(self.store.list("rows")):
+            buffer = pa.BufferReader(self.store.read(key))
+            table = pq.read_table(buffer, columns=columns and list(columns))
+            ordered = table.select(list(columns)) if columns else table
+            yield key.removeprefix("rows/").removesuffix(".parquet"), ordered
+
+    def put_table(self, key: str, table: pa.Table) -> None:
+        """Write a table as Parquet, whole or not at all."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        self.store.put(key, sink.getvalue().to_pybytes())
+
+    def status(self) -> OutputStatus:
+        """Count the rows of every planned table by their state.
+
+        Raises:
+            UsageError: there is no output here.
+        """
+        self.read_output()
+        committed, failed = self.committed_ids(), self.failed_ids()
+        counts, clips = Counter[str](), set[str]()
+        for _, table in self.load_rows(("clip_id", "reject")):
+            for batch in table.to_batches(max_chunksize=BATCH_ROWS):
+                for clip_id, reject in zip(*map(pa.Array.to_pylist, batch.columns), strict=True):
+                    counts[row_status(clip_id, reject, committed, failed)] += 1
+                    if reject is None:
+                        clips.add(clip_id)
+        done = len(clips & committed)
+        return OutputStatus(
+            rows=counts.total(), clips=len(clips), clips_committed=done, **dict(counts)
+        )
+
+    def _upload(self, key: str, path: Path) -> Artifact:
+        with path.open("rb") as file:
+            expected = (hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size)
+        got: tuple[str, int] | None = None
+        for trial in range(UPLOAD_TRIES):
+            time.sleep(RETRY_DELAY_S * trial)
+            self.store.put(key, path)
+            with contextlib.suppress(FileNotFoundError):
+                got = self.store.checksum(key)
+            if got == expected:
+                return Artifact(key=key, sha256=expected[0], size_bytes=expected[1])
+        raise UploadError(
+            f"{self.store.locate(key)} holds {got} (SHA-256, bytes) after {UPLOAD_TRIES} uploads; "
+            f"expected {expected}; check the storage and render the clip again"
+        )
+
+    def _latest_failure_keys(self) -> dict[str, str]:
+        latest: dict[str, str] = {}
+        for key in self.store.list_shards("failures"):
+            if match := _FAILURE.fullmatch(key):
+                latest[match[2]] = max(key, latest.get(match[2], ""))
+        return latest
+
+    def _read(self, document: type[_D], key: str) -> _D:
+        content = self.store.read(key)
+        try:
+            return document.model_validate_json(content)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            raise UsageError(
+                f"{self.store.locate(key)} is not what rushes writes there: "
+                f"{'.'.join(map(str, first['loc']))}: {first['msg']}; restore it or move it away"
+            ) from error
+
+    def _read_identity(self) -> OutputIdentity | None:
+        try:
+            return self._read(OutputIdentity, RUN_KEY)
+        except FileNotFoundError:
+            return None
+
+    def _refuse_foreign_files(self) -> None:
+        for key in self.store.list():
+            if not key.startswith("."):
+                raise UsageError(
+                    f"{self.store.uri} is not empty and no output of rushes (it holds {key!r} but "
+                    f"no {RUN_KEY}); choose a new or empty --output"
+                )
+
+    def _compare(self, found: OutputIdentity, wanted: OutputIdentity) -> None:
+        differing: list[str] = []
+        if found.format != wanted.format:
+            differing.append(f"format is {found.format}, this version writes {wanted.format}")
+        if found.model_fingerprint != wanted.model_fingerprint:
+            differing.append(
+                f"model fingerprint is {found.model_fingerprint} ({found.model}), "
+                f"this run's is {wanted.model_fingerprint} ({wanted.model})"
+            )
+        for key in sorted(found.finish.keys() | wanted.finish.keys()):
+            there, here = found.finish.get(key), wanted.finish.get(key)
+            if there != here:
+                differing.append(f"finish.{key} is {there!r}, this run's is {here!r}")
+        if differing:
+            raise OutputMismatchError(
+                f"{self.store.uri} belongs to another model or finishing spec: "
+                + "; ".join(differing)
+                + "; choose another --output, or render with what made this one"
+            )
+
+
+_COMMIT = re.compile(r"commits/(..)/(\1[0-9a-f]{62})\.json")
+_FAILURE = re.compile(r"failures/(..)/(\1[0-9a-f]{62})/[0-9A-Za-z-]+\.json")
+
+
+def _commit_key(clip_id: str) -> str:
+    return f"commits/{clip_id[:2]}/{clip_id}.json"

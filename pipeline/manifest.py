@@ -1,0 +1,210 @@
+"""The manifest: one Parquet table a prompt table, one row a row, saying what became of it.
+
+Fixed columns first, the same in every manifest, then the table's labels with the types they came
+with. Paths in it are usable as they stand:
+
+    duckdb -c "select status, uri from 'out/demo/manifest/*.parquet'"
+
+(`read_parquet(…, union_by_name=true)` where tables have different labels.)
+
+`_SUCCESS` is written last, when every row of every table has its end: committed, failed or
+rejected. It says that the manifest is complete, not that nothing failed; its content is the counts
+as JSON. A run removes it when it starts.
+"""
+# pyarrow carries no types.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownParameterType=false, reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.ledger import (
+    BATCH_ROWS,
+    REQUEST_COLUMNS,
+    ROW_COLUMNS,
+    SUCCESS_KEY,
+    Commit,
+    Failure,
+    Ledger,
+    OutputStatus,
+    row_status,
+)
+from pipeline.store import ObjectStore
+
+STAGES = ("encode", "denoise", "develop", "upload")
+SHORT_ID_DIGITS = 16
+
+MANIFEST_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("clip_id", pa.string()),
+        ("status", pa.string()),
+        ("uri", pa.string()),
+        ("poster_uri", pa.string()),
+        ("width", pa.int64()),
+        ("height", pa.int64()),
+        ("num_frames", pa.int64()),
+        ("fps", pa.float64()),
+        ("duration_s", pa.float64()),
+        ("prompt", pa.string()),
+        ("negative_prompt", pa.string()),
+        ("seed", pa.int64()),
+        ("num_inference_steps", pa.int64()),
+        ("guidance_scale", pa.float64()),
+        ("model", pa.string()),
+        ("model_fingerprint", pa.string()),
+        ("layout", pa.string()),
+        ("attempt", pa.string()),
+        ("error", pa.string()),
+        ("sha256", pa.string()),
+        ("size_bytes", pa.int64()),
+        *((f"{stage}_s", pa.float64()) for stage in STAGES),
+        ("device_seconds", pa.float64()),
+    ]
+)
+"""The fixed columns. What only a rendered clip has is null in a row that has none."""
+
+CLIP_SCHEMA = pa.schema(
+    [field for field in MANIFEST_SCHEMA if field.name not in (*ROW_COLUMNS, "status", "error")]
+)
+"""Those that come from a commit."""
+
+
+def write_manifest(ledger: Ledger) -> OutputStatus:
+    """Write the manifest of every planned table, then `_SUCCESS` if every row has its end.
+
+    Returns the counts that the manifest shows.
+    """
+    committed, failed = ledger.committed_ids(), ledger.failed_ids()
+    counts = dict.fromkeys(("committed", "failed", "rejected", "remaining"), 0)
+    asked = set[str]()
+    for name, rows in ledger.load_rows():
+        wanted = set(rows.filter(rows["reject"].is_null())["clip_id"].to_pylist())
+        commits = ledger.read_commits(wanted & committed)
+        failures = ledger.latest_failures((wanted & failed) - committed)
+        manifest = build_manifest(rows, commits, failures, ledger.store)
+        ledger.put_table(f"manifest/{name}.parquet", manifest)
+        for status in manifest["status"].to_pylist():
+            counts[status] += 1
+        asked |= wanted
+    status = OutputStatus(
+        rows=sum(counts.values()),
+        clips=len(asked),
+        clips_committed=len(asked & committed),
+        **counts,
+    )
+    if status.remaining == 0:
+        ledger.store.put(SUCCESS_KEY, status.model_dump_json(indent=1).encode())
+    else:
+        ledger.store.delete(SUCCESS_KEY)
+    return status
+
+
+def build_manifest(
+    rows: pa.Table, commits: Iterable[Commit], failures: Iterable[Failure], store: ObjectStore
+) -> pa.Table:
+    """Return the manifest of one table's rows, in their order.
+
+    `commits` and `failures` are of its clips, each clip at most once. A label whose name is one of
+    the fixed columns' (in any case, as SQL has none) becomes `label_<name>`.
+    """
+    clips, places = _tabulate_commits(commits, store)
+    latest = {failure.clip_id: failure for failure in failures}
+    clip_ids, rejects = rows["clip_id"].to_pylist(), rows["reject"].to_pylist()
+    statuses = [
+        row_status(clip_id, reject, places, latest)
+        for clip_id, reject in zip(clip_ids, rejects, strict=True)
+    ]
+    committed = [
+        places[clip_id] if status == "committed" else None
+        for clip_id, status in zip(clip_ids, statuses, strict=True)
+    ]
+    failed = [
+        latest[clip_id] if status == "failed" else None
+        for clip_id, status in zip(clip_ids, statuses, strict=True)
+    ]
+    rendered = clips.take(pa.array(committed, pa.int64()))
+    columns: dict[str, Any] = {name: rows[name] for name in REQUEST_COLUMNS}
+    columns |= {name: rendered[name] for name in rendered.column_names}
+    columns |= {
+        "id": [
+            clip_id[:SHORT_ID_DIGITS] if given is None and clip_id else given
+            for given, clip_id in zip(rows["id"].to_pylist(), clip_ids, strict=True)
+        ],
+        "clip_id": clip_ids,
+        "status": statuses,
+        "attempt": [
+            failure.attempt if failure else attempt
+            for failure, attempt in zip(failed, rendered["attempt"].to_pylist(), strict=True)
+        ],
+        "error": [
+            f"{failure.stage}: {failure.reason}" if failure else reject
+            for failure, reject in zip(failed, rejects, strict=True)
+        ],
+    }
+    fixed = [_as_column(columns[field.name], field.type) for field in MANIFEST_SCHEMA]
+    labels = _name_labels(rows.column_names)
+    fields = [rows.schema.field(name).with_name(label) for name, label in labels.items()]
+    return pa.table(
+        [*fixed, *(rows[name] for name in labels)],
+        schema=pa.schema([*MANIFEST_SCHEMA, *fields]),
+    )
+
+
+def _tabulate_commits(
+    commits: Iterable[Commit], store: ObjectStore
+) -> tuple[pa.Table, Mapping[str, int]]:
+    """Return what the manifest needs of commits as a table, and each clip's row in it.
+
+    Compact, as a million commits don't fit in memory as they are.
+    """
+    places: dict[str, int] = {}
+
+    def describe(each: Iterator[Commit]) -> Iterator[dict[str, Any]]:
+        for commit in each:
+            places[commit.clip_id] = len(places)
+            yield {
+                "uri": store.locate(commit.video.key),
+                "poster_uri": store.locate(commit.poster.key),
+                "duration_s": commit.duration_s,
+                "model": commit.model,
+                "model_fingerprint": commit.model_fingerprint,
+                "layout": commit.layout,
+                "attempt": commit.attempt,
+                "sha256": commit.video.sha256,
+                "size_bytes": commit.video.size_bytes,
+                "device_seconds": commit.device_seconds,
+                **{f"{stage}_s": commit.timings.get(stage) for stage in STAGES},
+            }
+
+    described = describe(iter(commits))
+    batches: list[Any] = []
+    while some := list(islice(described, BATCH_ROWS)):
+        batches.append(pa.RecordBatch.from_pylist(some, schema=CLIP_SCHEMA))
+    return pa.Table.from_batches(batches, CLIP_SCHEMA), places
+
+
+def _as_column(values: Any, type_: Any) -> Any:
+    return values.cast(type_) if isinstance(values, pa.ChunkedArray) else pa.array(values, type_)
+
+
+def _name_labels(columns: Iterable[str]) -> dict[str, str]:
+    """Return each label's name in the manifest, by its name in the table."""
+    labels = [column for column in columns if column not in ROW_COLUMNS]
+    taken = {name.casefold() for name in (*MANIFEST_SCHEMA.names, *labels)}
+    fixed = {name.casefold() for name in MANIFEST_SCHEMA.names}
+    names: dict[str, str] = {}
+    for label in labels:
+        name = label
+        if label.casefold() in fixed:
+            while name.casefold() in taken:
+                name = f"label_{name}"
+            taken.add(name.casefold())
+        names[label] = name
+    return names
