@@ -325,6 +325,12 @@ def test_rows_that_nobody_could_account_for_are_refused(ledger: Ledger) -> None:
         ledger.save_rows("ads", pa.table({"row": [1]}))
 
 
+def test_labels_that_parquet_cannot_hold_are_named(ledger: Ledger) -> None:
+    rows = plan_rows((A, None)).append_column("meta", pa.array([{}], pa.struct([])))
+    with pytest.raises(UsageError, match="'meta'"):
+        ledger.save_rows("ads", rows)
+
+
 def test_status_of_no_output(store: ObjectStore) -> None:
     with pytest.raises(UsageError, match="no output of rushes"):
         Ledger(store).status()
