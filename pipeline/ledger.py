@@ -327,6 +327,7 @@ class Ledger:
         Raises:
             ValueError: a column of `ROW_COLUMNS` is missing, two have one name, or a row has
                 neither a clip nor a reason.
+            UsageError: Parquet can't hold a label's type.
         """
         missing = [column for column in ROW_COLUMNS if column not in rows.column_names]
         repeated = [column for column, n in Counter(rows.column_names).items() if n > 1]
@@ -335,7 +336,12 @@ class Ledger:
         lost = rows.filter(pc.and_(pc.is_null(rows["clip_id"]), pc.is_null(rows["reject"])))
         if lost.num_rows:
             raise ValueError(f"rows of {name!r}: {lost.num_rows} have neither clip_id nor reject")
-        self.put_table(f"rows/{name}.parquet", rows)
+        try:
+            self.put_table(f"rows/{name}.parquet", rows)
+        except pa.ArrowNotImplementedError as error:  # an empty struct, as {} in JSON
+            raise UsageError(
+                f"table {name!r} has a label that Parquet can't hold: {error}"
+            ) from error
         rejects = rows.filter(pc.is_valid(rows["reject"]))
         if rejects.num_rows:
             self.put_table(f"rejects/{name}.parquet", rejects)

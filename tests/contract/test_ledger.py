@@ -1,0 +1,343 @@
+"""The ledger keeps its word on every store: one commit a clip, whole files, one state a row."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pipeline import ledger as ledger_module
+from pipeline.errors import OutputMismatchError, UsageError
+from pipeline.identity import digest
+from pipeline.ledger import (
+    ROW_COLUMNS,
+    SUCCESS_KEY,
+    Commit,
+    CommitDraft,
+    Failure,
+    Ledger,
+    OutputIdentity,
+    UploadError,
+    new_attempt,
+)
+from pipeline.manifest import write_manifest
+from pipeline.request import RenderRequest
+from pipeline.store import ObjectStore
+
+IDENTITY = OutputIdentity(
+    model="tiny", model_fingerprint="f" * 64, finish={"codec": "h264", "crf": 18}, recipe="tiny-cpu"
+)
+A, B, C, D = (digest(name) for name in "abcd")
+
+
+@pytest.fixture
+def ledger(store: ObjectStore) -> Ledger:
+    ledger = Ledger(store)
+    ledger.open_output(IDENTITY)
+    return ledger
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    video, poster = tmp_path / "one.mp4", tmp_path / "one.jpg"
+    video.write_bytes(b"video" * 1000)
+    poster.write_bytes(b"poster")
+    return video, poster
+
+
+def draft(clip_id: str) -> CommitDraft:
+    request = RenderRequest(
+        prompt="a red bottle",
+        width=64,
+        height=64,
+        num_frames=17,
+        fps=8.0,
+        seed=1,
+        num_inference_steps=4,
+        guidance_scale=4.0,
+    )
+    return CommitDraft(
+        clip_id=clip_id,
+        attempt=new_attempt(),
+        request=request,
+        width=64,
+        height=64,
+        num_frames=17,
+        fps=8.0,
+        duration_s=17 / 8,
+        model="tiny",
+        model_fingerprint="f" * 64,
+        layout="1",
+        gang="cpu",
+        timings={"encode": 0.1, "denoise": 1.5, "develop": 0.2},
+        device_seconds=1.5,
+    )
+
+
+def failure(clip_id: str, reason: str = "out of memory") -> Failure:
+    return Failure(
+        clip_id=clip_id,
+        attempt=new_attempt(),
+        stage="denoise",
+        reason=reason,
+        chain=("rank 0 died", reason),
+        attempts=2,
+    )
+
+
+def plan_rows(*rows: tuple[str | None, str | None]) -> pa.Table:
+    columns: dict[str, Any] = {name: [None] * len(rows) for name in ROW_COLUMNS}
+    columns["row"] = list(range(len(rows)))
+    columns["clip_id"] = pa.array([clip_id for clip_id, _ in rows], pa.string())
+    columns["reject"] = pa.array([reject for _, reject in rows], pa.string())
+    return pa.table({**columns, "locale": ["de"] * len(rows)})
+
+
+def test_commit_then_read_back(ledger: Ledger, files: tuple[Path, Path]) -> None:
+    each = draft(A)
+    commit = ledger.commit_clip(each, *files)
+    assert ledger.committed_ids() == {A}
+    assert list(ledger.read_commits()) == [commit]
+    assert ledger.read_commit(A) == commit
+    assert commit.request == each.request
+    assert commit.video.key == f"clips/{A[:2]}/{A}/{each.attempt}.mp4"
+    assert ledger.store.read(commit.video.key) == files[0].read_bytes()
+    assert ledger.store.checksum(commit.poster.key) == (
+        commit.poster.sha256,
+        commit.poster.size_bytes,
+    )
+    assert set(commit.timings) == {"encode", "denoise", "develop", "upload"}
+    assert commit.committed_at.tzinfo is not None
+
+
+def test_lost_reply_is_a_win(
+    ledger: Ledger, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = ObjectStore.create
+
+    def create_twice(self: ObjectStore, key: str, data: bytes) -> None:
+        create(self, key, data)
+        create(self, key, data)
+
+    monkeypatch.setattr(ObjectStore, "create", create_twice)
+    each = draft(A)
+    commit = ledger.commit_clip(each, *files)
+    assert commit.attempt == each.attempt
+    assert ledger.store.exists(commit.video.key)
+    assert ledger.store.exists(commit.poster.key)
+    assert ledger.commit_clip(each, *files) == commit, "calling again changes nothing"
+
+
+def test_loser_of_a_race_removes_its_files(ledger: Ledger, files: tuple[Path, Path]) -> None:
+    winner = ledger.commit_clip(draft(A), *files)
+    assert ledger.commit_clip(draft(A), *files) == winner
+    kept = sorted(ledger.store.list("clips"))
+    assert kept == sorted([winner.video.key, winner.poster.key])
+
+
+def test_writers_race_on_one_clip(ledger: Ledger, files: tuple[Path, Path]) -> None:
+    barrier = threading.Barrier(8)
+
+    def commit(_: int) -> Commit:
+        each = draft(A)
+        barrier.wait(60)
+        return ledger.commit_clip(each, *files)
+
+    with ThreadPoolExecutor(8) as threads:
+        commits = list(threads.map(commit, range(8)))
+    assert {each.attempt for each in commits} == {ledger.read_commit(A).attempt}
+    assert len(list(ledger.store.list("clips"))) == 2
+    assert len(list(ledger.store.list("commits"))) == 1
+
+
+@pytest.mark.parametrize("damage", ["truncated", "changed", "lost"])
+@pytest.mark.parametrize("times", [1, 99])
+def test_bad_upload_is_never_committed(
+    ledger: Ledger,
+    files: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    damage: str,
+    times: int,
+) -> None:
+    monkeypatch.setattr(ledger_module, "RETRY_DELAY_S", 0.0)
+    put, left = ObjectStore.put, [times]
+
+    def put_badly(self: ObjectStore, key: str, data: bytes | Path) -> None:
+        if left[0] == 0 or not isinstance(data, Path):
+            put(self, key, data)
+            return
+        left[0] -= 1
+        content = data.read_bytes()
+        if damage != "lost":
+            put(self, key, content[:-1] + (b"" if damage == "truncated" else b"?"))
+
+    monkeypatch.setattr(ObjectStore, "put", put_badly)
+    if times == 1:
+        commit = ledger.commit_clip(draft(A), *files)
+        assert ledger.store.read(commit.video.key) == files[0].read_bytes()
+    else:
+        with pytest.raises(UploadError, match="render the clip again"):
+            ledger.commit_clip(draft(A), *files)
+        assert ledger.committed_ids() == set()
+
+
+def test_resume_set(ledger: Ledger, files: tuple[Path, Path]) -> None:
+    for clip_id in (A, B):
+        ledger.commit_clip(draft(clip_id), *files)
+    ledger.store.put("commits/zz/notes.json", b"{}")
+    again = pickle.loads(pickle.dumps(ledger))
+    assert again.committed_ids() == {A, B}
+    assert {commit.clip_id for commit in again.read_commits([A])} == {A}
+    with pytest.raises(FileNotFoundError, match=C):
+        again.read_commit(C)
+
+
+def test_output_is_opened_again_and_loses_a_stale_success(ledger: Ledger) -> None:
+    ledger.store.put(SUCCESS_KEY, b"")
+    found = ledger.open_output(IDENTITY.model_copy(update={"recipe": "other", "versions": {}}))
+    assert found.recipe == "tiny-cpu"
+    assert found == ledger.read_output()
+    assert not ledger.store.exists(SUCCESS_KEY)
+
+
+def test_other_model_or_finish_is_refused(ledger: Ledger) -> None:
+    ledger.store.put(SUCCESS_KEY, b"")
+    other = IDENTITY.model_copy(update={"model_fingerprint": "e" * 64})
+    with pytest.raises(OutputMismatchError, match=f"{'f' * 64}.*{'e' * 64}.*another --output"):
+        ledger.open_output(other)
+    finish = IDENTITY.model_copy(update={"finish": {"codec": "h264", "crf": 23, "sign": True}})
+    with pytest.raises(
+        OutputMismatchError, match=r"finish\.crf is 18, .* 23; finish\.sign is None"
+    ):
+        ledger.open_output(finish)
+    with pytest.raises(OutputMismatchError, match="format"):
+        ledger.open_output(IDENTITY.model_copy(update={"format": 2}))
+    assert ledger.store.exists(SUCCESS_KEY), "nothing was touched"
+
+
+def test_two_runs_open_one_output_at_once(store: ObjectStore) -> None:
+    others = [IDENTITY.model_copy(update={"model_fingerprint": each * 64}) for each in "1234"]
+    barrier = threading.Barrier(4)
+
+    def open_output(identity: OutputIdentity) -> bool:
+        barrier.wait(60)
+        try:
+            Ledger(store).open_output(identity)
+        except UsageError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(4) as threads:
+        opened = list(threads.map(open_output, others))
+    assert sum(opened) == 1
+    assert Ledger(store).read_output() == others[opened.index(True)]
+
+
+def test_foreign_folder_is_refused(store: ObjectStore) -> None:
+    store.put(".gitkeep", b"")
+    store.put("photos/mine.jpg", b"x")
+    with pytest.raises(UsageError, match=r"photos/mine\.jpg"):
+        Ledger(store).open_output(IDENTITY)
+    assert sorted(store.list()) == [".gitkeep", "photos/mine.jpg"]
+    store.delete("photos/mine.jpg")
+    Ledger(store).open_output(IDENTITY)
+
+
+def test_damaged_documents_are_named(ledger: Ledger) -> None:
+    ledger.store.put(f"commits/{A[:2]}/{A}.json", b"{}")
+    with pytest.raises(UsageError, match=f"{A}.json is not what rushes writes"):
+        ledger.read_commit(A)
+
+
+def test_failures_keep_their_history_and_a_commit_outweighs_them(
+    ledger: Ledger, files: tuple[Path, Path]
+) -> None:
+    ledger.record_failure(failure(A, "first"))
+    last = failure(A, "second")
+    ledger.record_failure(last)
+    ledger.record_failure(failure(B))
+    assert ledger.failed_ids() == {A, B}
+    assert {each.clip_id: each.reason for each in ledger.latest_failures()} == {
+        A: "second",
+        B: "out of memory",
+    }
+    assert list(ledger.latest_failures({A})) == [last]
+    ledger.save_rows("ads", plan_rows((A, None), (B, None)))
+    assert ledger.status().failed == 2
+    ledger.commit_clip(draft(A), *files)
+    status = ledger.status()
+    assert (status.committed, status.failed) == (1, 1)
+
+
+def test_every_row_is_in_one_state(ledger: Ledger, files: tuple[Path, Path]) -> None:
+    bad = (None, "width: got 65")
+    ledger.save_rows("ads", plan_rows((A, None), (A, None), (B, None), (C, None), bad, bad, bad))
+    ledger.save_rows("more", plan_rows((A, None), (D, None)))
+    ledger.commit_clip(draft(A), *files)
+    ledger.record_failure(failure(B))
+    status = ledger.status()
+    assert status.model_dump() == {
+        "rows": 9,
+        "committed": 3,
+        "failed": 1,
+        "rejected": 3,
+        "remaining": 2,
+        "clips": 4,
+        "clips_committed": 1,
+    }
+    assert write_manifest(ledger) == status
+    assert not ledger.store.exists(SUCCESS_KEY)
+    for clip_id in (C, D):
+        ledger.commit_clip(draft(clip_id), *files)
+    status = write_manifest(ledger)
+    assert status == ledger.status()
+    assert ledger.store.read_json(SUCCESS_KEY)["failed"] == 1
+    assert sorted(ledger.store.list("manifest")) == [
+        "manifest/ads.parquet",
+        "manifest/more.parquet",
+    ]
+
+
+def test_rows_saved_again_replace_theirs(ledger: Ledger) -> None:
+    bad = plan_rows((None, "prompt: empty"), (A, None))
+    ledger.save_rows("ads", bad)
+    ((name, rows),) = ledger.load_rows()
+    assert name == "ads"
+    assert rows.equals(bad)
+    assert ledger.store.exists("rejects/ads.parquet")
+    ledger.save_rows("ads", plan_rows((A, None), (B, None), (C, None)))
+    assert not ledger.store.exists("rejects/ads.parquet")
+    assert ledger.status().remaining == 3
+    ((_, some),) = ledger.load_rows(["reject", "row"])
+    assert some.column_names == ["reject", "row"]
+    assert ledger.status().rows == 3
+
+
+def test_rows_that_nobody_could_account_for_are_refused(ledger: Ledger) -> None:
+    with pytest.raises(ValueError, match="neither clip_id nor reject"):
+        ledger.save_rows("ads", plan_rows((None, None)))
+    with pytest.raises(ValueError, match=r"missing.*clip_id"):
+        ledger.save_rows("ads", pa.table({"row": [1]}))
+
+
+def test_labels_that_parquet_cannot_hold_are_named(ledger: Ledger) -> None:
+    rows = plan_rows((A, None)).append_column("meta", pa.array([{}], pa.struct([])))
+    with pytest.raises(UsageError, match="'meta'"):
+        ledger.save_rows("ads", rows)
+
+
+def test_status_of_no_output(store: ObjectStore) -> None:
+    with pytest.raises(UsageError, match="no output of rushes"):
+        Ledger(store).status()
+    assert list(store.list()) == []
+
+
+def test_attempts_sort_by_time_and_never_repeat() -> None:
+    attempts = [new_attempt() for _ in range(100)]
+    assert len(set(attempts)) == 100
+    assert [each[:21] for each in attempts] == sorted(each[:21] for each in attempts)
