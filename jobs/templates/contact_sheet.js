@@ -502,7 +502,7 @@
 
   // ---- start
   const shapes = new Set(rows.filter((i) => at("video", i) && at("height", i)).map((i) => at("width", i) / at("height", i)));
-  const aspect = shapes.size === 1 ? Math.min(1.91, Math.max(0.8, [...shapes][0])) : 1;
+  const aspect = shapes.size === 1 ? Math.min(1.91, Math.max(0.56, [...shapes][0])) : 1;
   grid.style.setProperty("--aspect", String(aspect));
   buildControls();
   drawSummary();
