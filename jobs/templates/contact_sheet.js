@@ -412,7 +412,8 @@
     } else stage.replaceChildren(why(i));
     find("viewer-id").textContent = name(i);
     find("viewer-id").title = name(i);
-    find("viewer-place").textContent = place < 0 ? "" : `${number.format(place + 1)} of ${number.format(view.length)}`;
+    find("viewer-place").replaceChildren(badge(i), place < 0 ? "" : `${number.format(place + 1)} of ${number.format(view.length)}`);
+    viewer.style.setProperty("--ratio", String(source && at("height", i) ? at("width", i) / at("height", i) : 2));
     find("previous").disabled = place <= 0;
     find("next").disabled = place < 0 || place >= view.length - 1;
     if (document.activeElement === document.body) find("viewer-close").focus();
@@ -444,7 +445,6 @@
     const prompt = get("prompt"), negative = get("negative_prompt"), error = get("error");
     const out = get("video") ? make("a", { class: "link", href: get("video"), download: true }, icon("out"), "Download") : null;
     return [
-      list("Status", null, [["Status", capital(text(get("status")))], ["Attempt", get("attempt"), "code"]]),
       error ? group("Why", copyButton(error), make("p", { class: "error" }, error)) : null,
       group("Prompt", prompt ? copyButton(prompt) : null, make("p", {}, prompt || "No prompt")),
       negative ? group("Negative prompt", copyButton(negative), make("p", {}, negative)) : null,
@@ -461,7 +461,7 @@
         ["Device time", seconds(get("device_seconds"))],
       ]),
       list("Origin", null, [
-        ["Model", get("model")], ["Layout", get("layout")], ["Clip id", get("clip_id"), "code"],
+        ["Model", get("model")], ["Layout", get("layout")], ["Attempt", get("attempt"), "code"], ["Clip id", get("clip_id"), "code"],
         ["Model fingerprint", get("model_fingerprint"), "code"], ["SHA-256", get("sha256"), "code"],
         ["Video", get("uri"), "code"], ["Poster", get("poster_uri"), "code"],
       ]),
@@ -502,7 +502,7 @@
 
   // ---- start
   const shapes = new Set(rows.filter((i) => at("video", i) && at("height", i)).map((i) => at("width", i) / at("height", i)));
-  const aspect = shapes.size === 1 ? Math.min(1.91, Math.max(0.8, [...shapes][0])) : 1;
+  const aspect = shapes.size === 1 ? Math.min(1.91, Math.max(0.56, [...shapes][0])) : 1;
   grid.style.setProperty("--aspect", String(aspect));
   buildControls();
   drawSummary();

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,14 @@ def page(browser: Any, index: Path) -> Iterator[Any]:
     context.close()
 
 
+def wait_for(page: Any, condition: str) -> None:
+    """Wait until a JavaScript condition holds; the page's policy bars `wait_for_function`."""
+    end = time.monotonic() + 15
+    while not page.evaluate(condition):
+        assert time.monotonic() < end, condition
+        page.wait_for_timeout(50)
+
+
 def ids(page: Any) -> list[str]:
     return page.locator(".card .meta span:first-child").all_text_contents()
 
@@ -160,7 +169,7 @@ def test_every_row_is_a_card(page: Any):
         ["Rejected", "2"],
         ["Remaining", "1"],
     ]
-    page.wait_for_function("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+    wait_for(page, "[...document.images].every(i => i.complete && i.naturalWidth > 0)")
     assert page.locator("video").count() == 0
 
 
@@ -178,9 +187,10 @@ def test_what_went_wrong_is_told(page: Any):
 
 def test_filters_narrow_by_label_and_status(page: Any):
     page.locator(".value", has_text="de-DE").click()
-    assert ids(page) == [f"spring-{row:03d}" for row in (0, 3, 4, 6, 8, 9, 12) if row in de_rows()]
+    assert ids(page) == ["spring-000", "spring-004", "spring-008", "spring-009", "spring-012"]
+    assert page.locator("#count").inner_text() == "5 of 13 clips"
     page.get_by_role("button", name="Rejected").click()
-    assert page.locator("#empty").is_visible() or all(i in de_ids() for i in ids(page))
+    assert page.locator("#empty").is_visible()
     page.get_by_role("button", name="Remove filter locale: de-DE").click()
     assert ids(page) == ["spring-010", "spring-011"]
     page.get_by_role("button", name="All", exact=False).first.click()
@@ -189,19 +199,10 @@ def test_filters_narrow_by_label_and_status(page: Any):
     assert set(ids(page)) == {f"spring-{r:03d}" for r in range(13) if r % 3 in (0, 2)}
 
 
-def de_rows() -> set[int]:
-    """Rows 0 to 8 by their own number; the later ones copy the labels of row 0, 1 or 2."""
-    return {row for row in range(13) if (row if row < 9 else row % 3) % 4 == 0}
-
-
-def de_ids() -> set[str]:
-    return {f"spring-{row:03d}" for row in de_rows()}
-
-
 def test_search_and_sort(page: Any):
     page.keyboard.press("/")
     page.keyboard.type("ICE lamp")
-    page.wait_for_function("document.querySelectorAll('.card').length === 4")
+    wait_for(page, "document.querySelectorAll('.card').length === 4")
     assert page.locator("#count").inner_text() == "4 of 13 clips"
     page.locator("#search").fill("no such words")
     page.locator("#empty-clear").click()
@@ -214,11 +215,11 @@ def test_search_and_sort(page: Any):
 
 def test_hover_and_focus_play_one_video(page: Any):
     page.locator(".card").first.hover()
-    page.wait_for_function("document.querySelector('.card video')?.currentTime > 0.2")
+    wait_for(page, "document.querySelector('.card video')?.currentTime > 0.2")
     video = page.locator(".card video")
     assert video.evaluate("v => [v.muted, v.loop, v.paused]") == [True, True, False]
     page.locator(".card").nth(2).hover()
-    page.wait_for_function("document.querySelector('[data-row=\"2\"] video')?.currentTime > 0.2")
+    wait_for(page, "document.querySelector('[data-row=\"2\"] video')?.currentTime > 0.2")
     assert page.locator("video").count() == 1
     page.mouse.move(2, 2)
     assert page.locator("video").count() == 0
@@ -226,7 +227,7 @@ def test_hover_and_focus_play_one_video(page: Any):
     page.keyboard.press("Shift+Tab")
     page.locator("#attention summary").focus()
     page.keyboard.press("Tab")
-    page.wait_for_function("document.querySelector('[data-row=\"0\"] video')?.currentTime > 0.2")
+    wait_for(page, "document.querySelector('[data-row=\"0\"] video')?.currentTime > 0.2")
 
 
 def test_the_keyboard_reaches_everything(page: Any):
@@ -239,9 +240,9 @@ def test_the_keyboard_reaches_everything(page: Any):
     page.keyboard.press("Enter")
     viewer = page.locator("#viewer")
     assert viewer.is_visible()
-    page.wait_for_function("document.querySelector('#stage video').currentTime > 0.1")
+    wait_for(page, "document.querySelector('#stage video').currentTime > 0.1")
     said = page.locator("#viewer-body").inner_text()
-    for part in (PROMPTS[2], "9000000000000000003", "128×128", "2026-11-22 00:00:00Z", "banner"):
+    for part in (PROMPTS[2], "9000000000000000003", "f" * 64, "2026-11-22 00:00:00Z", "banner"):
         assert part in said
     page.keyboard.press("ArrowRight")
     assert page.locator("#viewer-id").inner_text() == "spring-003"
@@ -255,6 +256,16 @@ def test_the_keyboard_reaches_everything(page: Any):
         "!(b.ariaLabel || b.textContent.trim())).length"
     )
     assert unnamed == 0
+
+
+def test_a_link_opens_its_clip(page: Any):
+    page.locator(".card .open").nth(4).click()
+    address = page.url
+    assert address.endswith("#clip=spring-004")
+    page.goto("about:blank")
+    page.goto(address)
+    page.wait_for_selector("#viewer[open]")
+    assert page.locator("#viewer-id").inner_text() == "spring-004"
 
 
 def test_hostile_words_are_only_words(page: Any):
@@ -298,7 +309,7 @@ def test_ten_thousand_rows_come_as_needed(browser: Any, index: Path, tmp_path: P
     assert page.locator("#count").inner_text() == "10,000 clips"
     before = page.locator(".card").count()
     page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
-    page.wait_for_function(f"document.querySelectorAll('.card').length > {before}")
+    wait_for(page, f"document.querySelectorAll('.card').length > {before}")
     page.locator("#search").fill("take 9999")
-    page.wait_for_function("document.querySelectorAll('.card').length === 1")
+    wait_for(page, "document.querySelectorAll('.card').length === 1")
     page.close()
