@@ -51,7 +51,7 @@ def ray_session(recipe: Recipe, address: str | None = None) -> Generator[None]:
     try:
         yield
     finally:
-        ray.shutdown()
+        cast(Any, ray).shutdown()
 
 
 def logical_cpus(recipe: Recipe) -> float:
