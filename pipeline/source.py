@@ -19,6 +19,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import UsageError
 from pipeline.formats import FORMATS, ROW_MARK, Columns, read_file
@@ -97,6 +98,8 @@ def _find(given: str) -> Source:
     filesystem, path = url_to_fs(given)
     filesystem.invalidate_cache()
     path = path.rstrip("/") or path
+    if isinstance(filesystem, LocalFileSystem):
+        path = posixpath.normpath(path)
     uri = filesystem.unstrip_protocol(path)
     if filesystem.isfile(path):
         if _suffix(path) not in FORMATS:

@@ -260,4 +260,5 @@ plan = make_plan(sys.argv[1])
 heavy = {"torch", "ray", "diffusers", "pandas", "pyarrow.dataset", "s3fs"} & set(sys.modules)
 sys.exit(f"loaded {heavy}" if heavy or plan.rows != 3 else 0)
 """
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.parquet")], check=True)
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.parquet")], check=True, cwd=root)
