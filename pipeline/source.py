@@ -19,7 +19,6 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import UsageError
 from pipeline.formats import FORMATS, ROW_MARK, Columns, read_file
@@ -98,7 +97,7 @@ def _find(given: str) -> Source:
     filesystem, path = cast(tuple[Any, str], url_to_fs(given))
     filesystem.invalidate_cache()
     path = path.rstrip("/") or path
-    if isinstance(filesystem, LocalFileSystem):
+    if "file" in filesystem.protocol:
         path = posixpath.normpath(path)
     uri = filesystem.unstrip_protocol(path)
     if filesystem.isfile(path):
