@@ -97,7 +97,7 @@ def test_a_whole_float_field_has_one_id(number: int) -> None:
 
 
 def test_text_counts_in_its_composed_form() -> None:
-    assert id_of(prompt="cafe\u0301") == id_of(prompt=" caf\u00e9\n")
+    assert id_of(prompt="cafe\u0301") == id_of(prompt=" café\n")
 
 
 def test_model_and_finish_count() -> None:
