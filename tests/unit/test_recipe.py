@@ -80,7 +80,7 @@ def test_overrides_reach_every_place_and_type(tmp_path: Path) -> None:
     ("override", "message"),
     [
         ("request.wdth=1", "unknown key 'request.wdth'; did you mean 'width'?"),
-        ("modell.dtype=float32", "unknown key 'modell'; did you mean 'model'?"),
+        ("xmodel.dtype=float32", "unknown key 'xmodel'; did you mean 'model'?"),
         ("gangs.0.cuont=2", "unknown key 'gangs.0.cuont'; did you mean 'count'?"),
         ("limits.zzz=1", "unknown key 'limits.zzz'; known keys: size_multiple"),
         ("request.width=-1", "request.width: Input should be greater than 0, got -1"),
