@@ -97,10 +97,10 @@ class Family:
 
 
 def set_guidance(pipe: Any, scale: float) -> None:
-    """Give every guider of a modular pipeline this guidance scale."""
-    for name, spec in pipe._component_specs.items():
+    """Give every guider of a modular pipeline this guidance scale, but for audio's own."""
+    for name, component in pipe.components.items():
         if name.startswith("guider"):
-            pipe.update_components(**{name: spec.type_hint(guidance_scale=scale)})
+            pipe.update_components(**{name: component.new(guidance_scale=scale)})
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -14,3 +14,13 @@ def t5_tokenizer() -> Any:
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     pieces += [(letter, -3.0) for letter in LETTERS]
     return T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=512)
+
+
+def gemma_tokenizer() -> Any:
+    """Return a Gemma tokenizer of bytes; 261 pieces."""
+    from transformers import GemmaTokenizerFast
+
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    pieces = [*special, *(f"<0x{byte:02X}>" for byte in range(256))]
+    vocab = {piece: index for index, piece in enumerate(pieces)}
+    return GemmaTokenizerFast(vocab=vocab, merges=[], model_max_length=1024)
