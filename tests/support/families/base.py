@@ -130,3 +130,23 @@ def randomize(module: torch.nn.Module, seed: int, gain: float = 1.0) -> Any:
             noise = 1 + 0.2 * noise
         value.data.copy_(noise)
     return module.eval()
+
+
+def scale_latents(vae: Any, seed: int) -> Any:
+    """Give a VAE's mean and deviation of latents values other than zero and one."""
+    import torch
+
+    generator = seeded(seed + 100)
+    vae.latents_mean.copy_(0.3 * torch.randn(vae.latents_mean.shape, generator=generator))
+    vae.latents_std.copy_(0.8 + 0.4 * torch.rand(vae.latents_std.shape, generator=generator))
+    return vae
+
+
+def classic_frames(folder: Path, call: dict[str, Any]) -> np.ndarray:
+    """Return the frames that the classic pipeline of the checkpoint's index renders."""
+    import torch
+    from diffusers import DiffusionPipeline
+
+    pipe = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(**call, output_type="np").frames[0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.support.families.base import Family, randomize, seeded
+from tests.support.families.base import Family, classic_frames, randomize, scale_latents
 from tests.support.families.tokenizers import gemma_tokenizer
 
 TEXT_DIM = 32
@@ -127,16 +127,6 @@ def vocoder(seed: int) -> Any:
     return randomize(model, seed)
 
 
-def scale_latents(vae: Any, seed: int) -> Any:
-    """Give a VAE's mean and deviation of latents values other than zero and one."""
-    import torch
-
-    generator = seeded(seed + 100)
-    vae.latents_mean.copy_(0.3 * torch.randn(vae.latents_mean.shape, generator=generator))
-    vae.latents_std.copy_(0.8 + 0.4 * torch.rand(vae.latents_std.shape, generator=generator))
-    return vae
-
-
 def build(folder: Path) -> None:
     """Write an LTX-2 checkpoint."""
     from diffusers import FlowMatchEulerDiscreteScheduler, LTX2Pipeline
@@ -154,16 +144,6 @@ def build(folder: Path) -> None:
     pipe.save_pretrained(folder)
 
 
-def classic(folder: Path, call: dict[str, Any]) -> Any:
-    """Render the frames with `LTX2Pipeline`."""
-    import torch
-    from diffusers import LTX2Pipeline
-
-    pipe = LTX2Pipeline.from_pretrained(folder, dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe(**call, output_type="np").frames[0]
-
-
 LTX2 = Family(
     "ltx2",
     build,
@@ -177,5 +157,6 @@ LTX2 = Family(
     fps=24.0,
     audio=True,
     model={"blocks": "LTX2AutoBlocks"},
-    classic=classic,
+    classic=classic_frames,
+    tolerance=1e-5,
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.support.families.base import Family, randomize
+from tests.support.families.base import Family, classic_frames, randomize
 from tests.support.families.tokenizers import t5_tokenizer
 
 TEXT_DIM = 32
@@ -126,16 +126,6 @@ def first_frame() -> dict[str, Any]:
     return {"image": Image.merge("RGB", [ramp, ramp.rotate(90), ramp.rotate(180)])}
 
 
-def classic_wan(folder: Path, call: dict[str, Any]) -> Any:
-    """Render with the classic pipeline that the checkpoint's index names."""
-    import torch
-    from diffusers import DiffusionPipeline
-
-    pipe = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe(**call, output_type="np").frames[0]
-
-
 CLIP: dict[str, Any] = {
     "width": 64,
     "height": 64,
@@ -144,7 +134,7 @@ CLIP: dict[str, Any] = {
     "guidance_scale": 3.0,
     "size_multiple": 16,
     "frame_multiple": 4,
-    "classic": classic_wan,
+    "classic": classic_frames,
 }
 
 WAN_FAMILIES = (
