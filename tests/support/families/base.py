@@ -22,55 +22,63 @@ def no_inputs() -> dict[str, Any]:
     return {}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """One family: its checkpoint, a small valid clip, and diffusers' own rendering of it.
 
     `model` is a recipe's [model] section without the checkpoint: `blocks` and `configs`, where
     diffusers' automatic mapping doesn't find the blocks by itself. `inputs` returns what the
-    blocks need besides a request's fields, such as the first image. `classic` renders with the
-    classic pipeline; None where diffusers has none, or where it takes other steps.
+    blocks need besides a request's fields, such as the first image. `classic` renders frames with
+    the classic pipeline, given the folder and the call.
     """
 
     name: str
     build: Callable[[Path], None]
+    classic: Callable[[Path, dict[str, Any]], np.ndarray]
     width: int
     height: int
     num_frames: int
     num_inference_steps: int
     guidance_scale: float
+    fps: float
     size_multiple: int
     frame_multiple: int
-    fps: float = 16.0
-    audio: bool = False
+    audio_rate: int | None = None
+    """Samples a second, where the family yields sound."""
     model: Mapping[str, Any] = field(default_factory=dict)
     inputs: Callable[[], dict[str, Any]] = no_inputs
-    classic: Callable[[Path, dict[str, Any]], np.ndarray] | None = None
     tolerance: float = 0.0
     """Largest difference between the classic pipeline's frames and the modular ones."""
+
+    @property
+    def audio(self) -> bool:
+        """Whether the family yields sound."""
+        return self.audio_rate is not None
 
     def reference(
         self, folder: Path, prompt: str, negative_prompt: str = "", seed: int = 0, **sizes: Any
     ) -> np.ndarray:
-        """Return the clip as diffusers renders it, frames × height × width × 3, in [0, 1].
+        """Return the frames as the classic pipeline renders them, shaped (F, H, W, 3), in [0, 1].
 
-        By the classic pipeline where there is one, else by the whole modular pipeline. `sizes`
-        replace the family's own (`width`, `num_frames`, `guidance_scale`, …).
+        `sizes` replace the family's own (`width`, `num_frames`, `guidance_scale`, …).
         """
         call = self._call(prompt, negative_prompt, sizes)
-        if self.classic is None:
-            return self.render(folder, prompt, negative_prompt, seed, **sizes)
         return self.classic(folder, {**call, "generator": seeded(seed)})
 
     def render(
         self, folder: Path, prompt: str, negative_prompt: str = "", seed: int = 0, **sizes: Any
-    ) -> np.ndarray:
-        """Return the clip as the whole modular pipeline renders it, shaped as `reference`."""
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the frames, as `reference`, and the sound, shaped (channels, samples), or None.
+
+        Both by the whole modular pipeline, uncut. It can't do a guidance scale of 1 for all
+        families: where encoder and denoiser share a guider, no negative embeddings are made.
+        """
         call = self._call(prompt, negative_prompt, sizes)
         pipe = self.load(folder)
         set_guidance(pipe, call.pop("guidance_scale"))
-        videos = pipe(**call, generator=seeded(seed), output="videos", output_type="np")
-        return videos[0]
+        outputs = ["videos", "audio"] if self.audio else ["videos"]
+        made = pipe(**call, generator=seeded(seed), output=outputs, output_type="np")
+        return made["videos"][0], made["audio"][0].numpy() if self.audio else None
 
     def load(self, folder: Path) -> Any:
         """Return the whole modular pipeline with its weights loaded in float32."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.support.families.base import Family, classic_frames, randomize
+from tests.support.families.base import Family, randomize
 from tests.support.families.tokenizers import t5_tokenizer
 from tests.support.families.wan import TEXT_DIM, text_encoder, vae
 
@@ -42,9 +42,23 @@ def short_chunks() -> dict[str, Any]:
     return {"num_latent_frames_per_chunk": 3}
 
 
+def classic(folder: Path, call: dict[str, Any]) -> Any:
+    """Render with `HeliosPipeline`, with timesteps cut to whole numbers as the blocks cut them."""
+    import torch
+    from diffusers import HeliosPipeline
+
+    def cut_timestep(_: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        return args, {**kwargs, "timestep": kwargs["timestep"].to(torch.int64)}
+
+    pipe = HeliosPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.transformer.register_forward_pre_hook(cut_timestep, with_kwargs=True)
+    return pipe(**call, output_type="np").frames[0]
+
+
 HELIOS = Family(
-    "helios",
-    build,
+    name="helios",
+    build=build,
     width=64,
     height=64,
     num_frames=17,
@@ -54,5 +68,5 @@ HELIOS = Family(
     frame_multiple=4,
     fps=24.0,
     inputs=short_chunks,
-    classic=classic_frames,
+    classic=classic,
 )

@@ -24,6 +24,8 @@ def text_encoder(seed: int) -> Any:
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=2,
+        bos_token_id=None,
+        eos_token_id=None,
         rope_scaling={"rope_type": "default", "mrope_section": [1, 1, 2]},
     )
     return randomize(Qwen2_5_VLTextModel(config), seed)
@@ -38,7 +40,7 @@ def glyph_encoder(seed: int) -> Any:
 
 
 def vae(seed: int) -> Any:
-    """Return a VAE of the real factors (16×16 in space, 4 in time) and few channels."""
+    """Return a VAE of the real factors (16 in space, 4 in time) and few channels."""
     from diffusers import AutoencoderKLHunyuanVideo15
 
     model = AutoencoderKLHunyuanVideo15(
@@ -73,7 +75,7 @@ def build(folder: Path) -> None:
     pipe = HunyuanVideo15Pipeline(
         text_encoder=text_encoder(1),
         tokenizer=qwen_tokenizer(),
-        transformer=randomize(transformer, 3),
+        transformer=randomize(transformer, 3, gain=2.0),
         vae=vae(2),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
         text_encoder_2=glyph_encoder(9),
@@ -95,8 +97,8 @@ def classic(folder: Path, call: dict[str, Any]) -> Any:
 
 
 HUNYUAN = Family(
-    "hunyuan_video_15",
-    build,
+    name="hunyuan_video_15",
+    build=build,
     width=64,
     height=64,
     num_frames=9,

@@ -1,6 +1,6 @@
 """LTX-2, tiny: video and audio denoised together.
 
-The video VAE keeps the real factors (32×32 in space, 8 in time), the audio VAE its factor 4 and
+The video VAE keeps the real factors (32 in space, 8 in time), the audio VAE its factor 4 and
 the vocoder its 24 kHz.
 """
 
@@ -16,7 +16,7 @@ TEXT_DIM = 32
 LATENTS = 8
 MEL_BINS = 16
 AUDIO_LATENTS = 16
-"""Channels of one audio token: 4 latent channels × 16 / 4 mel bins."""
+"""Channels of one audio token: 4 latent channels times 16 / 4 mel bins."""
 
 
 def text_encoder(seed: int) -> Any:
@@ -145,8 +145,8 @@ def build(folder: Path) -> None:
 
 
 LTX2 = Family(
-    "ltx2",
-    build,
+    name="ltx2",
+    build=build,
     width=64,
     height=64,
     num_frames=25,
@@ -155,7 +155,7 @@ LTX2 = Family(
     size_multiple=32,
     frame_multiple=8,
     fps=24.0,
-    audio=True,
+    audio_rate=24_000,
     model={"blocks": "LTX2AutoBlocks"},
     classic=classic_frames,
     tolerance=1e-5,
