@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -13,11 +14,13 @@ import ray
 from pipeline.errors import UsageError
 from pipeline.recipe import Recipe
 
-QUIET = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-"""Ray's settings for a terminal that shows the run and nothing of Ray's own workings."""
-
 SPARE_CPUS = 2.0
 """Logical CPUs for Ray Data's own read and repartition tasks."""
+LOCAL_ENVIRONMENT = {
+    "RAY_worker_maximum_startup_concurrency": "16",  # all of a run's actors start at once
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+"""What a local cluster is started with, where the user's environment doesn't say otherwise."""
 
 
 @contextmanager
@@ -26,7 +29,7 @@ def ray_session(recipe: Recipe, address: str | None = None) -> Generator[None]:
 
     A local cluster gets as many logical CPUs as the recipe's actors ask for, however few cores
     the machine has: the threads that they may use are the recipe's. It ends with the session; a
-    cluster that was there before is only left.
+    connection that was there before stays.
 
     Raises:
         UsageError: no cluster answers at `address`.
@@ -34,24 +37,23 @@ def ray_session(recipe: Recipe, address: str | None = None) -> Generator[None]:
     if ray.is_initialized():
         yield
         return
+    init = cast(Any, ray).init
     quiet: Any = {"log_to_driver": False, "logging_level": logging.ERROR}
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
-    if address:
+    with _native_stderr_muted():
+        if address:
+            try:
+                init(address=address, **quiet)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise UsageError(f"--address {address}: no Ray cluster answers: {error}") from error
+        else:
+            for name, value in LOCAL_ENVIRONMENT.items():
+                os.environ.setdefault(name, value)
+            num_cpus = max(os.cpu_count() or 1, round(logical_cpus(recipe) + 0.5))
+            init(num_cpus=num_cpus, include_dashboard=False, **quiet)
         try:
-            cast(Any, ray).init(address=address, **quiet)
-        except (ConnectionError, ValueError) as error:
-            raise UsageError(f"--address {address}: no Ray cluster answers: {error}") from error
-    else:
-        cast(Any, ray).init(
-            num_cpus=max(os.cpu_count() or 1, round(logical_cpus(recipe) + 0.5)),
-            include_dashboard=False,
-            **quiet,
-        )
-    try:
-        yield
-    finally:
-        cast(Any, ray).shutdown()
+            yield
+        finally:
+            cast(Any, ray).shutdown()
 
 
 def logical_cpus(recipe: Recipe) -> float:
@@ -59,3 +61,26 @@ def logical_cpus(recipe: Recipe) -> float:
     stages = sum(each.workers * each.num_cpus for each in (recipe.encode, recipe.develop))
     gangs = sum(each.count * each.num_cpus for each in recipe.gangs)
     return stages + gangs + SPARE_CPUS
+
+
+@contextmanager
+def _native_stderr_muted() -> Generator[None]:
+    """Keep what Ray's C++ writes to stderr off the terminal; its log files have it too.
+
+    Python's own stderr stays where it was.
+    """
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    python_stderr = sys.stderr
+    with (
+        open(os.devnull, "wb") as nowhere,  # noqa: PTH123 - a device, not a path
+        os.fdopen(terminal, "w", buffering=1) as kept,
+    ):
+        os.dup2(nowhere.fileno(), 2)
+        if python_stderr is sys.__stderr__:
+            sys.stderr = kept
+        try:
+            yield
+        finally:
+            sys.stderr = python_stderr
+            os.dup2(terminal, 2)
