@@ -92,7 +92,7 @@ class GangShape(_Section):
 
     name: str
     count: Positive = 1
-    num_cpus: Annotated[float, Field(ge=0)] = 1.0
+    num_cpus: Annotated[float, Field(gt=0)] = 1.0
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
     threads: Positive = 1
 
