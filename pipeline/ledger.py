@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
@@ -188,6 +187,8 @@ class Ledger:
                 neither a clip nor a reason.
             UsageError: Parquet can't hold a label's type.
         """
+        import pyarrow.compute as pc  # a tenth of a second that planning has no use for
+
         missing = [column for column in ROW_COLUMNS if column not in rows.column_names]
         repeated = [column for column, n in Counter(rows.column_names).items() if n > 1]
         if missing or repeated:
