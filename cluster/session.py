@@ -19,6 +19,8 @@ SPARE_CPUS = 2.0
 LOCAL_ENVIRONMENT = {
     "RAY_worker_maximum_startup_concurrency": "16",  # all of a run's actors start at once
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing reports home
+    "HF_HUB_DISABLE_TELEMETRY": "1",
 }
 """What a local cluster is started with, where the user's environment doesn't say otherwise."""
 
