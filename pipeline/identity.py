@@ -50,9 +50,11 @@ def derive_seed(fields: Mapping[str, Any]) -> int:
 
 def clip_id(request: RenderRequest, model_fingerprint: str, finish: FinishSpec) -> str:
     """Return the id of the clip that `request` asks of this model and finish, 64 hex digits."""
-    return digest(
-        {"request": dict(request), "renderer": _digest_renderer(model_fingerprint, finish)}
+    renderer = _digest_renderer(
+        model_fingerprint,
+        finish,  # pyright: ignore[reportArgumentType] - frozen, so it has a hash
     )
+    return digest({"request": dict(request), "renderer": renderer})
 
 
 @lru_cache(maxsize=16)
