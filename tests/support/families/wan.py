@@ -1,6 +1,6 @@
 """Wan 2.1 and 2.2, Wan VACE and Wan image-to-video, tiny.
 
-The VAE keeps the real factors (8×8 in space, 4 in time) and 16 channels: a denoise stage has no
+The VAE keeps the real factors (8 in space, 4 in time) and 16 channels: a denoise stage has no
 VAE to read them from, and diffusers then takes these.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.support.families.base import Family, randomize
+from tests.support.families.base import Family, classic_frames, randomize
 from tests.support.families.tokenizers import t5_tokenizer
 
 TEXT_DIM = 32
@@ -83,7 +83,11 @@ def build_wan22(folder: Path) -> None:
 
 
 def build_vace(folder: Path) -> None:
-    """Write a Wan 2.1 VACE checkpoint: one expert, as many control layers as the 14B has."""
+    """Write a Wan 2.1 VACE checkpoint: one expert, two control layers.
+
+    Not the eight that diffusers takes where it has no transformer at hand: an encode stage must
+    read their number from the checkpoint.
+    """
     from diffusers import WanVACEPipeline, WanVACETransformer3DModel
 
     transformer = WanVACETransformer3DModel(**TRANSFORMER, vace_layers=[0, 1], vace_in_channels=96)
@@ -117,21 +121,11 @@ def build_i2v(folder: Path) -> None:
 
 
 def first_frame() -> dict[str, Any]:
-    """Return a 64×64 picture of two crossing ramps as the first frame."""
+    """Return a picture of 64 by 64, two crossing ramps as the first frame."""
     from PIL import Image
 
     ramp = Image.linear_gradient("L").resize((64, 64))
     return {"image": Image.merge("RGB", [ramp, ramp.rotate(90), ramp.rotate(180)])}
-
-
-def classic_wan(folder: Path, call: dict[str, Any]) -> Any:
-    """Render with the classic pipeline that the checkpoint's index names."""
-    import torch
-    from diffusers import DiffusionPipeline
-
-    pipe = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe(**call, output_type="np").frames[0]
 
 
 CLIP: dict[str, Any] = {
@@ -142,17 +136,18 @@ CLIP: dict[str, Any] = {
     "guidance_scale": 3.0,
     "size_multiple": 16,
     "frame_multiple": 4,
-    "classic": classic_wan,
+    "fps": 16.0,
+    "classic": classic_frames,
 }
 
 WAN_FAMILIES = (
-    Family("wan21", build_wan21, **CLIP),
-    Family("wan22", build_wan22, **CLIP),
+    Family(name="wan21", build=build_wan21, **CLIP),
+    Family(name="wan22", build=build_wan22, **CLIP),
     Family(
-        "wan_vace",
-        build_vace,
+        name="wan_vace",
+        build=build_vace,
         **CLIP,
         model={"blocks": "Wan22VaceBlocks", "configs": {"boundary_ratio": 0.0}},
     ),
-    Family("wan_i2v", build_i2v, **CLIP, inputs=first_frame),
+    Family(name="wan_i2v", build=build_i2v, **CLIP, inputs=first_frame),
 )
