@@ -25,7 +25,8 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
 from cluster.pool import Rendered
-from pipeline.ledger import Commit, Failure, Ledger, describe_failure
+from pipeline.documents import Commit, Failure, describe_failure
+from pipeline.ledger import Ledger
 from pipeline.recipe import Recipe, StageSpec, resolve_checkpoint
 from pipeline.request import RenderRequest
 

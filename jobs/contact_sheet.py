@@ -26,12 +26,9 @@ import jinja2
 import pyarrow as pa
 from markupsafe import Markup
 
-FIELDS = (
-    *("id", "clip_id", "status", "uri", "poster_uri", "width", "height", "num_frames", "fps"),
-    *("duration_s", "prompt", "negative_prompt", "seed", "num_inference_steps"),
-    *("guidance_scale", "model", "model_fingerprint", "layout", "attempt", "error", "sha256"),
-    *("size_bytes", "encode_s", "denoise_s", "develop_s", "upload_s", "device_seconds"),
-)
+from pipeline.columns import MANIFEST_SCHEMA
+
+FIELDS = tuple(MANIFEST_SCHEMA.names)
 """The manifest's own columns; every other column is a label."""
 
 _MAX_SAFE_INTEGER = 2**53 - 1

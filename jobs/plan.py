@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipeline.documents import OutputIdentity, describe_output
 from pipeline.identity import clip_id, fingerprint_model
-from pipeline.ledger import Ledger, OutputIdentity, describe_output
+from pipeline.ledger import Ledger
 from pipeline.plan import Plan
 from pipeline.recipe import Recipe, resolve_checkpoint
 from pipeline.request import RenderRequest

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from jobs.plan import PlannedCall
 from jobs.render import RunResult
-from pipeline.ledger import Commit, Failure, OutputStatus
+from pipeline.documents import Commit, Failure, OutputStatus
 from pipeline.plan import Plan
 from pipeline.request import RenderRequest
 

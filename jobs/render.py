@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 
 from jobs.contact_sheet import render_contact_sheet
 from jobs.plan import PlannedCall, plan_call
-from pipeline.ledger import Commit, Failure, Ledger, OutputStatus, new_attempt
+from pipeline.documents import Commit, Failure, OutputStatus, new_attempt
+from pipeline.ledger import Ledger
 from pipeline.manifest import write_manifest
 from pipeline.plan import Plan
 from pipeline.recipe import Recipe

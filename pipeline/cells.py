@@ -105,7 +105,10 @@ def read_text(cell: Any, column: str, limit: int) -> tuple[str | None, Problem |
 def read_id(cell: Any) -> tuple[str | None, Problem | None]:
     """Return a cell's id as text and its problem. Null, NaN and blank text are no id."""
     if isinstance(cell, float | Decimal):
-        cell = None if math.isnan(cell) else int(cell) if cell == cell // 1 else str(cell)
+        number = parse_number(cell)
+        if isinstance(number, float):
+            number = int(number) if number.is_integer() else str(cell)
+        cell = None if math.isnan(cell) else number
     elif isinstance(cell, bool):
         cell = str(cell).lower()
     if cell is not None and not isinstance(cell, str | bytes | list | dict):

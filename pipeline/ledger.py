@@ -20,186 +20,45 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-import secrets
 import time
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
+from pipeline.columns import ROW_COLUMNS
+from pipeline.documents import (
+    Artifact,
+    Commit,
+    CommitDraft,
+    Document,
+    Failure,
+    OutputIdentity,
+    OutputStatus,
+    row_status,
+)
 from pipeline.errors import OutputMismatchError, UsageError
-from pipeline.recipe import Recipe
-from pipeline.request import RenderRequest
-from pipeline.store import AlreadyExistsError, ObjectStore, map_threads
+from pipeline.places import AlreadyExistsError, map_threads
+from pipeline.store import ObjectStore
 
-FORMAT = 1
 RUN_KEY = "run.json"
 SUCCESS_KEY = "_SUCCESS"
-PACKAGES = ("rushes", "torch", "diffusers", "transformers", "ray", "av")
 UPLOAD_TRIES = 3
 RETRY_DELAY_S = 0.5
 BATCH_ROWS = 10_000
-
-REQUEST_COLUMNS = (
-    "prompt",
-    "negative_prompt",
-    "width",
-    "height",
-    "num_frames",
-    "fps",
-    "seed",
-    "num_inference_steps",
-    "guidance_scale",
-)
-ROW_COLUMNS = ("row", "id", "clip_id", "reject", *REQUEST_COLUMNS)
-"""Columns that every table of rows has; the others are labels."""
-
-Status = Literal["committed", "failed", "rejected", "remaining"]
-ClipId = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Attempt = Annotated[str, Field(pattern=r"^[0-9A-Za-z-]{8,80}$")]
-
-
-class _Document(BaseModel):
-    """A JSON object of the store; fields that a later version added are passed over."""
-
-    model_config = ConfigDict(frozen=True)
-
-
-class OutputIdentity(_Document):
-    """What an output is: `run.json`. Its model and finish never change."""
-
-    format: int = FORMAT
-    model: str
-    model_fingerprint: str
-    finish: dict[str, Any]
-    recipe: str
-    versions: dict[str, str] = {}
-    created_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
-
-
-class Artifact(_Document):
-    """One uploaded file, as it was read back."""
-
-    key: str
-    sha256: str
-    size_bytes: int
-
-
-class CommitDraft(_Document):
-    """A rendered clip that is not uploaded yet."""
-
-    clip_id: ClipId
-    attempt: Attempt
-    request: RenderRequest
-    width: int
-    height: int
-    num_frames: int
-    fps: float
-    duration_s: float
-    has_audio: bool = False
-    model: str
-    model_fingerprint: str
-    layout: str
-    gang: str
-    attempts: int = 1
-    """Attempts that the clip took in this run, this one included."""
-    timings: dict[str, float] = {}
-    """Seconds by stage: encode, denoise, develop; `commit_clip` adds upload."""
-    device_seconds: float = 0.0
-
-
-class Commit(CommitDraft):
-    """A clip that is done."""
-
-    video: Artifact
-    poster: Artifact
-    committed_at: datetime
-
-
-class Failure(_Document):
-    """An attempt at a clip that was given up."""
-
-    clip_id: ClipId
-    attempt: Attempt
-    stage: str
-    reason: str
-    chain: tuple[str, ...] = ()
-    """What happened at each attempt, oldest first."""
-    attempts: int = 1
-    failed_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
-
-
-class OutputStatus(_Document):
-    """How many rows ended how; each row is counted once. Clips are counted without repeats."""
-
-    rows: int = 0
-    committed: int = 0
-    failed: int = 0
-    rejected: int = 0
-    remaining: int = 0
-    clips: int = 0
-    clips_committed: int = 0
 
 
 class UploadError(OSError):
     """The store does not hold what was uploaded, after several tries; nothing was committed."""
 
 
-_D = TypeVar("_D", bound=_Document)
-
-
-def describe_output(recipe: Recipe, model_fingerprint: str) -> OutputIdentity:
-    """Return the identity of the output that this recipe and these weights make."""
-    versions: dict[str, str] = {}
-    for package in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    return OutputIdentity(
-        model=recipe.model.checkpoint,
-        model_fingerprint=model_fingerprint,
-        finish=recipe.finish.model_dump(),
-        recipe=recipe.name,
-        versions=versions,
-    )
-
-
-def new_attempt() -> str:
-    """Return a name for one attempt at a clip: unguessable, and sortable by time."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{secrets.token_hex(8)}"
-
-
-def describe_failure(
-    clip_id: str, stage: str, error: Exception | str, chain: tuple[str, ...] = ()
-) -> Failure:
-    """Return the failure of a clip in `stage`, its reason in one line."""
-    text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
-    reason = " ".join(text.split())[:500]
-    return Failure(
-        clip_id=clip_id,
-        attempt=new_attempt(),
-        stage=stage,
-        reason=reason,
-        chain=(*chain, reason),
-        attempts=max(len(chain), 1),
-    )
-
-
-def row_status(
-    clip_id: str | None, reject: str | None, committed: Container[str], failed: Container[str]
-) -> Status:
-    """Return the one state of a row, from the ids of committed and failed clips."""
-    if reject is not None:
-        return "rejected"
-    if clip_id is not None and clip_id in committed:
-        return "committed"
-    return "failed" if clip_id is not None and clip_id in failed else "remaining"
+_D = TypeVar("_D", bound=Document)
 
 
 class Ledger:

@@ -7,9 +7,10 @@ import time
 import torch
 
 from pipeline.denoise import Denoiser
+from pipeline.documents import Commit, Failure, describe_failure
 from pipeline.encode import Encoder
 from pipeline.graph import Graph
-from pipeline.ledger import Commit, Failure, Ledger, describe_failure
+from pipeline.ledger import Ledger
 from pipeline.publish import Denoised, Publisher
 from pipeline.recipe import Recipe, resolve_checkpoint
 from pipeline.request import RenderRequest

@@ -24,51 +24,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.ledger import (
-    BATCH_ROWS,
-    REQUEST_COLUMNS,
-    ROW_COLUMNS,
-    SUCCESS_KEY,
-    Commit,
-    Failure,
-    Ledger,
-    OutputStatus,
-    row_status,
-)
+from pipeline.columns import MANIFEST_SCHEMA, REQUEST_COLUMNS, ROW_COLUMNS, STAGES
+from pipeline.documents import Commit, Failure, OutputStatus, row_status
+from pipeline.ledger import BATCH_ROWS, SUCCESS_KEY, Ledger
 from pipeline.store import ObjectStore
 
-STAGES = ("encode", "denoise", "develop", "upload")
 SHORT_ID_DIGITS = 16
-
-MANIFEST_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("clip_id", pa.string()),
-        ("status", pa.string()),
-        ("uri", pa.string()),
-        ("poster_uri", pa.string()),
-        ("width", pa.int64()),
-        ("height", pa.int64()),
-        ("num_frames", pa.int64()),
-        ("fps", pa.float64()),
-        ("duration_s", pa.float64()),
-        ("prompt", pa.string()),
-        ("negative_prompt", pa.string()),
-        ("seed", pa.int64()),
-        ("num_inference_steps", pa.int64()),
-        ("guidance_scale", pa.float64()),
-        ("model", pa.string()),
-        ("model_fingerprint", pa.string()),
-        ("layout", pa.string()),
-        ("attempt", pa.string()),
-        ("error", pa.string()),
-        ("sha256", pa.string()),
-        ("size_bytes", pa.int64()),
-        *((f"{stage}_s", pa.float64()) for stage in STAGES),
-        ("device_seconds", pa.float64()),
-    ]
-)
-"""The fixed columns. What only a rendered clip has is null in a row that has none."""
 
 CLIP_SCHEMA = pa.schema(
     [field for field in MANIFEST_SCHEMA if field.name not in (*ROW_COLUMNS, "status", "error")]
@@ -111,8 +72,7 @@ def build_manifest(
 ) -> pa.Table:
     """Return the manifest of one table's rows, in their order.
 
-    `commits` and `failures` are of its clips, each clip at most once. A label whose name is one of
-    the fixed columns' (in any case, as SQL has none) becomes `label_<name>`.
+    `commits` and `failures` are of its clips, each clip at most once.
     """
     clips, places = _tabulate_commits(commits, store)
     latest = {failure.clip_id: failure for failure in failures}
@@ -149,8 +109,8 @@ def build_manifest(
         ],
     }
     fixed = [_as_column(columns[field.name], field.type) for field in MANIFEST_SCHEMA]
-    labels = _name_labels(rows.column_names)
-    fields = [rows.schema.field(name).with_name(label) for name, label in labels.items()]
+    labels = [name for name in rows.column_names if name not in ROW_COLUMNS]
+    fields = [rows.schema.field(name) for name in labels]
     return pa.table(
         [*fixed, *(rows[name] for name in labels)],
         schema=pa.schema([*MANIFEST_SCHEMA, *fields]),
@@ -192,19 +152,3 @@ def _tabulate_commits(
 
 def _as_column(values: Any, type_: Any) -> Any:
     return values.cast(type_) if isinstance(values, pa.ChunkedArray) else pa.array(values, type_)
-
-
-def _name_labels(columns: Iterable[str]) -> dict[str, str]:
-    """Return each label's name in the manifest, by its name in the table."""
-    labels = [column for column in columns if column not in ROW_COLUMNS]
-    taken = {name.casefold() for name in (*MANIFEST_SCHEMA.names, *labels)}
-    fixed = {name.casefold() for name in MANIFEST_SCHEMA.names}
-    names: dict[str, str] = {}
-    for label in labels:
-        name = label
-        if label.casefold() in fixed:
-            while name.casefold() in taken:
-                name = f"label_{name}"
-            taken.add(name.casefold())
-        names[label] = name
-    return names

@@ -11,9 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.columns import REQUEST_COLUMNS
 from pipeline.request import RenderRequest
-
-REQUEST_FIELDS = tuple(RenderRequest.model_fields)
 
 
 @dataclass(frozen=True)
@@ -118,9 +117,9 @@ class Plan:
         """The fields of each distinct clip, in table order."""
         clips: dict[str, dict[str, Any]] = {}
         for table in self.tables:
-            for clip_id, *values in table.read_valid(*REQUEST_FIELDS):
+            for clip_id, *values in table.read_valid(*REQUEST_COLUMNS):
                 if clip_id not in clips:
-                    clips[clip_id] = dict(zip(REQUEST_FIELDS, values, strict=True))
+                    clips[clip_id] = dict(zip(REQUEST_COLUMNS, values, strict=True))
         return clips
 
 

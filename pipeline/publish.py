@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.develop import Developer
+from pipeline.documents import Commit, CommitDraft, new_attempt
 from pipeline.graph import Graph
-from pipeline.ledger import Commit, CommitDraft, Ledger, new_attempt
+from pipeline.ledger import Ledger
 from pipeline.recipe import Recipe
 from pipeline.request import RenderRequest
 

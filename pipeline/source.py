@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -94,9 +94,11 @@ def read_source(source: Source, known: Sequence[str]) -> Columns:
 
 
 def _find(given: str) -> Source:
-    filesystem, path = url_to_fs(given)
+    filesystem, path = cast(tuple[Any, str], url_to_fs(given))
     filesystem.invalidate_cache()
     path = path.rstrip("/") or path
+    if "file" in filesystem.protocol:
+        path = posixpath.normpath(path)
     uri = filesystem.unstrip_protocol(path)
     if filesystem.isfile(path):
         if _suffix(path) not in FORMATS:

@@ -20,40 +20,15 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.cells import Problem, read_id
+from pipeline.columns import KNOWN_COLUMNS, REQUEST_COLUMNS, RESERVED, ROW_TYPES
 from pipeline.errors import UsageError
 from pipeline.formats import Columns, build_array
 from pipeline.identity import derive_seed
-from pipeline.plan import REQUEST_FIELDS, Plan, PlannedTable, Reason, merge_reasons
+from pipeline.plan import Plan, PlannedTable, Reason, merge_reasons
 from pipeline.recipe import Recipe
 from pipeline.request import RenderRequest, normalize_text
 from pipeline.rules import Rules
 from pipeline.source import Source, find_source, read_source
-
-ROW_COLUMNS = {
-    "row": pa.int64(),
-    "id": pa.string(),
-    "clip_id": pa.string(),
-    "reject": pa.string(),
-    "prompt": pa.string(),
-    "negative_prompt": pa.string(),
-    "width": pa.int64(),
-    "height": pa.int64(),
-    "num_frames": pa.int64(),
-    "fps": pa.float64(),
-    "seed": pa.int64(),
-    "num_inference_steps": pa.int64(),
-    "guidance_scale": pa.float64(),
-}
-"""The columns of a planned table, before its labels."""
-KNOWN_COLUMNS = ("id", *REQUEST_FIELDS, "seconds")
-"""The columns of a prompt table that mean something. Every other one is a label."""
-MANIFEST_COLUMNS = (
-    *("status", "uri", "poster_uri", "duration_s", "model", "model_fingerprint", "layout"),
-    *("attempt", "error", "sha256", "size_bytes", "device_seconds", "table"),
-    *("encode_s", "wait_s", "denoise_s", "develop_s", "commit_s"),
-)
-"""What the manifest adds to a planned row. A label of such a name is carried as `label_<name>`."""
-
 
 Reader = Callable[[Any], tuple[Any, Problem | None]]
 
@@ -92,7 +67,7 @@ def _plan_table(
     resolved, problems = _resolve(columns, rules, recipe)
     clip_ids: list[str | None] = [None] * columns.num_rows
     seeds = resolved["seed"]
-    fields = [name for name in REQUEST_FIELDS if name != "seed"]
+    fields = [name for name in REQUEST_COLUMNS if name != "seed"]
     for row, values in enumerate(zip(*(resolved[name] for name in fields), strict=True)):
         if row in problems:
             continue
@@ -105,7 +80,7 @@ def _plan_table(
     for row, found in problems.items():
         resolved["reject"][row] = "; ".join(each.text for each in found)
     resolved["row"] = list(range(columns.num_rows))
-    rows = {name: build_array(resolved[name], kind) for name, kind in ROW_COLUMNS.items()}
+    rows = {name: build_array(resolved[name], kind) for name, kind in ROW_TYPES.items()}
     rows |= dict(zip(names, columns.labels.columns, strict=True))
     return PlannedTable(
         source=source.given,
@@ -224,8 +199,7 @@ def _check_ids(plan: Plan) -> None:
 
 def _name_labels(labels: Sequence[str], source: str) -> list[str]:
     """Return the names that labels get: their own, or `label_<name>` where it is taken."""
-    taken = {*KNOWN_COLUMNS, *ROW_COLUMNS, *MANIFEST_COLUMNS}
-    names = [f"label_{name}" if name in taken else name for name in labels]
+    names = [f"label_{name}" if name.casefold() in RESERVED else name for name in labels]
     for name in names:
         if names.count(name) > 1:
             raise UsageError(

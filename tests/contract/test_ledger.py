@@ -12,19 +12,10 @@ import pyarrow as pa
 import pytest
 
 from pipeline import ledger as ledger_module
+from pipeline.documents import Commit, CommitDraft, Failure, OutputIdentity, new_attempt
 from pipeline.errors import OutputMismatchError, UsageError
 from pipeline.identity import digest
-from pipeline.ledger import (
-    ROW_COLUMNS,
-    SUCCESS_KEY,
-    Commit,
-    CommitDraft,
-    Failure,
-    Ledger,
-    OutputIdentity,
-    UploadError,
-    new_attempt,
-)
+from pipeline.ledger import ROW_COLUMNS, SUCCESS_KEY, Ledger, UploadError
 from pipeline.manifest import write_manifest
 from pipeline.request import RenderRequest
 from pipeline.store import ObjectStore

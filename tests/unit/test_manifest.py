@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.documents import Artifact, Commit, Failure, OutputIdentity, new_attempt
 from pipeline.identity import digest
-from pipeline.ledger import Artifact, Commit, Failure, Ledger, OutputIdentity, new_attempt
+from pipeline.ledger import Ledger
 from pipeline.manifest import MANIFEST_SCHEMA, build_manifest, write_manifest
 from pipeline.request import RenderRequest
 from pipeline.store import ObjectStore
@@ -187,20 +188,6 @@ def test_request_columns_of_other_types(store: ObjectStore) -> None:
         rows = rows.set_column(place, name, rows[name].cast(type_))
     rows = rows.set_column(rows.column_names.index("reject"), "reject", pa.nulls(1))
     assert build_manifest(rows, [], [], store).schema.equals(MANIFEST_SCHEMA)
-
-
-def test_labels_named_like_fixed_columns(store: ObjectStore) -> None:
-    rows = plan_rows([A], status=["draft"], Model=["bottle"], label_status=[1], row_type=[2])
-    manifest = build_manifest(rows, [], [], store)
-    assert manifest.column_names[len(MANIFEST_SCHEMA) :] == [
-        "label_label_status",
-        "label_Model",
-        "label_status",
-        "row_type",
-    ]
-    assert manifest["status"].to_pylist() == ["remaining"]
-    assert manifest["label_label_status"].to_pylist() == ["draft"]
-    assert manifest["label_status"].to_pylist() == [1]
 
 
 def test_sql_over_the_folder(store: ObjectStore) -> None:

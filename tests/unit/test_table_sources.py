@@ -260,4 +260,12 @@ plan = make_plan(sys.argv[1])
 heavy = {"torch", "ray", "diffusers", "pandas", "pyarrow.dataset", "s3fs"} & set(sys.modules)
 sys.exit(f"loaded {heavy}" if heavy or plan.rows != 3 else 0)
 """
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.parquet")], check=True)
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.parquet")], check=True, cwd=root)
+
+
+def test_the_example_is_a_table_of_distinct_clips() -> None:
+    plan = make_plan(Path(__file__).parents[2] / "examples" / "ads.parquet")
+    assert (plan.rows, plan.clips, plan.rejected) == (8, 8, 0)
+    assert plan.tables[0].rows.column_names[-3:] == ["product", "locale", "aspect"]
+    assert {frames for (frames,) in cells(plan, "num_frames")} == {17}

@@ -1,0 +1,151 @@
+"""The ledger's documents: what an output is, what became of a clip, and how rows are counted."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Container
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.recipe import Recipe
+from pipeline.request import RenderRequest
+
+FORMAT = 1
+PACKAGES = ("rushes", "torch", "diffusers", "transformers", "ray", "av")
+
+Status = Literal["committed", "failed", "rejected", "remaining"]
+ClipId = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Attempt = Annotated[str, Field(pattern=r"^[0-9A-Za-z-]{8,80}$")]
+
+
+class Document(BaseModel):
+    """A JSON object of the store; fields that a later version added are passed over."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class OutputIdentity(Document):
+    """What an output is: `run.json`. Its model and finish never change."""
+
+    format: int = FORMAT
+    model: str
+    model_fingerprint: str
+    finish: dict[str, Any]
+    recipe: str
+    versions: dict[str, str] = {}
+    created_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
+
+
+class Artifact(Document):
+    """One uploaded file, as it was read back."""
+
+    key: str
+    sha256: str
+    size_bytes: int
+
+
+class CommitDraft(Document):
+    """A rendered clip that is not uploaded yet."""
+
+    clip_id: ClipId
+    attempt: Attempt
+    request: RenderRequest
+    width: int
+    height: int
+    num_frames: int
+    fps: float
+    duration_s: float
+    has_audio: bool = False
+    model: str
+    model_fingerprint: str
+    layout: str
+    gang: str
+    attempts: int = 1
+    """Attempts that the clip took in this run, this one included."""
+    timings: dict[str, float] = {}
+    """Seconds by stage: encode, denoise, develop; `commit_clip` adds upload."""
+    device_seconds: float = 0.0
+
+
+class Commit(CommitDraft):
+    """A clip that is done."""
+
+    video: Artifact
+    poster: Artifact
+    committed_at: datetime
+
+
+class Failure(Document):
+    """An attempt at a clip that was given up."""
+
+    clip_id: ClipId
+    attempt: Attempt
+    stage: str
+    reason: str
+    chain: tuple[str, ...] = ()
+    """What happened at each attempt, oldest first."""
+    attempts: int = 1
+    failed_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
+
+
+class OutputStatus(Document):
+    """How many rows ended how; each row is counted once. Clips are counted without repeats."""
+
+    rows: int = 0
+    committed: int = 0
+    failed: int = 0
+    rejected: int = 0
+    remaining: int = 0
+    clips: int = 0
+    clips_committed: int = 0
+
+
+def describe_output(recipe: Recipe, model_fingerprint: str) -> OutputIdentity:
+    """Return the identity of the output that this recipe and these weights make."""
+    versions: dict[str, str] = {}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return OutputIdentity(
+        model=recipe.model.checkpoint,
+        model_fingerprint=model_fingerprint,
+        finish=recipe.finish.model_dump(),
+        recipe=recipe.name,
+        versions=versions,
+    )
+
+
+def new_attempt() -> str:
+    """Return a name for one attempt at a clip: unguessable, and sortable by time."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{secrets.token_hex(8)}"
+
+
+def describe_failure(
+    clip_id: str, stage: str, error: Exception | str, chain: tuple[str, ...] = ()
+) -> Failure:
+    """Return the failure of a clip in `stage`, its reason in one line."""
+    text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+    reason = " ".join(text.split())[:500]
+    return Failure(
+        clip_id=clip_id,
+        attempt=new_attempt(),
+        stage=stage,
+        reason=reason,
+        chain=(*chain, reason),
+        attempts=max(len(chain), 1),
+    )
+
+
+def row_status(
+    clip_id: str | None, reject: str | None, committed: Container[str], failed: Container[str]
+) -> Status:
+    """Return the one state of a row, from the ids of committed and failed clips."""
+    if reject is not None:
+        return "rejected"
+    if clip_id is not None and clip_id in committed:
+        return "committed"
+    return "failed" if clip_id is not None and clip_id in failed else "remaining"

@@ -1,0 +1,129 @@
+"""Recipes are strict: an unknown key or a bad value is an error that says how to mend it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from pipeline.errors import UsageError
+from pipeline.recipe import GangShape, ModelSpec, Recipe, StageSpec, load_recipe, resolve_checkpoint
+
+TEXT = """
+name = "test"
+
+[model]
+checkpoint = "some/model"
+
+[request]
+width = 64
+height = 64
+num_frames = 17
+fps = 8
+num_inference_steps = 16
+guidance_scale = 4.0
+
+[limits]
+size_multiple = 16
+frame_multiple = 4
+min_side = 32
+max_side = 256
+max_pixels = 36864
+max_frames = 81
+
+[[gangs]]
+name = "single"
+count = 2
+
+[[gangs]]
+name = "wide"
+"""
+
+
+def load(folder: Path, *overrides: str, text: str = TEXT) -> Recipe:
+    path = folder / "test.toml"
+    path.write_text(text, encoding="utf-8")
+    return load_recipe(path, overrides)
+
+
+def test_a_recipe_and_its_defaults(tmp_path: Path) -> None:
+    recipe = load(tmp_path)
+    assert recipe.request.fps == 8.0
+    assert [gang.count for gang in recipe.gangs] == [2, 1]
+    assert recipe.finish.codec == "h264"
+    assert recipe.limits.min_frames == 1
+    with pytest.raises(ValidationError):
+        recipe.name = "other"  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_overrides_reach_every_place_and_type(tmp_path: Path) -> None:
+    recipe = load(
+        tmp_path,
+        "request.width=128",
+        "request.negative_prompt=a blurry, dark one",
+        'request.negative_prompt="the last wins = yes"',
+        "gangs.1.count=4",
+        "finish.preset=slow",
+        "model.dtypes.vae=float32",
+        "develop={ workers = 3 }",
+    )
+    assert recipe.request.width == 128
+    assert recipe.request.negative_prompt == "the last wins = yes"
+    assert recipe.gangs[1].count == 4
+    assert recipe.finish.preset == "slow"
+    assert recipe.model.dtypes == {"vae": "float32"}
+    assert recipe.develop.workers == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("request.wdth=1", "unknown key 'request.wdth'; did you mean 'width'?"),
+        ("xmodel.dtype=float32", "unknown key 'xmodel'; did you mean 'model'?"),
+        ("gangs.0.cuont=2", "unknown key 'gangs.0.cuont'; did you mean 'count'?"),
+        ("limits.zzz=1", "unknown key 'limits.zzz'; known keys: size_multiple"),
+        ("request.width=-1", "request.width: Input should be greater than 0, got -1"),
+        ("request.width=wide", "request.width: Input should be a valid integer"),
+        ("finish.crf=99", "finish.crf: Input should be less than or equal to 51, got 99"),
+        ("finish.preset=placebo", "finish.preset: Input should be 'ultrafast'"),
+        ("gangs=[]", "gangs:"),
+        ("gangs.1.name=single", "names must differ, got ['single', 'single']"),
+        ("request.width", "expected key=value, for example request.width=128"),
+        ("=5", "expected key=value"),
+        ("name.first=x", "'name.first=x': name is not a section"),
+        ("gangs.5.count=1", "'5' is not a section of the recipe"),
+    ],
+)
+def test_a_bad_override(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load(tmp_path, override)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bad_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no recipe at .*none\.toml"):
+        load_recipe(tmp_path / "none.toml")
+    with pytest.raises(UsageError, match="is not a TOML file"):
+        load(tmp_path, text="name = ")
+    with pytest.raises(UsageError, match="model is missing"):
+        load(tmp_path, text='name = "x"')
+
+
+def test_devices_follow_resources() -> None:
+    assert StageSpec().device == "cpu"
+    assert StageSpec(num_gpus=0.25).device == "cuda"
+    assert GangShape(name="x").device == "cpu"
+    assert GangShape(name="x", num_gpus=1).device == "cuda"
+
+
+def test_checkpoints_on_this_machine(tmp_path: Path) -> None:
+    assert resolve_checkpoint(ModelSpec(checkpoint=str(tmp_path))) == tmp_path.resolve()
+    inside = resolve_checkpoint(ModelSpec(checkpoint="package:pipeline.tiny/checkpoint"))
+    assert inside.parts[-3:] == ("pipeline", "tiny", "checkpoint")
+    with pytest.raises(UsageError, match="no package 'nowhere'"):
+        resolve_checkpoint(ModelSpec(checkpoint="package:nowhere/checkpoint"))
+    for missing in ("./a/b", "/none", "a/b/c", "plain"):
+        with pytest.raises(UsageError, match="no folder at"):
+            resolve_checkpoint(ModelSpec(checkpoint=missing))
