@@ -10,6 +10,7 @@ output is a pure function of them, and the blocks around it stay as they are.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
@@ -64,6 +65,7 @@ class CallMemo:
 
     def __init__(self, function: Callable[..., Any], max_bytes: int = MEMO_BYTES) -> None:
         """Remember up to `max_bytes` of results; the least recently used go first."""
+        functools.update_wrapper(self, function)  # blocks look at a model's signature
         self.hits = 0
         self.misses = 0
         self._function = function

@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from logging import CRITICAL
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
@@ -74,7 +75,7 @@ class Graph:
             UsageError: the folder is no diffusers checkpoint, its family has no modular blocks
                 with a `denoise` block between encoders and decoder, or they need other inputs.
         """
-        diffusers_logging.set_verbosity_error()
+        diffusers_logging.set_verbosity(CRITICAL)  # an error is raised as well as logged
         diffusers_logging.disable_progress_bar()
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
