@@ -136,18 +136,19 @@ class Graph:
         return names, {each.kwargs_type for each in inputs if each.kwargs_type}
 
     def _load_component(self, spec: Any) -> Any:
+        # An index may name another repository: what renders is what was fingerprinted. And a
+        # tokenizer without files would load as an empty one.
+        place = {"pretrained_model_name_or_path": str(self.checkpoint)}
+        if not (self.checkpoint / spec.subfolder).is_dir():
+            raise UsageError(f"model.checkpoint: {self.checkpoint.name} has no {spec.subfolder}")
         options: dict[str, Any] = {}
         if isinstance(spec.type_hint, type) and issubclass(spec.type_hint, torch.nn.Module):
             name = self.model.dtypes.get(spec.name, self.model.dtype)
             options = {"dtype": getattr(torch, name), "use_safetensors": True}
         try:
-            # An index may name another repository; what is rendered with is what was fingerprinted.
-            component = spec.load(pretrained_model_name_or_path=str(self.checkpoint), **options)
+            component = spec.load(**place, **options)
         except (OSError, ValueError) as error:
-            raise UsageError(
-                f"model.checkpoint: cannot load {spec.name} from {self.checkpoint.name}: "
-                f"{_one_line(error)}"
-            ) from error
+            raise self._cannot_load(spec.name, error) from error
         if isinstance(component, torch.nn.Module):
             component.eval().requires_grad_(False)
         return component
@@ -164,10 +165,19 @@ class Graph:
                 continue
             if issubclass(kind, ModelMixin):
                 model = cast(Any, kind)
-                config = model.load_config(str(self.checkpoint), subfolder=spec.subfolder)
+                folder = self.checkpoint / (spec.subfolder or "")
+                try:
+                    with torch.device("meta"):
+                        skeleton = model.from_config(model.load_config(str(folder)))
+                except (OSError, ValueError) as error:
+                    raise self._cannot_load(name, error) from error
                 dtype = getattr(torch, self.model.dtypes.get(name, self.model.dtype))
-                with torch.device("meta"):
-                    setattr(pipeline, name, model.from_config(config).to(dtype))
+                setattr(pipeline, name, skeleton.to(dtype))
+
+    def _cannot_load(self, name: str, error: Exception) -> UsageError:
+        return UsageError(
+            f"model.checkpoint: cannot load {name} from {self.checkpoint.name}: {_one_line(error)}"
+        )
 
 
 def find_loops(blocks: Blocks) -> Iterator[LoopSequentialPipelineBlocks]:
@@ -253,6 +263,8 @@ def hand_over(
 def _resolve(blocks: Blocks, given: set[str], name: str) -> Blocks:
     """Return the row of blocks that run when inputs of these names are given."""
     resolved = blocks.get_execution_blocks(**dict.fromkeys(given, True))
+    if "videos" not in {each.name for each in resolved.intermediate_outputs}:
+        raise UsageError(f"model.checkpoint: the blocks of {name} make no videos")
     missing = sorted({each.name for each in resolved.inputs if each.required} - given)
     if missing:
         raise UsageError(f"model.checkpoint: {name} also needs {', '.join(missing)} for a clip")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -35,9 +36,13 @@ def graph_of(folder: Path, **model: Any) -> Graph:
 
 def error_of(folder: Path, **model: Any) -> str:
     """Return the one line that a user sees."""
-    with pytest.raises(UsageError) as caught:
+
+    def load() -> None:
         for stage in ("encode", "denoise", "decode"):
             graph_of(folder, **model).load(stage)
+
+    with pytest.raises(UsageError) as caught:
+        load()
     text = str(caught.value)
     assert text.startswith("model.")
     assert "\n" not in text
@@ -106,11 +111,9 @@ def test_not_a_checkpoint(tmp_path: Path, content: str | None) -> None:
     assert "no modular blocks" in error_of(tmp_path)
 
 
-def test_an_images_checkpoint_has_no_denoised_video(tmp_path: Path) -> None:
-    """Blocks that aren't cut as video's are: said, with the names they have."""
-    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
-    text = error_of(tmp_path, blocks="WanTextEncoderStep")
-    assert "model.checkpoint" in text
+@pytest.mark.parametrize("blocks", ["QwenImageAutoBlocks", "StableDiffusionXLAutoBlocks"])
+def test_a_model_of_images(wan: Path, blocks: str) -> None:
+    assert "make no videos" in error_of(wan, blocks=blocks)
 
 
 @pytest.mark.parametrize("part", ["text_encoder", "transformer", "vae"])
@@ -135,7 +138,7 @@ def test_damaged_weights_are_refused(copy: Path, part: str) -> None:
 @pytest.mark.parametrize("part", ["tokenizer", "scheduler", "transformer"])
 def test_a_missing_part_is_named(copy: Path, part: str) -> None:
     shutil.rmtree(copy / part)
-    assert f"cannot load {part}" in error_of(copy)
+    assert re.search(rf"(cannot load|has no) {part}", error_of(copy))
 
 
 EVIL = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\n"
@@ -160,7 +163,7 @@ def test_blocks_in_the_checkpoint_are_refused(copy: Path) -> None:
     assert not list(copy.rglob("ran"))
 
 
-def test_a_models_own_code_is_refused(copy: Path) -> None:
+def test_a_models_own_code_is_not_run(copy: Path) -> None:
     (copy / "text_encoder" / "evil.py").write_text(EVIL + "class Evil: pass\n")
     path = copy / "text_encoder" / "config.json"
     config = json.loads(path.read_text()) | {"auto_map": {"AutoModel": "evil.Evil"}}
@@ -186,4 +189,4 @@ def test_an_index_cannot_lead_elsewhere(copy: Path) -> None:
     for stage in ("encode", "denoise", "decode"):
         graph.load(stage)
     shutil.rmtree(copy / "vae")
-    assert "cannot load vae" in error_of(copy)
+    assert re.search("(cannot load|has no) vae", error_of(copy))
