@@ -2,8 +2,9 @@
 
 Every modular video family is a row of encoder blocks, one block named `denoise`, then `decode`.
 All before `denoise` is the encode stage, all after it the decode stage, so there is no table of
-families here. Each stage loads only its own weights; of the other stages' models it sees empty
-skeletons on the meta device, since blocks derive sizes from their configuration.
+families here. Blocks that a clip's inputs don't call for are left out, with what they would load.
+Each stage loads only its own weights; of the other stages' models it sees empty skeletons on the
+meta device, since blocks derive sizes from their configuration.
 """
 
 # pyright: reportUnknownVariableType=false, reportUnknownMemberType=false
@@ -13,8 +14,9 @@ skeletons on the meta device, since blocks derive sizes from their configuration
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from logging import CRITICAL
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
@@ -40,6 +42,10 @@ from pipeline.request import RenderRequest
 
 StageName = Literal["encode", "denoise", "decode"]
 DENOISE = "denoise"
+REQUEST_INPUTS = {*RenderRequest.model_fields, "frame_rate", "generator", "output_type"}
+"""The block inputs that every request brings."""
+SIZE_INPUTS = {"height", "width"}
+"""Handed on to the end: a conditioning image may change them."""
 Blocks: TypeAlias = Any
 """A tree of `ModularPipelineBlocks`, which diffusers leaves untyped."""
 
@@ -60,32 +66,34 @@ class Stage:
 class Graph:
     """The blocks of one checkpoint, declared once and driven by every runner."""
 
-    def __init__(self, model: ModelSpec, checkpoint: Path) -> None:
+    def __init__(self, model: ModelSpec, checkpoint: Path, inputs: Iterable[str] = ()) -> None:
         """Read the checkpoint's index and cut its blocks; no weights are loaded.
 
+        `inputs` name the block inputs that clips bring besides their request, such as `image`.
+
         Raises:
-            UsageError: the folder is no diffusers checkpoint, or its family has no modular
-                blocks with a `denoise` block between encoders and decoder.
+            UsageError: the folder is no diffusers checkpoint, its family has no modular blocks
+                with a `denoise` block between encoders and decoder, or they need other inputs.
         """
-        diffusers_logging.set_verbosity_error()
+        diffusers_logging.set_verbosity(CRITICAL)  # an error is raised as well as logged
         diffusers_logging.disable_progress_bar()
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
         self.model = model
         self.checkpoint = checkpoint
         self._whole = _find_pipeline(model, checkpoint)
-        self._blocks = self._whole.blocks
+        self._blocks = _resolve(self._whole.blocks, {*REQUEST_INPUTS, *inputs}, checkpoint.name)
         names = list(self._blocks.sub_blocks)
-        if DENOISE not in names or names[-1] == DENOISE:
+        inner = [i for i, name in enumerate(names) if name.split(".")[0] == DENOISE]
+        if not inner or inner[-1] == len(names) - 1:
             raise UsageError(
                 f"model.checkpoint: {checkpoint.name} has blocks {names}; "
                 f"expected encoder blocks, then {DENOISE!r}, then a decoder"
             )
-        cut = names.index(DENOISE)
         self._names: Mapping[StageName, list[str]] = {
-            "encode": names[:cut],
-            "denoise": [DENOISE],
-            "decode": names[cut + 1 :],
+            "encode": names[: inner[0]],
+            "denoise": names[inner[0] : inner[-1] + 1],
+            "decode": names[inner[-1] + 1 :],
         }
 
     def blocks(self, stage: StageName) -> Blocks:
@@ -111,6 +119,9 @@ class Graph:
             if spec.pretrained_model_name_or_path is None or spec.type_hint is None:
                 continue  # the index has none, such as a second expert
             if stage == "denoise" and _is_autoencoder(spec.type_hint):
+                # Read for its configuration alone; unlisted, so that `meta` isn't this stage's
+                # device.
+                pipeline._component_specs.pop(name)  # pyright: ignore[reportPrivateUsage]
                 continue
             pipeline.update_components(**{name: self._load_component(spec)})
         pipeline.to(device)
@@ -121,20 +132,23 @@ class Graph:
         """Return the names, and the kwargs types, that stages after `stage` read."""
         later: tuple[StageName, ...] = ("denoise", "decode") if stage == "encode" else ("decode",)
         inputs = [each for name in later for each in self.blocks(name).inputs]
-        names = {each.name for each in inputs if each.name}
+        names = {each.name for each in inputs if each.name} | SIZE_INPUTS
         return names, {each.kwargs_type for each in inputs if each.kwargs_type}
 
     def _load_component(self, spec: Any) -> Any:
+        # An index may name another repository: what renders is what was fingerprinted. And a
+        # tokenizer without files would load as an empty one.
+        place = {"pretrained_model_name_or_path": str(self.checkpoint)}
+        if not (self.checkpoint / spec.subfolder).is_dir():
+            raise UsageError(f"model.checkpoint: {self.checkpoint.name} has no {spec.subfolder}")
         options: dict[str, Any] = {}
         if isinstance(spec.type_hint, type) and issubclass(spec.type_hint, torch.nn.Module):
             name = self.model.dtypes.get(spec.name, self.model.dtype)
             options = {"dtype": getattr(torch, name), "use_safetensors": True}
         try:
-            component = spec.load(**options)
+            component = spec.load(**place, **options)
         except (OSError, ValueError) as error:
-            raise UsageError(
-                f"model.checkpoint: cannot load {spec.name} from {self.checkpoint.name}: {error}"
-            ) from error
+            raise self._cannot_load(spec.name, error) from error
         if isinstance(component, torch.nn.Module):
             component.eval().requires_grad_(False)
         return component
@@ -151,10 +165,19 @@ class Graph:
                 continue
             if issubclass(kind, ModelMixin):
                 model = cast(Any, kind)
-                config = model.load_config(spec.pretrained_model_name_or_path, subfolder=name)
+                folder = self.checkpoint / (spec.subfolder or "")
+                try:
+                    with torch.device("meta"):
+                        skeleton = model.from_config(model.load_config(str(folder)))
+                except (OSError, ValueError) as error:
+                    raise self._cannot_load(name, error) from error
                 dtype = getattr(torch, self.model.dtypes.get(name, self.model.dtype))
-                with torch.device("meta"):
-                    setattr(pipeline, name, model.from_config(config).to(dtype))
+                setattr(pipeline, name, skeleton.to(dtype))
+
+    def _cannot_load(self, name: str, error: Exception) -> UsageError:
+        return UsageError(
+            f"model.checkpoint: cannot load {name} from {self.checkpoint.name}: {_one_line(error)}"
+        )
 
 
 def find_loops(blocks: Blocks) -> Iterator[LoopSequentialPipelineBlocks]:
@@ -167,13 +190,17 @@ def find_loops(blocks: Blocks) -> Iterator[LoopSequentialPipelineBlocks]:
 
 
 def session_copy(pipeline: ModularPipeline, guidance_scale: float) -> ModularPipeline:
-    """Return `pipeline` with schedulers and guiders of its own, sharing all weights."""
+    """Return `pipeline` with schedulers and guiders of its own, sharing all weights.
+
+    The scale is that of `guider` and, where there are two experts, `guider_2`; a guider of another
+    name, such as LTX-2's `audio_guider`, keeps its own.
+    """
     own = copy.copy(pipeline)
     for name, component in pipeline.components.items():
         if isinstance(component, SchedulerMixin):
             setattr(own, name, copy.deepcopy(component))
         elif isinstance(component, BaseGuidance):
-            known = "guidance_scale" in component.config
+            known = name.startswith("guider") and "guidance_scale" in component.config
             changes = {"guidance_scale": guidance_scale} if known else {}
             setattr(own, name, component.new(**changes))
     return own
@@ -187,7 +214,7 @@ def make_state(
 ) -> PipelineState:
     """Return the state that `blocks` start from: their defaults, the request, what came before.
 
-    `inputs` are further block inputs by name, such as a conditioning `image`.
+    `inputs` are further block inputs by name, of these blocks or of later ones.
     """
     generator = torch.Generator("cpu").manual_seed(request.seed)
     if handoff and handoff.generator_state is not None:
@@ -201,6 +228,8 @@ def make_state(
         **(inputs or {}),
     }
     state: Any = PipelineState()
+    for name, value in (inputs or {}).items():
+        state.set(name, value)
     for each in blocks.inputs:
         if each.name:
             state.set(each.name, given.get(each.name, each.default), each.kwargs_type)
@@ -231,6 +260,17 @@ def hand_over(
     return values, {name: tagged[name] for name in values if name in tagged}, drawn
 
 
+def _resolve(blocks: Blocks, given: set[str], name: str) -> Blocks:
+    """Return the row of blocks that run when inputs of these names are given."""
+    resolved = blocks.get_execution_blocks(**dict.fromkeys(given, True))
+    if "videos" not in {each.name for each in resolved.intermediate_outputs}:
+        raise UsageError(f"model.checkpoint: the blocks of {name} make no videos")
+    missing = sorted({each.name for each in resolved.inputs if each.required} - given)
+    if missing:
+        raise UsageError(f"model.checkpoint: {name} also needs {', '.join(missing)} for a clip")
+    return resolved
+
+
 def _find_pipeline(model: ModelSpec, checkpoint: Path) -> ModularPipeline:
     """Return the whole pipeline of a checkpoint, its components' places known, none loaded."""
     try:
@@ -243,10 +283,15 @@ def _find_pipeline(model: ModelSpec, checkpoint: Path) -> ModularPipeline:
         return cast(Blocks, kind)().init_pipeline(str(checkpoint))
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise UsageError(
-            f"model.checkpoint: no modular blocks found for {checkpoint.name} ({error}); "
+            f"model.checkpoint: no modular blocks for {checkpoint.name} ({_one_line(error)}); "
             "name them by model.blocks"
         ) from error
 
 
 def _is_autoencoder(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, ModelMixin) and hasattr(kind, "decode")
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:300]}…"
