@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, cast
 
 import ray
+from ray._private import services
 
 from pipeline.errors import UsageError
 from pipeline.recipe import Recipe
 
 SPARE_CPUS = 2.0
 """Logical CPUs for Ray Data's own read and repartition tasks."""
+CONNECT_TIMEOUT_S = 5.0
 LOCAL_ENVIRONMENT = {
     "RAY_worker_maximum_startup_concurrency": "16",  # all of a run's actors start at once
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -23,6 +26,22 @@ LOCAL_ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
 """What a local cluster is started with, where the user's environment doesn't say otherwise."""
+
+
+def check_address(address: str) -> None:
+    """Check that something listens where `address` says; Ray itself would wait for 14 minutes.
+
+    Raises:
+        UsageError: nothing does, or `auto` finds no cluster, or several.
+    """
+    if "://" in address:  # Ray's client, which gives up within half a minute
+        return
+    try:
+        found = cast(Any, services).canonicalize_bootstrap_address_or_die(address)
+        host, _, port = str(found).rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--address {address}: no Ray cluster answers: {error}") from error
 
 
 @contextmanager

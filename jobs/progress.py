@@ -60,7 +60,8 @@ class ConsoleReporter:
 
     def __exit__(self, *error: object) -> None:
         """Take the bar away."""
-        self._bar.stop()
+        if self._console.is_terminal:  # elsewhere it would print an empty line
+            self._bar.stop()
 
     def planned(self, call: PlannedCall, done: int, requests: dict[str, RenderRequest]) -> None:
         """Say what there is to do."""

@@ -83,6 +83,10 @@ def render_tables(
     call = plan_call(tables, recipe)
     ledger = Ledger(ObjectStore(output))
     ledger.store.locate_for_arrow("run.json")
+    if address:
+        from cluster.session import check_address
+
+        check_address(address)
     ledger.open_output(call.identity)
     for table in call.plan.tables:
         ledger.save_rows(table.name, table.rows)
