@@ -50,7 +50,7 @@ class Classic:
         recipe = find_recipe("tiny-cpu")
         self.finish = recipe.finish
         self.pipeline = WanVACEPipeline.from_pretrained(
-            resolve_checkpoint(recipe.model), torch_dtype=torch.float32
+            resolve_checkpoint(recipe.model), dtype=torch.float32
         )
         self.pipeline.set_progress_bar_config(disable=True)
         self.out = Path(out)

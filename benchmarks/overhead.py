@@ -78,6 +78,7 @@ class Run:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, check and print; write the report if asked to."""
     options = _parse(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     load = os.getloadavg()[0]
     if load > 0.5:
         print(f"note: the machine's load is {load:.1f}; figures from a busy machine mislead")
