@@ -22,7 +22,9 @@ SPATIAL = 8
 """Pixels in one latent pixel, along each side."""
 
 VAE: dict[str, Any] = {
-    "base_dim": 16,
+    # Half as wide an encoder as decoder: a third of the training time, and it has less to do.
+    "base_dim": 8,
+    "decoder_base_dim": 16,
     "z_dim": LATENT_CHANNELS,
     "dim_mult": [1, 2, 4, 4],
     "num_res_blocks": 1,

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 def _orthogonal(update: Tensor) -> Tensor:
     """The nearest matrix with all singular values about 1: five Newton-Schulz steps."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = update / (update.norm() + 1e-7)
+    x = (update / (update.norm() + 1e-7)).bfloat16()
     flipped = x.shape[0] > x.shape[1]
     x = x.T if flipped else x
     for _ in range(5):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if flipped else x
+    return (x.T if flipped else x).to(update.dtype)
 
 
 class Muon(torch.optim.Optimizer):

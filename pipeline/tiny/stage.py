@@ -43,6 +43,13 @@ def cosine(progress: float, warm: float = 0.02) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (progress - warm) / (1 - warm)))
 
 
+def plateau(progress: float) -> float:
+    """A rate's factor: up, level until six tenths, then straight down to a fiftieth."""
+    if progress < 0.03:
+        return progress / 0.03
+    return 1.0 if progress < 0.6 else max(0.02, (1 - progress) / 0.4)
+
+
 def rank() -> int:
     """Which of the processes that train together this is; 0 where there is one."""
     return dist.get_rank() if dist.is_initialized() else 0

@@ -27,6 +27,11 @@ def _worker(rank: int, world: int, port: int, job: Callable[[], None]) -> None:
         dist.destroy_process_group()
 
 
+def world() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def run_together(processes: int, job: Callable[[], None]) -> None:
     """Run a picklable `job` in so many processes; an error in one ends all."""
     if processes == 1:
