@@ -1,7 +1,7 @@
 """What VACE is given beside the words: kept pixels, pixels to redraw, and a mask.
 
 The same arithmetic as diffusers' pipelines: blank pixels are mid-gray (0 in [-1, 1]), the mask
-is 1 where the model draws, and each 8 × 8 pixels of it become 64 channels of one latent pixel.
+is 1 where the model draws, and each 8 x 8 pixels of it become 64 channels of one latent pixel.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 from pipeline.tiny.models import SPATIAL, TEMPORAL
 from pipeline.tiny.scenes import Scene, coverage, other_object, render
@@ -98,4 +98,4 @@ def pack_mask(mask: Tensor) -> Tensor:
     h, w = height // SPATIAL, width // SPATIAL
     packed = mask.view(frames, h, SPATIAL, w, SPATIAL).permute(2, 4, 0, 1, 3).flatten(0, 1)
     size = ((frames + TEMPORAL - 1) // TEMPORAL, h, w)
-    return F.interpolate(packed[None], size=size, mode="nearest-exact")[0]
+    return functional.interpolate(packed[None], size=size, mode="nearest-exact")[0]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 from pipeline.tiny.scenes import COLOURS, Scene, Video, coverage
 from pipeline.tiny.shapes import SHAPES
@@ -77,7 +77,7 @@ def _centred(mask: Tensor, where: Tensor, degrees: Tensor, side: int, scale: Ten
     dy = (-torch.sin(turn) * u + torch.cos(turn) * v) * scale[:, None, None]
     grid = torch.stack([where[0] * 2 - 1 + dx * 2 / width, where[1] * 2 - 1 + dy * 2 / height], -1)
     source = mask[None, None].expand(len(degrees), 1, height, width)
-    return F.grid_sample(source, grid.float(), align_corners=False)[:, 0]
+    return functional.grid_sample(source, grid.float(), align_corners=False)[:, 0]
 
 
 def _overlap(one: Tensor, other: Tensor) -> Tensor:

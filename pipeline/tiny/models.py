@@ -61,7 +61,7 @@ TRANSFORMER: dict[str, Any] = {
     "ffn_dim": 576,
     "num_layers": 6,
     "vace_layers": [0, 3],
-    # Kept pixels, pixels to redraw, and the mask: one number for each of 8 × 8 pixels.
+    # Kept pixels, pixels to redraw, and the mask: one number for each of 8 x 8 pixels.
     "vace_in_channels": 2 * LATENT_CHANNELS + SPATIAL * SPATIAL,
 }
 
@@ -75,7 +75,7 @@ SCHEDULER: dict[str, Any] = {
 
 
 def build_vae() -> AutoencoderKLWan:
-    """An untrained VAE: 8 × 8 pixels and 4 frames to one latent of 16 channels."""
+    """An untrained VAE: 8 x 8 pixels and 4 frames to one latent of 16 channels."""
     blank = {"latents_mean": [0.0] * LATENT_CHANNELS, "latents_std": [1.0] * LATENT_CHANNELS}
     return AutoencoderKLWan(**VAE, **blank)
 

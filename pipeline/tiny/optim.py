@@ -30,6 +30,7 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
+        """Weights of two or more dimensions, the size of a step, and how long it remembers."""
         super().__init__(list(params), {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
@@ -71,6 +72,7 @@ class Average:
     """An exponential moving average of a module's weights, in fp32."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
+        """Start from the module's weights; `decay` is the share kept at each step."""
         self.decay = decay
         self.weights = {k: v.detach().clone().float() for k, v in module.state_dict().items()}
 

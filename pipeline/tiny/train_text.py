@@ -1,8 +1,8 @@
 """Stage `text`: the encoder alone, made to tell a caption's attributes apart. Then frozen.
 
 Trained only through the diffusion loss it stays a bag of words: half the clips had the two
-colours swapped. So it first learns to say, through one attention pool for each attribute, what
-colour, background, shape and motion a caption names.
+colours swapped. So it first learns to say what colour, background, shape and motion a caption
+names: at **every** token, so that the transformer may attend to any of them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 from pipeline.tiny.captions import paraphrase, plain
@@ -33,21 +33,18 @@ SEED = 23
 
 
 class AttributeReader(nn.Module):
-    """The encoder with a learnt query and a linear layer for each attribute."""
+    """The encoder with a linear layer for each attribute, over every token."""
 
     def __init__(self, encoder: UMT5EncoderModel) -> None:
+        """Fresh layers on an encoder."""
         super().__init__()
         self.encoder = encoder
-        self.queries = nn.Parameter(torch.randn(len(ATTRIBUTES), TEXT_WIDTH) * 0.02)
         self.heads = nn.ModuleList(nn.Linear(TEXT_WIDTH, len(v)) for v in ATTRIBUTES.values())
 
     def forward(self, ids: Tensor, mask: Tensor) -> list[Tensor]:
-        """Scores of each attribute's values, a list of (n, values)."""
-        states = self.encoder(ids, mask).last_hidden_state
-        scores = torch.einsum("ntd,ad->nat", states, self.queries)
-        weights = scores.masked_fill(mask[:, None] == 0, -1e9).softmax(dim=-1)
-        pooled = torch.einsum("nat,ntd->nad", weights, states)
-        return [head(pooled[:, i]) for i, head in enumerate(self.heads)]
+        """Scores of each attribute's values at the real tokens, a list of (tokens, values)."""
+        states = self.encoder(ids, mask).last_hidden_state[mask > 0]
+        return [head(states) for head in self.heads]
 
 
 def targets(scenes: list[Scene]) -> list[Tensor]:
@@ -74,9 +71,10 @@ def run(work: Path, budget: Budget, *, seed: int = SEED, batch: int = BATCH) -> 
         # Held-out combinations are unknown here too: only their clips' words, apart, are known.
         scenes = [draw_scene(rng) for _ in range(batch)]
         texts = [plain(s) if rng.random() < 0.2 else paraphrase(rng, s) for s in scenes]
-        made = reader(*tokens(tokenizer, texts))
-        wanted = targets(scenes)
-        losses = [F.cross_entropy(m, w) for m, w in zip(made, wanted, strict=True)]
+        ids, mask = tokens(tokenizer, texts)
+        made, owner = reader(ids, mask), mask.nonzero()[:, 0]
+        wanted = [values[owner] for values in targets(scenes)]
+        losses = [functional.cross_entropy(m, w) for m, w in zip(made, wanted, strict=True)]
         right = [(m.argmax(1) == w) for m, w in zip(made, wanted, strict=True)]
         every = torch.stack(right).all(dim=0).float().mean()
         return torch.stack(losses).sum(), {"all_right": float(every)}

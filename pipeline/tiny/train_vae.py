@@ -15,7 +15,7 @@ from pipeline.tiny.scenes import draw_scene, render
 from pipeline.tiny.stage import Budget, Rates, cosine, numpy_rng, torch_rng, train
 from pipeline.tiny.whole import decode_whole, encode_whole
 
-# Widths of 64 and 48 alone: for 96 and 112 oneDNN's bf16 gradient of a 3 × 3 × 3 convolution from
+# Widths of 64 and 48 alone: for 96 and 112 oneDNN's bf16 gradient of a 3 x 3 x 3 convolution from
 # 32 to 16 channels is not a number, or writes outside its memory (torch 2.13, AMX).
 SIZES: tuple[tuple[int, int, int, int, float], ...] = (
     # frames, height, width, clips in one process's batch, how often
@@ -64,13 +64,13 @@ def batch(seed: int, step: int) -> Tensor:
     return torch.stack(clips)
 
 
-def reconstruction(vae: AutoencoderKLWan, video: Tensor, noise: Tensor | None) -> tuple[Tensor, ...]:
+def reconstruction(vae: AutoencoderKLWan, video: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
     """The clip through the VAE, with the latents' means and log variances."""
     with torch.autocast("cpu", torch.bfloat16):
         moments = encode_whole(vae, video)
         mean, spread = moments.float().split(LATENT_CHANNELS, dim=1)
         spread = spread.clamp(-12, 2)
-        latents = mean if noise is None else mean + noise * torch.exp(0.5 * spread)
+        latents = mean + noise * torch.exp(0.5 * spread)
         return decode_whole(vae, latents).float(), mean, spread
 
 
@@ -99,8 +99,9 @@ def run(work: Path, budget: Budget, *, seed: int = SEED, rate: Rates = cosine) -
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
         video = batch(seed, step)
-        shape = (len(video), LATENT_CHANNELS, (video.shape[2] + 3) // 4)
-        noise = torch.randn(*shape, video.shape[3] // 8, video.shape[4] // 8, generator=torch_rng(seed, step))
+        n, _, frames, height, width = video.shape
+        shape = (n, LATENT_CHANNELS, (frames + 3) // 4, height // 8, width // 8)
+        noise = torch.randn(shape, generator=torch_rng(seed, step))
         made, mean, spread = reconstruction(vae, video, noise)
         loss, psnr = error(made, video)
         kl = 0.5 * (mean.square() + spread.exp() - 1 - spread).mean()
