@@ -21,7 +21,7 @@ Size = tuple[int, int, int]
 
 def load(checkpoint: Path = CHECKPOINT) -> Any:
     """The pipeline in fp32. A dtype is passed: without it the text encoder alone stays fp16."""
-    pipe = WanVACEPipeline.from_pretrained(str(checkpoint), torch_dtype=torch.float32)
+    pipe = WanVACEPipeline.from_pretrained(str(checkpoint), dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

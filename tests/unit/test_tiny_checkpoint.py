@@ -3,17 +3,27 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import WanVACEPipeline
+from diffusers import ModularPipeline, WanVACEPipeline
 from diffusers.modular_pipelines.wan import Wan22VaceBlocks
 from safetensors import safe_open
 
 from pipeline.tiny import CHECKPOINT
 
 PROMPT = "a red square moving left on a white background"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Small work: threads would only wait for each other where other tests run beside."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def test_the_path_costs_no_torch() -> None:
@@ -61,7 +71,7 @@ def test_the_licence_is_stated() -> None:
 
 @pytest.fixture(scope="module")
 def classic() -> torch.Tensor:
-    pipe = WanVACEPipeline.from_pretrained(str(CHECKPOINT), torch_dtype=torch.float32)
+    pipe = WanVACEPipeline.from_pretrained(str(CHECKPOINT), dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return _classic(pipe)
 
@@ -74,18 +84,30 @@ def _classic(pipe: WanVACEPipeline) -> torch.Tensor:
 
 
 def test_the_same_seed_gives_the_same_pixels(classic: torch.Tensor) -> None:
-    pipe = WanVACEPipeline.from_pretrained(str(CHECKPOINT), torch_dtype=torch.float32)
+    pipe = WanVACEPipeline.from_pretrained(str(CHECKPOINT), dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     assert torch.equal(_classic(pipe), classic)
 
 
-def test_modular_blocks_agree_with_the_classic_pipeline(classic: torch.Tensor) -> None:
+def test_diffusers_finds_the_modular_blocks_by_itself(classic: torch.Tensor) -> None:
+    pipe = ModularPipeline.from_pretrained(str(CHECKPOINT))
+    pipe.load_components(dtype=torch.float32)
+    assert pipe.transformer_2 is None
+    pipe.update_components(guider=pipe.guider.new(guidance_scale=4.0))
+    assert torch.allclose(_modular(pipe), classic, atol=1e-5)
+
+
+def test_named_modular_blocks_agree_with_the_classic_pipeline(classic: torch.Tensor) -> None:
     pipe = Wan22VaceBlocks().init_pipeline(str(CHECKPOINT))
     pipe.update_components(boundary_ratio=0.0)
     names = [n for n in pipe.pretrained_component_names if n != "transformer_2"]
-    pipe.load_components(names=names, torch_dtype=torch.float32)
-    pipe.guider.guidance_scale = 4.0
+    pipe.load_components(names=names, dtype=torch.float32)
+    pipe.update_components(guider=pipe.guider.new(guidance_scale=4.0))
+    assert torch.allclose(_modular(pipe), classic, atol=1e-5)
+
+
+def _modular(pipe: ModularPipeline) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
     made = pipe(prompt=PROMPT, num_frames=5, height=48, width=80, num_inference_steps=3,
-                generator=torch.Generator().manual_seed(3), output_type="pt",
-                output="videos")  # fmt: skip
-    assert torch.allclose(made[0], classic, atol=1e-5)
+                generator=generator, output_type="pt", output="videos")  # fmt: skip
+    return made[0]

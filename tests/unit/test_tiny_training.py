@@ -1,5 +1,6 @@
 """Every stage trains a few steps, resumes, and ends in a checkpoint that loads."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,15 @@ from pipeline.tiny.text import LONGEST, build_tokenizer
 from pipeline.tiny.train import export
 from pipeline.tiny.train_transformer import Objective, encode_words, favour_words
 from pipeline.tiny.whole import decode_whole, encode_whole
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Small work: threads would only wait for each other where other tests run beside."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def few(steps: int) -> Budget:
@@ -60,7 +70,7 @@ def test_a_stage_resumes_to_the_same_weights(tmp_path: Path) -> None:
 
 def test_the_export_is_a_checkpoint_of_the_usual_form(work: Path, tmp_path: Path) -> None:
     export(work, tmp_path)
-    pipe = WanVACEPipeline.from_pretrained(str(tmp_path), torch_dtype=torch.float32)
+    pipe = WanVACEPipeline.from_pretrained(str(tmp_path), dtype=torch.float32)
     assert len(pipe.vae.config.latents_mean) == LATENT_CHANNELS
     assert min(pipe.vae.config.latents_std) > 0
     assert pipe.scheduler.config.flow_shift == 3.0
