@@ -31,9 +31,9 @@ MODULAR_INDEX: dict[str, Any] = {
     "_diffusers_version": INDEX["_diffusers_version"],
     "boundary_ratio": 0.0,
 }
-"""What `ModularPipeline.from_pretrained` reads first, and the only way that it finds the blocks of a
-VACE checkpoint: its table has no entry for `WanVACEPipeline`. The blocks are made for two experts;
-at a boundary of 0 the first does every step."""
+"""What `ModularPipeline.from_pretrained` reads first, and the only way that it finds the blocks of
+a VACE checkpoint: its table has no entry for `WanVACEPipeline`. The blocks are made for two
+experts; at a boundary of 0 the first does every step."""
 
 
 def modular_index() -> dict[str, Any]:

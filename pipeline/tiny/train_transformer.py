@@ -17,6 +17,7 @@ import torch
 from diffusers import WanVACETransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 from pipeline.tiny.cache import Statistics, load_shards, statistics
@@ -177,12 +178,14 @@ class Objective:
         for block in [*model.blocks, *model.vace_blocks]:
             block.attn2.set_processor(self.processor)
 
+    # The fused attention's backward on a CPU takes 130 ms a call at this size, more than half of a
+    # step (torch 2.13, one AMX core); written out it takes a few.
     def loss(self, batch: Batch, captions: list[str], sigma: Tensor, noise: Tensor) -> Tensor:
         """The squared error of the predicted velocity, noise - latents, of each clip: (n,)."""
         level = sigma.view(-1, 1, 1, 1, 1)
         words = self.encode(captions)
         self.processor.bias = words.bias
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             made = self.model(
                 hidden_states=(1 - level) * batch.latents + level * noise,
                 timestep=sigma * SCHEDULER["num_train_timesteps"],
