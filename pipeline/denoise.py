@@ -34,6 +34,7 @@ class Denoiser:
     def __init__(self, graph: Graph, device: str = "cpu") -> None:
         """Load the stage's weights onto `device`."""
         self.device = device
+        self.model = graph.model
         self.stage = graph.load("denoise", device)
         self.forwarded = graph.forwarded_names("denoise")
         for loop in find_loops(self.stage.blocks):
@@ -82,7 +83,9 @@ class DenoiseSession:
         self.step = 0
         self.num_steps = 0
         self._denoiser = denoiser
-        self._pipeline = session_copy(denoiser.stage.pipeline, request.guidance_scale)
+        self._pipeline = session_copy(
+            denoiser.stage.pipeline, request.guidance_scale, denoiser.model
+        )
         self._state = make_state(request, denoiser.stage.blocks, conditioning)
         self._restore: _Snapshot | None = None
         if snapshot is not None:

@@ -82,6 +82,9 @@ class Graph:
         self.model = model
         self.checkpoint = checkpoint
         self._whole = _find_pipeline(model, checkpoint)
+        unknown = sorted(model.components.keys() - set(self._whole.component_names))
+        if unknown:
+            raise UsageError(f"model.components: {checkpoint.name} has no {', '.join(unknown)}")
         self._blocks = _resolve(self._whole.blocks, {*REQUEST_INPUTS, *inputs}, checkpoint.name)
         names = list(self._blocks.sub_blocks)
         inner = [i for i, name in enumerate(names) if name.split(".")[0] == DENOISE]
@@ -124,6 +127,10 @@ class Graph:
                 pipeline._component_specs.pop(name)  # pyright: ignore[reportPrivateUsage]
                 continue
             pipeline.update_components(**{name: self._load_component(spec)})
+        for name, changes in self.model.components.items():
+            if name in pipeline.components:
+                changed = _with_settings(name, getattr(pipeline, name), changes)
+                pipeline.update_components(**{name: changed})
         pipeline.to(device)
         self._add_skeletons(pipeline)
         return Stage(blocks, pipeline)
@@ -189,19 +196,22 @@ def find_loops(blocks: Blocks) -> Iterator[LoopSequentialPipelineBlocks]:
         yield from find_loops(each)
 
 
-def session_copy(pipeline: ModularPipeline, guidance_scale: float) -> ModularPipeline:
+def session_copy(
+    pipeline: ModularPipeline, guidance_scale: float, model: ModelSpec
+) -> ModularPipeline:
     """Return `pipeline` with schedulers and guiders of its own, sharing all weights.
 
-    The scale is that of `guider` and, where there are two experts, `guider_2`; a guider of another
-    name, such as LTX-2's `audio_guider`, keeps its own.
+    The scale is that of `guider` and, where there are two experts, `guider_2`, unless the recipe
+    sets theirs; a guider of another name, such as LTX-2's `audio_guider`, keeps its own.
     """
     own = copy.copy(pipeline)
     for name, component in pipeline.components.items():
         if isinstance(component, SchedulerMixin):
             setattr(own, name, copy.deepcopy(component))
         elif isinstance(component, BaseGuidance):
+            fixed = "guidance_scale" in model.components.get(name, {})
             known = name.startswith("guider") and "guidance_scale" in component.config
-            changes = {"guidance_scale": guidance_scale} if known else {}
+            changes = {"guidance_scale": guidance_scale} if known and not fixed else {}
             setattr(own, name, component.new(**changes))
     return own
 
@@ -286,6 +296,20 @@ def _find_pipeline(model: ModelSpec, checkpoint: Path) -> ModularPipeline:
             f"model.checkpoint: no modular blocks for {checkpoint.name} ({_one_line(error)}); "
             "name them by model.blocks"
         ) from error
+
+
+def _with_settings(name: str, component: Any, changes: Mapping[str, Any]) -> Any:
+    """Return a scheduler or guider like `component` with some settings changed."""
+    if not isinstance(component, SchedulerMixin | BaseGuidance):
+        raise UsageError(f"model.components.{name}: only schedulers and guiders have settings")
+    config = cast(Any, component).config
+    unknown = sorted(changes.keys() - config.keys())
+    if unknown:
+        known = ", ".join(sorted(key for key in config if not key.startswith("_")))
+        raise UsageError(f"model.components.{name}: no {', '.join(unknown)}; it has {known}")
+    if isinstance(component, BaseGuidance):
+        return component.new(**changes)
+    return cast(Any, type(component)).from_config({**config, **changes})
 
 
 def _is_autoencoder(kind: Any) -> bool:
