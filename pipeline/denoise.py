@@ -23,9 +23,10 @@ from diffusers.modular_pipelines.modular_pipeline import (
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from greenlet import getcurrent, greenlet
 
-from pipeline.graph import Graph, find_loops, hand_over, make_state, session_copy
+from pipeline.graph import Graph, find_loops
 from pipeline.handoff import Conditioning, Latents, is_packable, pack, unpack
 from pipeline.request import RenderRequest
+from pipeline.state import hand_over, make_state, session_copy
 
 
 class Denoiser:
@@ -86,7 +87,7 @@ class DenoiseSession:
         self._pipeline = session_copy(
             denoiser.stage.pipeline, request.guidance_scale, denoiser.model
         )
-        self._state = make_state(request, denoiser.stage.blocks, conditioning)
+        self._state = make_state(request, denoiser.stage.blocks, conditioning.to(denoiser.device))
         self._restore: _Snapshot | None = None
         if snapshot is not None:
             self._restore = _read_snapshot(snapshot, request, denoiser.device)

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from pipeline.errors import UsageError
-from pipeline.graph import Graph, session_copy
+from pipeline.graph import Graph
 from pipeline.recipe import ModelSpec
+from pipeline.state import session_copy
 from tests.support.families import FAMILIES
 from tests.support.staged import Staged, model_of, request_of
 
