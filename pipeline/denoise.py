@@ -23,9 +23,10 @@ from diffusers.modular_pipelines.modular_pipeline import (
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from greenlet import getcurrent, greenlet
 
-from pipeline.graph import Graph, find_loops, hand_over, make_state, session_copy
+from pipeline.graph import Graph, find_loops
 from pipeline.handoff import Conditioning, Latents, is_packable, pack, unpack
 from pipeline.request import RenderRequest
+from pipeline.state import hand_over, make_state, session_copy
 
 
 class Denoiser:
@@ -34,6 +35,7 @@ class Denoiser:
     def __init__(self, graph: Graph, device: str = "cpu") -> None:
         """Load the stage's weights onto `device`."""
         self.device = device
+        self.model = graph.model
         self.stage = graph.load("denoise", device)
         self.forwarded = graph.forwarded_names("denoise")
         for loop in find_loops(self.stage.blocks):
@@ -82,8 +84,10 @@ class DenoiseSession:
         self.step = 0
         self.num_steps = 0
         self._denoiser = denoiser
-        self._pipeline = session_copy(denoiser.stage.pipeline, request.guidance_scale)
-        self._state = make_state(request, denoiser.stage.blocks, conditioning)
+        self._pipeline = session_copy(
+            denoiser.stage.pipeline, request.guidance_scale, denoiser.model
+        )
+        self._state = make_state(request, denoiser.stage.blocks, conditioning.to(denoiser.device))
         self._restore: _Snapshot | None = None
         if snapshot is not None:
             self._restore = _read_snapshot(snapshot, request, denoiser.device)

@@ -20,11 +20,12 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, unpatchify
 from numpy.typing import NDArray
 
-from pipeline.graph import Graph, make_state
+from pipeline.graph import Graph
 from pipeline.handoff import Latents
 from pipeline.probe import AudioFormat, Frames, Probe, check_probe, probe
 from pipeline.recipe import FinishSpec
 from pipeline.request import RenderRequest
+from pipeline.state import make_state
 from pipeline.video import VideoWriter, write_poster
 
 
@@ -74,7 +75,7 @@ class Decoder:
             if not _is_finite(value):
                 raise ValueError(f"{name} are not finite: the model diverged on this request")
         self._captured = []
-        state = make_state(request, self.stage.blocks, latents)
+        state = make_state(request, self.stage.blocks, latents.to(self.device))
         self.stage.run(state)
         if self._streamed is not None:
             chunks = self._stream(self._streamed, self._captured)

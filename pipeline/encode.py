@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from diffusers.guiders.guider_utils import BaseGuidance
 
-from pipeline.graph import Graph, hand_over, make_state
+from pipeline.graph import Graph
 from pipeline.handoff import Conditioning
 from pipeline.request import RenderRequest
+from pipeline.state import hand_over, make_state
 
 MEMO_BYTES = 1 << 30
 GUIDED = 2.0

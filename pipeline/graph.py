@@ -36,7 +36,6 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from pipeline.errors import UsageError
-from pipeline.handoff import Handoff, is_packable
 from pipeline.recipe import ModelSpec
 from pipeline.request import RenderRequest
 
@@ -82,6 +81,9 @@ class Graph:
         self.model = model
         self.checkpoint = checkpoint
         self._whole = _find_pipeline(model, checkpoint)
+        unknown = sorted(model.components.keys() - set(self._whole.component_names))
+        if unknown:
+            raise UsageError(f"model.components: {checkpoint.name} has no {', '.join(unknown)}")
         self._blocks = _resolve(self._whole.blocks, {*REQUEST_INPUTS, *inputs}, checkpoint.name)
         names = list(self._blocks.sub_blocks)
         inner = [i for i, name in enumerate(names) if name.split(".")[0] == DENOISE]
@@ -124,6 +126,10 @@ class Graph:
                 pipeline._component_specs.pop(name)  # pyright: ignore[reportPrivateUsage]
                 continue
             pipeline.update_components(**{name: self._load_component(spec)})
+        for name, changes in self.model.components.items():
+            if name in pipeline.components:
+                changed = _with_settings(name, getattr(pipeline, name), changes)
+                pipeline.update_components(**{name: changed})
         pipeline.to(device)
         self._add_skeletons(pipeline)
         return Stage(blocks, pipeline)
@@ -189,77 +195,6 @@ def find_loops(blocks: Blocks) -> Iterator[LoopSequentialPipelineBlocks]:
         yield from find_loops(each)
 
 
-def session_copy(pipeline: ModularPipeline, guidance_scale: float) -> ModularPipeline:
-    """Return `pipeline` with schedulers and guiders of its own, sharing all weights.
-
-    The scale is that of `guider` and, where there are two experts, `guider_2`; a guider of another
-    name, such as LTX-2's `audio_guider`, keeps its own.
-    """
-    own = copy.copy(pipeline)
-    for name, component in pipeline.components.items():
-        if isinstance(component, SchedulerMixin):
-            setattr(own, name, copy.deepcopy(component))
-        elif isinstance(component, BaseGuidance):
-            known = name.startswith("guider") and "guidance_scale" in component.config
-            changes = {"guidance_scale": guidance_scale} if known else {}
-            setattr(own, name, component.new(**changes))
-    return own
-
-
-def make_state(
-    request: RenderRequest,
-    blocks: Blocks,
-    handoff: Handoff | None = None,
-    inputs: Mapping[str, Any] | None = None,
-) -> PipelineState:
-    """Return the state that `blocks` start from: their defaults, the request, what came before.
-
-    `inputs` are further block inputs by name, of these blocks or of later ones.
-    """
-    generator = torch.Generator("cpu").manual_seed(request.seed)
-    if handoff and handoff.generator_state is not None:
-        generator.set_state(handoff.generator_state)
-    given: dict[str, Any] = {
-        **request.model_dump(exclude={"seed", "fps"}),
-        "frame_rate": request.fps,
-        "fps": request.fps,
-        "generator": generator,
-        "output_type": "np",
-        **(inputs or {}),
-    }
-    state: Any = PipelineState()
-    for name, value in (inputs or {}).items():
-        state.set(name, value)
-    for each in blocks.inputs:
-        if each.name:
-            state.set(each.name, given.get(each.name, each.default), each.kwargs_type)
-    if handoff:
-        for name, value in handoff.values.items():
-            state.set(name, value, handoff.kinds.get(name))
-    return state
-
-
-def hand_over(
-    state: PipelineState, names: set[str], kinds: set[str]
-) -> tuple[dict[str, Any], dict[str, str], torch.Tensor | None]:
-    """Return the values, kinds and generator state that later stages need of `state`.
-
-    A value is kept when a later block reads it by name, or by a kwargs type that it carries.
-    """
-    tagged = {name: kind for kind, members in state.kwargs_mapping.items() for name in members}
-    values = {
-        name: value
-        for name, value in state.values.items()
-        if (name in names or tagged.get(name) in kinds)
-        and name not in ("generator", "output_type")
-        and value is not None
-        and is_packable(value)
-    }
-    generator = state.values.get("generator")
-    drawn = generator.get_state() if isinstance(generator, torch.Generator) else None
-    return values, {name: tagged[name] for name in values if name in tagged}, drawn
-
-
 def _resolve(blocks: Blocks, given: set[str], name: str) -> Blocks:
     """Return the row of blocks that run when inputs of these names are given."""
     resolved = blocks.get_execution_blocks(**dict.fromkeys(given, True))
@@ -286,6 +221,20 @@ def _find_pipeline(model: ModelSpec, checkpoint: Path) -> ModularPipeline:
             f"model.checkpoint: no modular blocks for {checkpoint.name} ({_one_line(error)}); "
             "name them by model.blocks"
         ) from error
+
+
+def _with_settings(name: str, component: Any, changes: Mapping[str, Any]) -> Any:
+    """Return a scheduler or guider like `component` with some settings changed."""
+    if not isinstance(component, SchedulerMixin | BaseGuidance):
+        raise UsageError(f"model.components.{name}: only schedulers and guiders have settings")
+    config = cast(Any, component).config
+    unknown = sorted(changes.keys() - config.keys())
+    if unknown:
+        known = ", ".join(sorted(key for key in config if not key.startswith("_")))
+        raise UsageError(f"model.components.{name}: no {', '.join(unknown)}; it has {known}")
+    if isinstance(component, BaseGuidance):
+        return component.new(**changes)
+    return cast(Any, type(component)).from_config({**config, **changes})
 
 
 def _is_autoencoder(kind: Any) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
@@ -112,6 +112,16 @@ def _rebuild(tree: Any, tensors: Mapping[str, torch.Tensor], device: torch.devic
             return {key: _rebuild(each, tensors, device) for key, each in value.items()}
 
 
+def _move(tree: Any, device: torch.device) -> Any:
+    if isinstance(tree, torch.Tensor):
+        return tree.to(device)
+    if isinstance(tree, list | tuple):
+        return type(tree)(_move(each, device) for each in tree)
+    if isinstance(tree, dict):
+        return {key: _move(each, device) for key, each in tree.items()}
+    return tree
+
+
 @dataclass(frozen=True)
 class Handoff:
     """The values that a stage's blocks left for later ones, by the names diffusers gives them."""
@@ -121,6 +131,10 @@ class Handoff:
     """`kwargs_type` of the values that have one, such as `denoiser_input_fields`."""
     generator_state: torch.Tensor | None = None
     """State of the clip's one random generator, uint8; None where it was not yet drawn from."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return the handoff with its tensors on `device`: the next stage may live elsewhere."""
+        return replace(self, values=_move(dict(self.values), torch.device(device)))
 
     def to_bytes(self) -> bytes:
         """Return the handoff packed."""

@@ -66,9 +66,8 @@ def fingerprint_model(model: ModelSpec, checkpoint: Path) -> str:
     """Return the fingerprint of a checkpoint folder as this recipe loads it, 64 hex digits.
 
     It covers the content of every weight and configuration file, and what the recipe changes in
-    how they are loaded (dtypes, blocks, configs). The folder's place and its files' times don't
-    count. A hub snapshot's files are links to blobs that are named by their hash: those are not
-    read again.
+    how they are loaded. The folder's place and its files' times don't count. A hub snapshot's
+    files are links to blobs that are named by their hash: those are not read again.
 
     Raises:
         UsageError: the folder is missing or holds no safetensors weights.
@@ -91,7 +90,7 @@ def fingerprint_model(model: ModelSpec, checkpoint: Path) -> str:
     names = [path.relative_to(checkpoint).as_posix() for path in files]
     with ThreadPoolExecutor(max_workers=4) as threads:
         hashes = list(threads.map(_hash_file, files))
-    settings = model.model_dump(include={"dtype", "dtypes", "blocks", "configs"})
+    settings = model.model_dump(include={"dtype", "dtypes", "blocks", "configs", "components"})
     return digest({"files": dict(zip(names, hashes, strict=True)), "load": settings})
 
 

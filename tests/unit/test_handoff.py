@@ -125,5 +125,20 @@ def test_a_handoff_comes_back() -> None:
     assert torch.equal(torch.randn(3, generator=other), torch.randn(3, generator=generator))
 
 
+def test_a_handoff_moves_to_the_next_stages_device() -> None:
+    """All of it: an encoder in main memory may serve a denoiser on a GPU. `meta` stands for one."""
+    state = torch.Generator().get_state()
+    values = {"a": torch.ones(2), "b": [torch.ones(1), {"c": (torch.ones(1), 3)}], "d": None}
+    moved = Conditioning(values, {"a": "x"}, state).to("meta")
+    assert isinstance(moved, Conditioning)
+    assert moved.values["a"].is_meta
+    assert moved.values["b"][0].is_meta
+    assert moved.values["b"][1]["c"][0].is_meta
+    assert moved.values["b"][1]["c"][1] == 3
+    assert moved.kinds == {"a": "x"}
+    assert moved.generator_state is state
+    assert not values["a"].is_meta
+
+
 def test_a_handoff_without_draws_comes_back() -> None:
     assert Conditioning.from_bytes(Conditioning({}).to_bytes()) == Conditioning({})
