@@ -14,9 +14,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from jobs.contact_sheet import render_contact_sheet
 from jobs.plan import PlannedCall, plan_call
 from pipeline.documents import Commit, Failure, OutputStatus, new_attempt
@@ -122,10 +119,7 @@ def render_tables(
 def _write_results(ledger: Ledger) -> OutputStatus:
     """Write the manifest and the page of what the output holds now."""
     status = write_manifest(ledger)
-    tables = [
-        pq.read_table(pa.BufferReader(ledger.store.read(key)))
-        for key in sorted(ledger.store.list("manifest"))
-    ]
+    tables = [ledger.read_table(key) for key in sorted(ledger.store.list("manifest"))]
     title = ledger.store.uri.rstrip("/").rpartition("/")[2]
     ledger.store.put("index.html", render_contact_sheet(tables, title).encode())
     return status
