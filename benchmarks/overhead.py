@@ -48,7 +48,7 @@ PACKAGES = ("rushes", "torch", "diffusers", "transformers", "ray", "av")
 REPORT = Path(__file__).with_name("overhead.md")
 EXAMPLES = """\
 examples:
-  python benchmarks/overhead.py --clips 4 --steps 4       does it work? under two minutes
+  python benchmarks/overhead.py --clips 4 --steps 4       does it work?
   python benchmarks/overhead.py --only bare rushes        the ratio that matters, alone
   python benchmarks/overhead.py --repeat 3 --write        medians of three, into overhead.md
 """
