@@ -1,5 +1,6 @@
 """Models to a checkpoint folder, in half precision and without a path of this machine in it."""
 
+# pyright: basic, reportPrivateImportUsage=false
 from __future__ import annotations
 
 import json
@@ -62,7 +63,8 @@ def save_checkpoint(
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_tokenizer(tokenizer, folder / "tokenizer")
-    for name, model in (("text_encoder", text_encoder), ("vae", vae), ("transformer", transformer)):
+    models: dict[str, Any] = {"text_encoder": text_encoder, "vae": vae, "transformer": transformer}
+    for name, model in models.items():
         model.to(torch.float16).save_pretrained(str(folder / name))
     build_scheduler().save_pretrained(str(folder / "scheduler"))
     (folder / "model_index.json").write_text(json.dumps(INDEX, indent=2) + "\n")

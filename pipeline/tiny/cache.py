@@ -5,6 +5,7 @@ become the VAE's configuration. Shards that exist are kept, so the stage resumes
 processes can each make their own.
 """
 
+# pyright: basic, reportPrivateImportUsage=false
 from __future__ import annotations
 
 import sys

@@ -4,6 +4,7 @@ The same arithmetic as diffusers' pipelines: blank pixels are mid-gray (0 in [-1
 is 1 where the model draws, and each 8 x 8 pixels of it become 64 channels of one latent pixel.
 """
 
+# pyright: basic, reportPrivateImportUsage=false
 from __future__ import annotations
 
 from dataclasses import dataclass

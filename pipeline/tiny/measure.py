@@ -5,6 +5,7 @@ row; what differs from it is the object. Nothing here knows the caption, but `sh
 be told that the object turns, since then only the first frame is upright.
 """
 
+# pyright: basic, reportPrivateImportUsage=false
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -4,6 +4,7 @@ The classes are diffusers' and transformers' own. What is small is their width: 
 7 million numbers in all, so that the checkpoint stays under 16 MB in half precision.
 """
 
+# pyright: basic, reportPrivateImportUsage=false
 from __future__ import annotations
 
 from typing import Any
@@ -76,7 +77,10 @@ SCHEDULER: dict[str, Any] = {
 
 def build_vae() -> AutoencoderKLWan:
     """An untrained VAE: 8 x 8 pixels and 4 frames to one latent of 16 channels."""
-    blank = {"latents_mean": [0.0] * LATENT_CHANNELS, "latents_std": [1.0] * LATENT_CHANNELS}
+    blank: dict[str, Any] = {
+        "latents_mean": [0.0] * LATENT_CHANNELS,
+        "latents_std": [1.0] * LATENT_CHANNELS,
+    }
     return AutoencoderKLWan(**VAE, **blank)
 
 

@@ -1,5 +1,6 @@
 """Muon for convolution weights, AdamW for the rest, and a moving average of weights."""
 
+# pyright: basic, reportPrivateImportUsage=false
 from __future__ import annotations
 
 import ctypes

@@ -1,5 +1,6 @@
 """Clips from the shipped checkpoint in this process, by diffusers' own pipeline."""
 
+# pyright: basic, reportPrivateImportUsage=false
 from __future__ import annotations
 
 from pathlib import Path

@@ -66,7 +66,7 @@ class Scene:
 
 def _tinted(name: str, tint: tuple[float, ...]) -> NDArray[np.float32]:
     colour = np.array(COLOURS[name], np.float32) / 255 + np.array(tint, np.float32)
-    return np.clip(colour, 0, 1)
+    return np.clip(colour, 0, 1).astype(np.float32)
 
 
 def contrast(one: str, other: str) -> float:
@@ -162,7 +162,7 @@ def coverage(scene: Scene, frames: int, height: int, width: int) -> tuple[Video,
     turn = np.deg2rad(placed[:, 3])
     x = (np.cos(turn) * dx - np.sin(turn) * dy) / pixels
     y = (np.sin(turn) * dx + np.cos(turn) * dy) / pixels
-    distance, inner = SHAPES[scene.shape](x, y)
+    distance, inner = SHAPES[scene.shape](x.astype(np.float32), y.astype(np.float32))
     outline = np.clip(0.5 - distance * pixels, 0, 1)
     accent = np.zeros_like(outline) if inner is None else np.clip(0.5 - inner * pixels, 0, 1)
     return outline.astype(np.float32), accent.astype(np.float32)
@@ -175,4 +175,4 @@ def _backdrop(scene: Scene, height: int) -> NDArray[np.float32]:
         return np.repeat(colour[None], height, axis=0)
     down = np.linspace(0, 1, height, dtype=np.float32)[:, None]
     top, bottom = colour + 0.22 * (1 - colour), colour * np.float32(0.75)
-    return top + down * (bottom - top)
+    return (top + down * (bottom - top)).astype(np.float32)

@@ -16,6 +16,10 @@ Silhouette = Callable[[Field, Field], tuple[Field, Field | None]]
 """(x, y) to (distance to the outline, distance to the accent's outline or None)."""
 
 
+def _field(values: NDArray[np.floating]) -> Field:
+    return values.astype(np.float32, copy=False)
+
+
 def _box(x: Field, y: Field, half_width: float, half_height: float, corner: float = 0.0) -> Field:
     dx, dy = np.abs(x) - half_width + corner, np.abs(y) - half_height + corner
     outside = np.hypot(np.maximum(dx, 0), np.maximum(dy, 0))
@@ -33,7 +37,7 @@ def _convex(x: Field, y: Field, corners: list[tuple[float, float]]) -> Field:
     for (ax, ay), (bx, by) in edges:
         nx, ny = by - ay, ax - bx
         length = float(np.hypot(nx, ny))
-        distances.append(((x - ax) * nx + (y - ay) * ny) / np.float32(length))
+        distances.append(_field(((x - ax) * nx + (y - ay) * ny) / length))
     return np.maximum.reduce(distances)
 
 
@@ -55,11 +59,11 @@ def triangle(x: Field, y: Field) -> tuple[Field, Field | None]:
 def star(x: Field, y: Field) -> tuple[Field, Field | None]:
     """A star of five points."""
     kx, ky = 0.809016994, -0.587785252
-    x, y = np.abs(x), y + 0.05
+    x, y = _field(np.abs(x)), _field(y + 0.05)
     for sx in (kx, -kx):
         fold = 2 * np.maximum(sx * x + ky * y, 0)
-        x, y = x - fold * sx, y - fold * ky
-    x, y = np.abs(x), y - 1.0
+        x, y = _field(x - fold * sx), _field(y - fold * ky)
+    x, y = _field(np.abs(x)), _field(y - 1.0)
     bx, by = 0.42 * -ky, 0.42 * kx - 1.0
     along = np.clip((x * bx + y * by) / (bx * bx + by * by), 0, 1)
     side = np.sign(y * bx - x * by)

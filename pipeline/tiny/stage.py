@@ -5,6 +5,7 @@ A stage is a folder under `--work`: `state.pt` (weights, average, optimizers, st
 that is stopped and resumed sees the data that it would have seen.
 """
 
+# pyright: basic, reportPrivateImportUsage=false
 from __future__ import annotations
 
 import json

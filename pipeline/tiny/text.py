@@ -4,6 +4,7 @@
 another name in the files, which older readers don't know: `save_tokenizer` mends it.
 """
 
+# pyright: basic, reportPrivateImportUsage=false
 from __future__ import annotations
 
 import json

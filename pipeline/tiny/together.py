@@ -4,6 +4,7 @@ On a busy machine this beats threads by far: threads wait for each other at ever
 processes once a step.
 """
 
+# pyright: basic, reportPrivateImportUsage=false
 from __future__ import annotations
 
 import socket

@@ -3,14 +3,13 @@
 python -m pipeline.tiny.train all --work out/tiny
 """
 
+# pyright: basic, reportPrivateImportUsage=false
 from __future__ import annotations
 
 import argparse
 import math
 from functools import partial
 from pathlib import Path
-
-import torch
 
 from pipeline.tiny import CHECKPOINT, cache, train_decoder, train_text, train_transformer, train_vae
 from pipeline.tiny.assemble import save_checkpoint
@@ -65,7 +64,8 @@ def export(work: Path, output: Path) -> None:
         latents_mean=[round(v, 5) for v in found.mean.tolist()],
         latents_std=[round(v, 5) for v in found.deviation.tolist()],
     )
-    vae.to(memory_format=torch.contiguous_format)
+    for weight in vae.parameters():
+        weight.data = weight.data.contiguous()
     transformer = train_transformer.trained_transformer(work)
     save_checkpoint(output, build_tokenizer(), train_text.trained_encoder(work), vae, transformer)
 

@@ -4,6 +4,7 @@ The encoder stays as it is, and with it every cached latent and the transformer;
 learns to draw sharper from the same latents, a little noise on them as the transformer leaves.
 """
 
+# pyright: basic, reportPrivateImportUsage=false
 from __future__ import annotations
 
 from pathlib import Path

@@ -5,6 +5,7 @@ colours swapped. So it first learns to say what colour, background, shape and mo
 names: at **every** token, so that the transformer may attend to any of them.
 """
 
+# pyright: basic, reportPrivateImportUsage=false
 from __future__ import annotations
 
 from pathlib import Path
@@ -79,8 +80,8 @@ def run(work: Path, budget: Budget, *, seed: int = SEED, batch: int = BATCH) -> 
         every = torch.stack(right).all(dim=0).float().mean()
         return torch.stack(losses).sum(), {"all_right": float(every)}
 
-    made = [torch.optim.AdamW(reader.parameters(), 2e-3, weight_decay=0.01)]
-    train(work / "text", reader, made, step_loss, budget, decay=0.99)
+    adam = torch.optim.AdamW(reader.parameters(), 2e-3, weight_decay=0.01)
+    train(work / "text", reader, [adam], step_loss, budget, decay=0.99)
 
 
 def trained_encoder(work: Path) -> UMT5EncoderModel:

@@ -5,6 +5,7 @@ for guidance. The log's `right`, `swapped` and `empty` are losses at sigma 0.98,
 only be guessed from its caption: they part when the words are obeyed.
 """
 
+# pyright: basic, reportPrivateImportUsage=false
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -102,13 +103,13 @@ def favour_words(model: WanVACETransformer3DModel, states: Tensor) -> None:
 
     states: some captions' token states, (tokens, width).
     """
-    text = model.condition_embedder.text_embedder
+    text: Any = model.condition_embedder.text_embedder
     for layer in (text.linear_1, text.linear_2):
         layer.bias.zero_()
     common = text(states[None])[0].mean(dim=0)
     common /= common.norm()
     for block in [*model.blocks, *model.vace_blocks]:
-        attention = block.attn2
+        attention: Any = block.attn2
         for layer in (attention.to_k, attention.to_v):
             layer.bias.zero_()
         typical = attention.to_k(text(states[None]))[0].norm(dim=-1).mean()
@@ -176,7 +177,8 @@ class Objective:
         self.model, self.encode = model, encode
         self.processor = PaddedAttention()
         for block in [*model.blocks, *model.vace_blocks]:
-            block.attn2.set_processor(self.processor)
+            attention: Any = block.attn2
+            attention.set_processor(self.processor)
 
     # The fused attention's backward on a CPU takes 130 ms a call at this size, more than half of a
     # step (torch 2.13, one AMX core); written out it takes a few.

@@ -5,6 +5,7 @@
 For building against, and for tests that need no meaning. The same seed writes the same files.
 """
 
+# pyright: basic, reportPrivateImportUsage=false
 from __future__ import annotations
 
 import argparse

@@ -6,7 +6,10 @@ numbers (to 1e-6), run faster, and leave the output unclamped, so that gradients
 resampling in time is the one place where the first frame is treated apart, written out here.
 """
 
+# pyright: basic, reportPrivateImportUsage=false
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -58,7 +61,7 @@ def encode_whole(vae: AutoencoderKLWan, video: Tensor) -> Tensor:
 
     video: (n, 3, 4k + 1, h, w) in [-1, 1]. Returns (n, 2 · channels, k + 1, h / 8, w / 8).
     """
-    encoder = vae.encoder
+    encoder: Any = vae.encoder
     x = encoder.conv_in(video)
     for block in encoder.down_blocks:
         copy = x
@@ -74,7 +77,7 @@ def encode_whole(vae: AutoencoderKLWan, video: Tensor) -> Tensor:
 
 def decode_whole(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
     """A clip from latents (n, channels, k + 1, h, w): (n, 3, 4k + 1, 8h, 8w), not clamped."""
-    decoder = vae.decoder
+    decoder: Any = vae.decoder
     x = decoder.mid_block(decoder.conv_in(vae.post_quant_conv(latents)))
     for block in decoder.up_blocks:
         copy = x
