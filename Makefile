@@ -8,18 +8,24 @@ BIN := .venv/bin
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-install: .venv/installed ## Make .venv with rushes and its tools in it
+install: .venv/installed ## Make .venv with rushes in it
 
 .venv/installed: pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rushes needs Python 3.11 or newer; try make PYTHON=python3.12")'
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rushes needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	@echo "installing rushes into .venv: a few minutes the first time"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	@echo "installing the tools for tests into .venv"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
 
 demo: install ## Render examples/ads.parquet into out/demo with the embedded model
-	$(BIN)/rushes render examples/ads.parquet --output out/demo
+	@$(BIN)/rushes render examples/ads.parquet --output out/demo
 
-check: install ## Lint, types, import directions, spelling
+check: .venv/installed-dev ## Lint, types, import directions, spelling
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports

@@ -208,4 +208,5 @@ def _configure() -> None:
     context.print_on_execution_start = False
     context.execution_options.preserve_order = False
     context.execution_options.verbose_progress = False
+    context.use_datasource_v2 = False  # it starts an actor for each Parquet footer, 2 CPU-s each
     context.execution_no_progress_timeout_s = -1  # an hour-long clip is progress too

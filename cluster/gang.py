@@ -15,6 +15,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.rank import Progress, RankWorker
+from pipeline.errors import UsageError
 from pipeline.recipe import GangShape, ModelSpec, PoolSpec
 from pipeline.request import RenderRequest
 
@@ -24,6 +25,10 @@ CHECK_TIMEOUT_S = 30.0
 
 class GangDiedError(Exception):
     """A rank died or hung: the gang is gone, its clips are not to blame."""
+
+
+class UnusableModelError(Exception):
+    """The checkpoint can't be loaded, by this gang or any other."""
 
 
 class ClipError(Exception):
@@ -46,6 +51,7 @@ class Gang:
 
         Raises:
             GangDiedError: no resources, or no weights, within `pool.start_timeout_s`.
+            UnusableModelError: the checkpoint is at fault.
         """
         bundle = {"CPU": shape.num_cpus, "GPU": shape.num_gpus}
         group = placement_group(
@@ -63,7 +69,12 @@ class Gang:
                 )
                 .remote(model, shape)
             )
-            await _wait(gang._rank.check.remote(), pool.start_timeout_s, f"{name}: weights")
+            await _wait(gang._rank.load.remote(), pool.start_timeout_s, f"{name}: weights")
+        except RayTaskError as error:
+            gang.kill()
+            if isinstance(error.cause, UsageError):
+                raise UnusableModelError(str(error.cause)) from error
+            raise GangDiedError(f"{name}: weights: {error.cause}") from error
         except BaseException:
             gang.kill()
             raise
@@ -103,20 +114,21 @@ class Gang:
         try:
             return await _wait(call, timeout_s, f"{self.name}: {key[:12]}")
         except RayTaskError as error:
-            await _wait(self._rank.drop.remote(key), CHECK_TIMEOUT_S, f"{self.name}: drop")
-            await _wait(self._rank.check.remote(), CHECK_TIMEOUT_S, f"{self.name}: check")
-            cause = error.cause
-            raise ClipError(f"{type(cause).__name__}: {cause}") from error
+            try:
+                await _wait(self._rank.drop.remote(key), CHECK_TIMEOUT_S, f"{self.name}: drop")
+                await _wait(self._rank.check.remote(), CHECK_TIMEOUT_S, f"{self.name}: check")
+            except RayTaskError as broken:
+                raise GangDiedError(f"{self.name}: device: {broken.cause}") from broken
+            raise ClipError(f"{type(error.cause).__name__}: {error.cause}") from error
 
 
 async def _wait(call: Any, timeout_s: float, what: str) -> Any:
+    """Await an answer; no answer in time, or no process to give one, is GangDiedError."""
     try:
         return await asyncio.wait_for(cast(Awaitable[Any], call), timeout_s)
     except TimeoutError as error:
         raise GangDiedError(f"{what}: no answer within {timeout_s:.0f} s") from error
-    except RayTaskError as error:
-        if what.endswith(("check", "weights", "drop")):
-            raise GangDiedError(f"{what}: {error.cause}") from error
-        raise
+    except RayTaskError:
+        raise  # what the called method raised is the caller's to judge
     except RayError as error:
         raise GangDiedError(f"{what}: {type(error).__name__}") from error

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-import traceback
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.gang import ClipError, Gang, GangDiedError
+from cluster.gang import ClipError, Gang, GangDiedError, UnusableModelError
 from cluster.schedule import Schedule, Task, Urgency
 from pipeline.recipe import GangShape, Recipe
 from pipeline.request import RenderRequest
 
-REBUILD_PAUSE_S = 1.0
-MAX_REBUILDS_IN_A_ROW = 5
+RESTART_PAUSE_S = 1.0
+MAX_FAILED_STARTS = 5
 
 
 class PoolBrokenError(Exception):
@@ -157,20 +156,23 @@ class GangPool:
 
     async def _serve(self, name: str, shape: GangShape) -> None:
         """Keep one gang alive and give it clips, for as long as the pool lives."""
-        rebuilds_in_a_row = 0
+        failed_starts = 0
         while True:
             try:
                 gang = await Gang.create(name, self._recipe.model, shape, self._recipe.pool)
-            except GangDiedError as error:
-                rebuilds_in_a_row += 1
-                if rebuilds_in_a_row >= MAX_REBUILDS_IN_A_ROW and not self._counts.ready:
-                    self._give_up(f"no gang can be built: {error}")
+            except UnusableModelError as error:
+                self._give_up(str(error))
+                return
+            except Exception as error:  # noqa: BLE001 - whatever stops a gang, another try follows
+                failed_starts += 1
+                if failed_starts >= MAX_FAILED_STARTS and not self._counts.ready:
+                    self._give_up(f"no gang can be started: {error}")
                     return
-                await asyncio.sleep(REBUILD_PAUSE_S * rebuilds_in_a_row)
+                await asyncio.sleep(RESTART_PAUSE_S * failed_starts)
                 continue
+            failed_starts = 0
             self._gangs[name] = gang
             self._counts.ready.add(name)
-            rebuilds_in_a_row = 0
             try:
                 while True:
                     await self._run(gang, await self._take())
@@ -192,9 +194,9 @@ class GangPool:
         except GangDiedError as error:
             await self._retry(gang, job, str(error))
             raise
-        except Exception:
-            _settle(job, _failed(job, gang.name, traceback.format_exc(limit=3)))
-            raise
+        except Exception as error:
+            await self._retry(gang, job, f"{type(error).__name__}: {error}")
+            raise GangDiedError(f"{gang.name}: {error}") from error
         else:
             seconds = time.perf_counter() - began
             _settle(

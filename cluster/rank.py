@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import ray
 
 from pipeline.recipe import GangShape, ModelSpec, resolve_checkpoint
 from pipeline.request import RenderRequest
+
+if TYPE_CHECKING:
+    from pipeline.denoise import DenoiseSession
 
 
 @dataclass(frozen=True)
@@ -34,17 +37,26 @@ class RankWorker:
     """
 
     def __init__(self, model: ModelSpec, shape: GangShape) -> None:
-        """Load the weights onto the device that Ray assigned to this process."""
+        """Hold what `load` needs."""
+        self._model = model
+        self._shape = shape
+        self._sessions: dict[str, DenoiseSession] = {}
+
+    def load(self) -> None:
+        """Load the weights onto the device that Ray assigned to this process.
+
+        Raises:
+            UsageError: the checkpoint can't be loaded, here or anywhere.
+        """
         # Imported here: the pool, which starts ranks by this class, needs no torch.
         import torch
 
-        from pipeline.denoise import Denoiser, DenoiseSession
+        from pipeline.denoise import Denoiser
         from pipeline.graph import Graph
 
-        torch.set_num_threads(shape.threads)
-        graph = Graph(model, resolve_checkpoint(model))
-        self._denoiser = Denoiser(graph, shape.device)
-        self._sessions: dict[str, DenoiseSession] = {}
+        torch.set_num_threads(self._shape.threads)
+        graph = Graph(self._model, resolve_checkpoint(self._model))
+        self._denoiser = Denoiser(graph, self._shape.device)
 
     def check(self) -> str:
         """Return the device's name after using it; raises when the device is broken."""

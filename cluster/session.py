@@ -22,6 +22,8 @@ CONNECT_TIMEOUT_S = 5.0
 LOCAL_ENVIRONMENT = {
     "RAY_worker_maximum_startup_concurrency": "16",  # all of a run's actors start at once
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing reports home
+    "HF_HUB_DISABLE_TELEMETRY": "1",
 }
 """What a local cluster is started with, where the user's environment doesn't say otherwise."""
 
@@ -51,7 +53,7 @@ def ray_session(recipe: Recipe, address: str | None = None) -> Generator[None]:
     connection that was there before stays.
 
     Raises:
-        UsageError: no cluster answers at `address`.
+        UsageError: no cluster answers at `address`, or this machine lacks the GPUs.
     """
     if ray.is_initialized():
         yield
@@ -70,6 +72,8 @@ def ray_session(recipe: Recipe, address: str | None = None) -> Generator[None]:
             num_cpus = max(os.cpu_count() or 1, round(logical_cpus(recipe) + 0.5))
             init(num_cpus=num_cpus, include_dashboard=False, **quiet)
         try:
+            if not address:
+                _check_gpus(recipe)
             yield
         finally:
             cast(Any, ray).shutdown()
@@ -80,6 +84,18 @@ def logical_cpus(recipe: Recipe) -> float:
     stages = sum(each.workers * each.num_cpus for each in (recipe.encode, recipe.develop))
     gangs = sum(each.count * each.num_cpus for each in recipe.gangs)
     return stages + gangs + SPARE_CPUS
+
+
+def _check_gpus(recipe: Recipe) -> None:
+    """Say at once that this machine's GPUs are too few: nobody will add one while we wait."""
+    stages = sum(each.workers * each.num_gpus for each in (recipe.encode, recipe.develop))
+    needed = stages + sum(each.count * each.num_gpus for each in recipe.gangs)
+    here = cast(Any, ray).cluster_resources().get("GPU", 0)
+    if needed > here:
+        raise UsageError(
+            f"recipe {recipe.name} asks for {needed:g} GPUs in all, this machine has {here:g}; "
+            "name a cluster by --address, or ask for less: --set gangs.0.count=1"
+        )
 
 
 @contextmanager

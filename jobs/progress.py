@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -16,11 +17,13 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from jobs.plan import PlannedCall
-from jobs.render import RunResult
 from pipeline.documents import Commit, Failure, OutputStatus
 from pipeline.plan import Plan
 from pipeline.request import RenderRequest
+
+if TYPE_CHECKING:  # planning shows its result without what rendering needs
+    from jobs.plan import PlannedCall
+    from jobs.render import RunResult
 
 LINE_EVERY_S = 15.0
 REASONS_SHOWN = 8

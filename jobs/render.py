@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from jobs.contact_sheet import render_contact_sheet
 from jobs.plan import PlannedCall, plan_call
@@ -103,9 +100,11 @@ def render_tables(
                 reporter.ended(outcome)
     except KeyboardInterrupt:
         interrupted = True
-    finally:
-        status = write_manifest(ledger)
-        _write_page(ledger)
+    except RunBrokenError:
+        with suppress(OSError):  # the store may be what broke
+            _write_results(ledger)
+        raise
+    status = _write_results(ledger)
     return RunResult(
         status=status,
         output=ledger.store.uri,
@@ -117,13 +116,13 @@ def render_tables(
     )
 
 
-def _write_page(ledger: Ledger) -> None:
-    tables = [
-        pq.read_table(pa.BufferReader(ledger.store.read(key)))
-        for key in sorted(ledger.store.list("manifest"))
-    ]
+def _write_results(ledger: Ledger) -> OutputStatus:
+    """Write the manifest and the page of what the output holds now."""
+    status = write_manifest(ledger)
+    tables = [ledger.read_table(key) for key in sorted(ledger.store.list("manifest"))]
     title = ledger.store.uri.rstrip("/").rpartition("/")[2]
     ledger.store.put("index.html", render_contact_sheet(tables, title).encode())
+    return status
 
 
 class RunBrokenError(Exception):
@@ -146,9 +145,23 @@ def _run(
     try:
         with ray_session(call.recipe, address), _pool(call.recipe, reporter) as pool:
             spec = BatchSpec(call.recipe, call.model_fingerprint, ledger)
-            yield from run_batch(spec, pool, work_key)
+            try:
+                yield from run_batch(spec, pool, work_key)
+            except Exception as error:
+                raise RunBrokenError(f"the run broke: {_find_cause(error)}") from error
     finally:
         ledger.store.delete(work_key)
+
+
+def _find_cause(error: BaseException) -> str:
+    """Return what first went wrong, out of what Ray wrapped around it, in one line."""
+    while True:
+        inner = getattr(error, "cause", None) or error.__cause__
+        if not isinstance(inner, BaseException):
+            break
+        error = inner
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"
 
 
 @contextmanager

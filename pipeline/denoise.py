@@ -1,8 +1,8 @@
 """`DenoiseSession`: one clip's denoising, advanced step by step by whoever owns the device.
 
 The checkpoint's own denoise blocks run unchanged. They are suspended, in a greenlet, where their
-loop calls `loop_step`: so a family's own preamble, chunks of steps or second loop need no word
-here. A step is the unit that the family's loop offers (for Helios, a chunk of frames).
+loop calls `loop_step`: so a family's own preamble or chunks of steps need no word here. A step is
+the unit that the family's loop offers (for Helios, a chunk of frames).
 """
 
 # pyright: reportUnknownVariableType=false, reportUnknownMemberType=false
@@ -23,9 +23,10 @@ from diffusers.modular_pipelines.modular_pipeline import (
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from greenlet import getcurrent, greenlet
 
-from pipeline.graph import Graph, find_loops, hand_over, make_state, session_copy
+from pipeline.graph import Graph, find_loops
 from pipeline.handoff import Conditioning, Latents, is_packable, pack, unpack
 from pipeline.request import RenderRequest
+from pipeline.state import hand_over, make_state, session_copy
 
 
 class Denoiser:
@@ -34,6 +35,7 @@ class Denoiser:
     def __init__(self, graph: Graph, device: str = "cpu") -> None:
         """Load the stage's weights onto `device`."""
         self.device = device
+        self.model = graph.model
         self.stage = graph.load("denoise", device)
         self.forwarded = graph.forwarded_names("denoise")
         for loop in find_loops(self.stage.blocks):
@@ -56,13 +58,19 @@ class _Snapshot:
 
     request: Mapping[str, Any]
     step: int
+    shapes: Mapping[str, Any]
+    """Of what the loop began with: another model's differ."""
     fields: Mapping[str, Any]
     schedulers: Mapping[str, Mapping[str, Any]]
     generator_state: torch.Tensor
 
 
 class DenoiseSession:
-    """One clip in the making. Must be used from the thread that started it."""
+    """One clip in the making. Must be used from the thread that started it, and closed if left.
+
+    A suspended loop keeps its tensors alive until it ends: by its last step, by `close` (at the end
+    of a `with` block too) or by an exception of its own.
+    """
 
     def __init__(
         self,
@@ -76,26 +84,46 @@ class DenoiseSession:
         self.step = 0
         self.num_steps = 0
         self._denoiser = denoiser
-        self._pipeline = session_copy(denoiser.stage.pipeline, request.guidance_scale)
-        self._state = make_state(request, denoiser.stage.blocks, conditioning)
-        self._restore = _read_snapshot(snapshot, request, denoiser.device) if snapshot else None
+        self._pipeline = session_copy(
+            denoiser.stage.pipeline, request.guidance_scale, denoiser.model
+        )
+        self._state = make_state(request, denoiser.stage.blocks, conditioning.to(denoiser.device))
+        self._restore: _Snapshot | None = None
+        if snapshot is not None:
+            self._restore = _read_snapshot(snapshot, request, denoiser.device)
         self._target = 0
         self._block_state: BlockState | None = None
         self._entry: dict[str, Any] = {}
+        self._shapes: dict[str, Any] = {}
         self._kept: list[Any] = []
+        self._finished = False
         self._greenlet = _Suspendable(self)
         self._switch()
 
     @property
     def done(self) -> bool:
         """Whether the last step has been made."""
-        return self._greenlet.dead
+        return self._finished
+
+    def __enter__(self) -> DenoiseSession:
+        """Return the session; it is closed at the end of the block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the session."""
+        self.close()
 
     def advance(self, max_steps: int) -> int:
-        """Make up to `max_steps` further steps; return how many were made."""
+        """Make up to `max_steps` further steps; return how many were made.
+
+        Raises:
+            RuntimeError: the session was closed or has failed. What a step raises ends it.
+        """
         before = self.step
         if not self.done:
-            self._target = self.step + max_steps
+            if self._greenlet.dead:
+                raise RuntimeError(f"the session has ended at step {before} of {self.num_steps}")
+            self._target = before + max_steps
             self._switch()
         return self.step - before
 
@@ -106,10 +134,10 @@ class DenoiseSession:
         no weights or embeddings.
 
         Raises:
-            RuntimeError: the session is done; its latents are what to keep.
+            RuntimeError: the session has ended; if it is done, its latents are what to keep.
         """
-        if self.done or self._block_state is None:
-            raise RuntimeError("a finished session has no snapshot: keep its latents")
+        if self._greenlet.dead or self._block_state is None:
+            raise RuntimeError("an ended session has no snapshot")
         fields = {
             name: value
             for name, value in self._block_state.as_dict().items()
@@ -119,6 +147,7 @@ class DenoiseSession:
             {
                 "request": self.request.model_dump(),
                 "step": self.step,
+                "shapes": self._shapes,
                 "fields": _packable(fields),
                 "schedulers": {
                     name: _packable(vars(scheduler))
@@ -139,9 +168,10 @@ class DenoiseSession:
         return Latents(*hand_over(self._state, *self._denoiser.forwarded))
 
     def close(self) -> None:
-        """Give up an unfinished session and free what it holds."""
-        if not self.done:
-            self._greenlet.throw()
+        """Give up an unfinished session and free what its loop holds; latents stay."""
+        if not self._greenlet.dead:
+            with torch.no_grad():  # as in `_switch`
+                self._greenlet.throw()
         self._block_state = None
         self._kept = []
 
@@ -165,6 +195,7 @@ class DenoiseSession:
     def run_blocks(self) -> None:
         """Run the denoise blocks from start to end; called once, in the greenlet."""
         self._denoiser.stage.run(self._state, self._pipeline)
+        self._finished = True
 
     def _switch(self) -> None:
         # The blocks' own no_grad begins inside the greenlet: begin it here too, so that switching
@@ -177,6 +208,18 @@ class DenoiseSession:
         values = block_state.as_dict()
         self._kept = list(values.values())  # a stamp is an id: its object must stay alive
         self._entry = {name: _stamp(value) for name, value in values.items()}
+        self._shapes = {
+            name: list(value.shape)
+            for name, value in values.items()
+            if isinstance(value, torch.Tensor)
+        }
+        restore = self._restore
+        if restore and not (
+            restore.shapes == self._shapes
+            and restore.schedulers.keys() == self._schedulers().keys()
+            and restore.step < self.num_steps
+        ):
+            raise ValueError("the snapshot is another model's")
 
     def _apply(self, restore: _Snapshot, block_state: BlockState) -> None:
         for name, value in restore.fields.items():
@@ -186,8 +229,10 @@ class DenoiseSession:
         self._generator().set_state(restore.generator_state)
 
     def _schedulers(self) -> dict[str, SchedulerMixin]:
-        components = {name: getattr(self._pipeline, name) for name in self._pipeline.components}
-        return {name: each for name, each in components.items() if isinstance(each, SchedulerMixin)}
+        """Return the pipeline's schedulers and those that blocks have made, such as for audio."""
+        made = self._block_state.as_dict() if self._block_state else {}
+        named = {**self._pipeline.components, **made}
+        return {name: each for name, each in named.items() if isinstance(each, SchedulerMixin)}
 
     def _generator(self) -> torch.Generator:
         return cast(torch.Generator, self._state.get("generator"))
@@ -205,7 +250,7 @@ def _read_snapshot(data: bytes, request: RenderRequest, device: str) -> _Snapsho
     try:
         snapshot = _Snapshot(**unpack(data, device))
     except TypeError as error:
-        raise ValueError(f"not a snapshot: {error}") from error
+        raise ValueError("these bytes are packed, but no snapshot") from error
     if snapshot.request != request.model_dump():
         raise ValueError("the snapshot is another request's")
     return snapshot

@@ -1,7 +1,8 @@
 """`Developer`: latents → frames → an MP4 and a poster, probed. Memory doesn't grow with length.
 
 Where the VAE decodes frame by frame (Wan's does, with a cache of features), frames go to the
-encoder as they come. Elsewhere the decode blocks run whole.
+encoder as they come. Elsewhere the decode blocks run whole. A family that renders in chunks may
+give more frames than asked; the rest is cut off.
 """
 
 # pyright: reportUnknownVariableType=false, reportUnknownMemberType=false
@@ -10,7 +11,7 @@ encoder as they come. Elsewhere the decode blocks run whole.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,11 +20,12 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, unpatchify
 from numpy.typing import NDArray
 
-from pipeline.graph import Graph, make_state
+from pipeline.graph import Graph
 from pipeline.handoff import Latents
 from pipeline.probe import AudioFormat, Frames, Probe, check_probe, probe
 from pipeline.recipe import FinishSpec
 from pipeline.request import RenderRequest
+from pipeline.state import make_state
 from pipeline.video import VideoWriter, write_poster
 
 
@@ -32,7 +34,9 @@ class Decoded:
     """A clip's frames, in chunks as they are decoded, and its sound where the family has it."""
 
     frames: Iterator[Frames]
-    """uint8 RGB, (n, height, width, 3) each."""
+    """uint8 RGB, (n, height, width, 3) each; as many in all as requested, or fewer."""
+    width: int
+    height: int
     audio: NDArray[np.float32] | None = None
     """(channels, samples) between -1 and 1."""
     sample_rate: int = 0
@@ -65,35 +69,47 @@ class Decoder:
         """Return the clip's frames; what can be decoded lazily is decoded as they are read.
 
         Raises:
-            ValueError: the latents hold NaN or infinite values.
+            ValueError: the latents, or the frames as they are read, hold NaN or infinite values.
         """
         for name, value in latents.values.items():
-            if isinstance(value, torch.Tensor) and not torch.isfinite(value).all():
+            if not _is_finite(value):
                 raise ValueError(f"{name} are not finite: the model diverged on this request")
-        state = make_state(request, self.stage.blocks, latents)
+        self._captured = []
+        state = make_state(request, self.stage.blocks, latents.to(self.device))
         self.stage.run(state)
-        pipeline: Any = self.stage.pipeline
         if self._streamed is not None:
-            return Decoded(self._stream(self._streamed, self._captured.pop()))
-        videos: Any = state.get("videos")
-        frames = np.asarray(videos[0], dtype=np.float32)
+            chunks = self._stream(self._streamed, self._captured)
+        else:
+            chunks = iter([_to_uint8(cast(Any, state.get("videos"))[0])])
+        clip = Decoded(
+            frames=_take(chunks, request.num_frames),
+            width=latents.values.get("width", request.width),
+            height=latents.values.get("height", request.height),
+        )
         audio: Any = state.get("audio")
         if audio is None:
-            return Decoded(iter([_to_uint8(frames)]))
-        samples = audio[0].float().cpu().numpy()
-        rate = pipeline.vocoder.config.output_sampling_rate
-        return Decoded(iter([_to_uint8(frames)]), np.atleast_2d(samples), rate)
+            return clip
+        samples = np.atleast_2d(audio[0].float().cpu().numpy())
+        return replace(clip, audio=samples, sample_rate=self._sample_rate())
 
     def _capture(self, z: torch.Tensor, return_dict: bool = True) -> Any:
         """Stand in for the VAE's decode: keep its argument, return a video of no frames."""
         self._captured.append(z)
         return (z.new_zeros((z.shape[0], 3, 0, 8, 8)),)
 
-    def _stream(self, vae: AutoencoderKLWan, z: torch.Tensor) -> Iterator[Frames]:
+    def _stream(self, vae: AutoencoderKLWan, captured: list[torch.Tensor]) -> Iterator[Frames]:
         processor = self.stage.pipeline.video_processor
-        for chunk in decode_frames(vae, z):
-            frames = processor.postprocess_video(chunk.float(), output_type="np")[0]
-            yield _to_uint8(np.asarray(frames))
+        for z in captured:
+            for chunk in decode_frames(vae, z):
+                yield _to_uint8(processor.postprocess_video(chunk, output_type="np")[0])
+
+    def _sample_rate(self) -> int:
+        """Return the samples a second of the sound, from the model that makes it."""
+        for key in ("output_sampling_rate", "sampling_rate"):
+            for component in self.stage.pipeline.components.values():
+                if key in getattr(component, "config", {}):
+                    return int(component.config[key])
+        raise ValueError("the decode blocks yield sound, but no model of theirs names its rate")
 
 
 class Developer:
@@ -118,7 +134,7 @@ class Developer:
         if decoded.audio is not None:
             audio = AudioFormat(decoded.sample_rate, decoded.audio.shape[0])
         poster_at = request.num_frames // 2
-        size = (request.width, request.height)
+        size = (decoded.width, decoded.height)
         with VideoWriter(video, *size, request.fps, self._finish, audio) as writer:
             for frames in decoded.frames:
                 place = poster_at - writer.num_frames
@@ -159,6 +175,23 @@ def decode_frames(vae: AutoencoderKLWan, z: torch.Tensor) -> Iterator[torch.Tens
         vae.clear_cache()
 
 
+def _take(chunks: Iterator[Frames], count: int) -> Iterator[Frames]:
+    """Yield the first `count` frames of `chunks`, in chunks."""
+    for chunk in chunks:
+        yield chunk[:count]
+        count -= len(chunk)
+        if count <= 0:
+            return
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_finite(each) for each in value)
+    return not isinstance(value, torch.Tensor) or bool(torch.isfinite(value).all())
+
+
 def _to_uint8(frames: NDArray[Any]) -> Frames:
     """Return frames in [0, 1] as 8-bit levels, to the nearest."""
+    if not np.isfinite(frames).all():
+        raise ValueError("the decoded frames are not finite: try the VAE in float32")
     return np.rint(frames.clip(0, 1) * 255).astype(np.uint8)

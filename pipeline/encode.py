@@ -10,18 +10,24 @@ output is a pure function of them, and the blocks around it stay as they are.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+from diffusers.guiders.guider_utils import BaseGuidance
 
-from pipeline.graph import Graph, hand_over, make_state
+from pipeline.graph import Graph
 from pipeline.handoff import Conditioning
 from pipeline.request import RenderRequest
+from pipeline.state import hand_over, make_state
 
 MEMO_BYTES = 1 << 30
+GUIDED = 2.0
+"""This stage's guidance scale, whatever the request's: above 1, so that negative embeddings are
+always made. At 1 Wan's text encoder, asked for none, returns a name that it never set."""
 
 
 class Encoder:
@@ -31,7 +37,9 @@ class Encoder:
         """Load the stage's weights onto `device`."""
         self.stage = graph.load("encode", device)
         self._forwarded = graph.forwarded_names("encode")
-        for component in self.stage.pipeline.components.values():
+        for name, component in self.stage.pipeline.components.items():
+            if isinstance(component, BaseGuidance) and "guidance_scale" in component.config:
+                setattr(self.stage.pipeline, name, component.new(guidance_scale=GUIDED))
             if isinstance(component, torch.nn.Module):
                 for method in ("forward", "encode"):
                     if hasattr(component, method):
@@ -42,20 +50,23 @@ class Encoder:
     ) -> Conditioning:
         """Return what the denoise stage needs for `request`.
 
-        `inputs` are further block inputs by name, such as a conditioning `image`.
+        `inputs` are further block inputs by name, such as a conditioning `image`, or a setting of
+        the denoise blocks, which is handed on.
         """
-        # The stage keeps its guider's own scale: at 1.0 Wan's text encoder, asked for no negative
-        # embeddings, returns a name that it never set.
         state = make_state(request, self.stage.blocks, inputs=inputs)
         self.stage.run(state)
         return Conditioning(*hand_over(state, *self._forwarded))
 
 
 class CallMemo:
-    """A pure function of tensors that remembers its latest results, by its arguments' content."""
+    """A pure function of tensors that remembers its latest results, by its arguments' content.
+
+    Calls with arguments of other kinds than tensors and plain values go straight through.
+    """
 
     def __init__(self, function: Callable[..., Any], max_bytes: int = MEMO_BYTES) -> None:
         """Remember up to `max_bytes` of results; the least recently used go first."""
+        functools.update_wrapper(self, function)  # blocks look at a model's signature
         self.hits = 0
         self.misses = 0
         self._function = function
@@ -65,7 +76,9 @@ class CallMemo:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the function's result, computed or remembered. It must not be written to."""
-        key = _digest((args, sorted(kwargs.items())))
+        key = _digest([args, kwargs])
+        if key is None:
+            return self._function(*args, **kwargs)
         if key in self._results:
             self.hits += 1
             self._results.move_to_end(key)
@@ -79,23 +92,26 @@ class CallMemo:
         return result
 
 
-def _digest(arguments: Any) -> bytes:
+def _digest(arguments: Any) -> bytes | None:
     hasher = hashlib.blake2b(digest_size=16)
-    _feed(hasher.update, arguments)
-    return hasher.digest()
+    return hasher.digest() if _feed(hasher.update, arguments) else None
 
 
-def _feed(update: Callable[[bytes | memoryview], None], value: Any) -> None:
+def _feed(update: Callable[[bytes | memoryview], None], value: Any) -> bool:
+    """Give a value's content to a hash; return whether all of it was of a known kind."""
     if isinstance(value, torch.Tensor):
-        update(f"{value.dtype}{tuple(value.shape)}{value.device.type}".encode())
+        update(f"{value.dtype}{tuple(value.shape)}{value.device};".encode())
         flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         update(flat.numpy().data)
-    elif isinstance(value, list | tuple):
-        update(f"[{len(value)}".encode())
-        for each in value:
-            _feed(update, each)
-    else:
-        update(f"{type(value).__name__}:{value!r};".encode())
+        return True
+    if isinstance(value, dict):
+        update(f"dict{len(value)};".encode())
+        return all(_feed(update, name) and _feed(update, value[name]) for name in sorted(value))
+    if isinstance(value, list | tuple):
+        update(f"{type(value).__name__}{len(value)};".encode())
+        return all(_feed(update, each) for each in value)
+    update(f"{type(value).__name__}:{value!r};".encode())
+    return value is None or isinstance(value, bool | int | float | str | torch.dtype | torch.device)
 
 
 def _size(value: Any) -> int:

@@ -21,6 +21,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 from pyarrow import lib
 
+from pipeline.arrow import open_bytes
 from pipeline.errors import UsageError
 
 PARQUET_MARK = b"PAR1"
@@ -72,7 +73,8 @@ def read_file(file: Any, suffix: str, shown: str, known: Sequence[str]) -> Colum
     if kind == "JSONL":
         return _split_objects(_parse_objects(file.read(), shown), known)
     try:
-        table = pq.ParquetFile(file).read() if kind == "Parquet" else _read_csv(file, shown, known)
+        data = open_bytes(file.read())
+        table = pq.ParquetFile(data).read() if kind == "Parquet" else _read_csv(data, shown, known)
         names = table.column_names
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).partition("\n")[0][:160]
@@ -115,8 +117,7 @@ def _read_csv(file: Any, shown: str, known: Sequence[str]) -> pa.Table:
         ragged.append(row)
         return "error"
 
-    size = file.seek(0, 2)
-    file.seek(0)
+    size = file.size()
     try:
         return pa_csv.read_csv(
             file,

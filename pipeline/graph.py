@@ -2,8 +2,9 @@
 
 Every modular video family is a row of encoder blocks, one block named `denoise`, then `decode`.
 All before `denoise` is the encode stage, all after it the decode stage, so there is no table of
-families here. Each stage loads only its own weights; of the other stages' models it sees empty
-skeletons on the meta device, since blocks derive sizes from their configuration.
+families here. Blocks that a clip's inputs don't call for are left out, with what they would load.
+Each stage loads only its own weights; of the other stages' models it sees empty skeletons on the
+meta device, since blocks derive sizes from their configuration.
 """
 
 # pyright: reportUnknownVariableType=false, reportUnknownMemberType=false
@@ -13,8 +14,9 @@ skeletons on the meta device, since blocks derive sizes from their configuration
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from logging import CRITICAL
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
@@ -34,12 +36,15 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from pipeline.errors import UsageError
-from pipeline.handoff import Handoff, is_packable
 from pipeline.recipe import ModelSpec
 from pipeline.request import RenderRequest
 
 StageName = Literal["encode", "denoise", "decode"]
 DENOISE = "denoise"
+REQUEST_INPUTS = {*RenderRequest.model_fields, "frame_rate", "generator", "output_type"}
+"""The block inputs that every request brings."""
+SIZE_INPUTS = {"height", "width"}
+"""Handed on to the end: a conditioning image may change them."""
 Blocks: TypeAlias = Any
 """A tree of `ModularPipelineBlocks`, which diffusers leaves untyped."""
 
@@ -60,32 +65,37 @@ class Stage:
 class Graph:
     """The blocks of one checkpoint, declared once and driven by every runner."""
 
-    def __init__(self, model: ModelSpec, checkpoint: Path) -> None:
+    def __init__(self, model: ModelSpec, checkpoint: Path, inputs: Iterable[str] = ()) -> None:
         """Read the checkpoint's index and cut its blocks; no weights are loaded.
 
+        `inputs` name the block inputs that clips bring besides their request, such as `image`.
+
         Raises:
-            UsageError: the folder is no diffusers checkpoint, or its family has no modular
-                blocks with a `denoise` block between encoders and decoder.
+            UsageError: the folder is no diffusers checkpoint, its family has no modular blocks
+                with a `denoise` block between encoders and decoder, or they need other inputs.
         """
-        diffusers_logging.set_verbosity_error()
+        diffusers_logging.set_verbosity(CRITICAL)  # an error is raised as well as logged
         diffusers_logging.disable_progress_bar()
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
         self.model = model
         self.checkpoint = checkpoint
         self._whole = _find_pipeline(model, checkpoint)
-        self._blocks = self._whole.blocks
+        unknown = sorted(model.components.keys() - set(self._whole.component_names))
+        if unknown:
+            raise UsageError(f"model.components: {checkpoint.name} has no {', '.join(unknown)}")
+        self._blocks = _resolve(self._whole.blocks, {*REQUEST_INPUTS, *inputs}, checkpoint.name)
         names = list(self._blocks.sub_blocks)
-        if DENOISE not in names or names[-1] == DENOISE:
+        inner = [i for i, name in enumerate(names) if name.split(".")[0] == DENOISE]
+        if not inner or inner[-1] == len(names) - 1:
             raise UsageError(
                 f"model.checkpoint: {checkpoint.name} has blocks {names}; "
                 f"expected encoder blocks, then {DENOISE!r}, then a decoder"
             )
-        cut = names.index(DENOISE)
         self._names: Mapping[StageName, list[str]] = {
-            "encode": names[:cut],
-            "denoise": [DENOISE],
-            "decode": names[cut + 1 :],
+            "encode": names[: inner[0]],
+            "denoise": names[inner[0] : inner[-1] + 1],
+            "decode": names[inner[-1] + 1 :],
         }
 
     def blocks(self, stage: StageName) -> Blocks:
@@ -111,8 +121,15 @@ class Graph:
             if spec.pretrained_model_name_or_path is None or spec.type_hint is None:
                 continue  # the index has none, such as a second expert
             if stage == "denoise" and _is_autoencoder(spec.type_hint):
+                # Read for its configuration alone; unlisted, so that `meta` isn't this stage's
+                # device.
+                pipeline._component_specs.pop(name)  # pyright: ignore[reportPrivateUsage]
                 continue
             pipeline.update_components(**{name: self._load_component(spec)})
+        for name, changes in self.model.components.items():
+            if name in pipeline.components:
+                changed = _with_settings(name, getattr(pipeline, name), changes)
+                pipeline.update_components(**{name: changed})
         pipeline.to(device)
         self._add_skeletons(pipeline)
         return Stage(blocks, pipeline)
@@ -121,20 +138,23 @@ class Graph:
         """Return the names, and the kwargs types, that stages after `stage` read."""
         later: tuple[StageName, ...] = ("denoise", "decode") if stage == "encode" else ("decode",)
         inputs = [each for name in later for each in self.blocks(name).inputs]
-        names = {each.name for each in inputs if each.name}
+        names = {each.name for each in inputs if each.name} | SIZE_INPUTS
         return names, {each.kwargs_type for each in inputs if each.kwargs_type}
 
     def _load_component(self, spec: Any) -> Any:
+        # An index may name another repository: what renders is what was fingerprinted. And a
+        # tokenizer without files would load as an empty one.
+        place = {"pretrained_model_name_or_path": str(self.checkpoint)}
+        if not (self.checkpoint / spec.subfolder).is_dir():
+            raise UsageError(f"model.checkpoint: {self.checkpoint.name} has no {spec.subfolder}")
         options: dict[str, Any] = {}
         if isinstance(spec.type_hint, type) and issubclass(spec.type_hint, torch.nn.Module):
             name = self.model.dtypes.get(spec.name, self.model.dtype)
             options = {"dtype": getattr(torch, name), "use_safetensors": True}
         try:
-            component = spec.load(**options)
+            component = spec.load(**place, **options)
         except (OSError, ValueError) as error:
-            raise UsageError(
-                f"model.checkpoint: cannot load {spec.name} from {self.checkpoint.name}: {error}"
-            ) from error
+            raise self._cannot_load(spec.name, error) from error
         if isinstance(component, torch.nn.Module):
             component.eval().requires_grad_(False)
         return component
@@ -151,10 +171,19 @@ class Graph:
                 continue
             if issubclass(kind, ModelMixin):
                 model = cast(Any, kind)
-                config = model.load_config(spec.pretrained_model_name_or_path, subfolder=name)
+                folder = self.checkpoint / (spec.subfolder or "")
+                try:
+                    with torch.device("meta"):
+                        skeleton = model.from_config(model.load_config(str(folder)))
+                except (OSError, ValueError) as error:
+                    raise self._cannot_load(name, error) from error
                 dtype = getattr(torch, self.model.dtypes.get(name, self.model.dtype))
-                with torch.device("meta"):
-                    setattr(pipeline, name, model.from_config(config).to(dtype))
+                setattr(pipeline, name, skeleton.to(dtype))
+
+    def _cannot_load(self, name: str, error: Exception) -> UsageError:
+        return UsageError(
+            f"model.checkpoint: cannot load {name} from {self.checkpoint.name}: {_one_line(error)}"
+        )
 
 
 def find_loops(blocks: Blocks) -> Iterator[LoopSequentialPipelineBlocks]:
@@ -166,69 +195,15 @@ def find_loops(blocks: Blocks) -> Iterator[LoopSequentialPipelineBlocks]:
         yield from find_loops(each)
 
 
-def session_copy(pipeline: ModularPipeline, guidance_scale: float) -> ModularPipeline:
-    """Return `pipeline` with schedulers and guiders of its own, sharing all weights."""
-    own = copy.copy(pipeline)
-    for name, component in pipeline.components.items():
-        if isinstance(component, SchedulerMixin):
-            setattr(own, name, copy.deepcopy(component))
-        elif isinstance(component, BaseGuidance):
-            known = "guidance_scale" in component.config
-            changes = {"guidance_scale": guidance_scale} if known else {}
-            setattr(own, name, component.new(**changes))
-    return own
-
-
-def make_state(
-    request: RenderRequest,
-    blocks: Blocks,
-    handoff: Handoff | None = None,
-    inputs: Mapping[str, Any] | None = None,
-) -> PipelineState:
-    """Return the state that `blocks` start from: their defaults, the request, what came before.
-
-    `inputs` are further block inputs by name, such as a conditioning `image`.
-    """
-    generator = torch.Generator("cpu").manual_seed(request.seed)
-    if handoff and handoff.generator_state is not None:
-        generator.set_state(handoff.generator_state)
-    given: dict[str, Any] = {
-        **request.model_dump(exclude={"seed", "fps"}),
-        "frame_rate": request.fps,
-        "fps": request.fps,
-        "generator": generator,
-        "output_type": "np",
-        **(inputs or {}),
-    }
-    state: Any = PipelineState()
-    for each in blocks.inputs:
-        if each.name:
-            state.set(each.name, given.get(each.name, each.default), each.kwargs_type)
-    if handoff:
-        for name, value in handoff.values.items():
-            state.set(name, value, handoff.kinds.get(name))
-    return state
-
-
-def hand_over(
-    state: PipelineState, names: set[str], kinds: set[str]
-) -> tuple[dict[str, Any], dict[str, str], torch.Tensor | None]:
-    """Return the values, kinds and generator state that later stages need of `state`.
-
-    A value is kept when a later block reads it by name, or by a kwargs type that it carries.
-    """
-    tagged = {name: kind for kind, members in state.kwargs_mapping.items() for name in members}
-    values = {
-        name: value
-        for name, value in state.values.items()
-        if (name in names or tagged.get(name) in kinds)
-        and name not in ("generator", "output_type")
-        and value is not None
-        and is_packable(value)
-    }
-    generator = state.values.get("generator")
-    drawn = generator.get_state() if isinstance(generator, torch.Generator) else None
-    return values, {name: tagged[name] for name in values if name in tagged}, drawn
+def _resolve(blocks: Blocks, given: set[str], name: str) -> Blocks:
+    """Return the row of blocks that run when inputs of these names are given."""
+    resolved = blocks.get_execution_blocks(**dict.fromkeys(given, True))
+    if "videos" not in {each.name for each in resolved.intermediate_outputs}:
+        raise UsageError(f"model.checkpoint: the blocks of {name} make no videos")
+    missing = sorted({each.name for each in resolved.inputs if each.required} - given)
+    if missing:
+        raise UsageError(f"model.checkpoint: {name} also needs {', '.join(missing)} for a clip")
+    return resolved
 
 
 def _find_pipeline(model: ModelSpec, checkpoint: Path) -> ModularPipeline:
@@ -243,10 +218,29 @@ def _find_pipeline(model: ModelSpec, checkpoint: Path) -> ModularPipeline:
         return cast(Blocks, kind)().init_pipeline(str(checkpoint))
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise UsageError(
-            f"model.checkpoint: no modular blocks found for {checkpoint.name} ({error}); "
+            f"model.checkpoint: no modular blocks for {checkpoint.name} ({_one_line(error)}); "
             "name them by model.blocks"
         ) from error
 
 
+def _with_settings(name: str, component: Any, changes: Mapping[str, Any]) -> Any:
+    """Return a scheduler or guider like `component` with some settings changed."""
+    if not isinstance(component, SchedulerMixin | BaseGuidance):
+        raise UsageError(f"model.components.{name}: only schedulers and guiders have settings")
+    config = cast(Any, component).config
+    unknown = sorted(changes.keys() - config.keys())
+    if unknown:
+        known = ", ".join(sorted(key for key in config if not key.startswith("_")))
+        raise UsageError(f"model.components.{name}: no {', '.join(unknown)}; it has {known}")
+    if isinstance(component, BaseGuidance):
+        return component.new(**changes)
+    return cast(Any, type(component)).from_config({**config, **changes})
+
+
 def _is_autoencoder(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, ModelMixin) and hasattr(kind, "decode")
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:300]}…"

@@ -1,6 +1,7 @@
 """Identity: what a clip is, as a hash, so that the same clip is never rendered twice.
 
-`clip_id` is the SHA-256 of the canonical form of (request, model fingerprint, finishing spec).
+`clip_id` is the SHA-256 of the canonical form of the request and of the renderer's digest, which is
+that of the model fingerprint and the finishing spec.
 The canonical form is JSON with sorted keys, no white space and UTF-8 text; integers stay integers
 and floats are written in Python's shortest round-trip form, which is the same on every platform.
 """
@@ -11,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,9 @@ from pipeline.request import RenderRequest
 
 SEED_BITS = 32
 WEIGHT_SUFFIX = ".safetensors"
+_CANONICAL = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, check_circular=False
+)
 CONFIG_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 
 
@@ -30,10 +35,7 @@ def canonical_json(value: Any) -> bytes:
         ValueError: a number is NaN or infinite.
         TypeError: a value is not JSON.
     """
-    text = json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
-    return text.encode("utf-8")
+    return _CANONICAL.encode(value).encode("utf-8")
 
 
 def digest(value: Any) -> str:
@@ -48,22 +50,24 @@ def derive_seed(fields: Mapping[str, Any]) -> int:
 
 def clip_id(request: RenderRequest, model_fingerprint: str, finish: FinishSpec) -> str:
     """Return the id of the clip that `request` asks of this model and finish, 64 hex digits."""
-    return digest(
-        {
-            "request": request.model_dump(),
-            "model": model_fingerprint,
-            "finish": finish.model_dump(),
-        }
+    renderer = _digest_renderer(
+        model_fingerprint,
+        finish,  # pyright: ignore[reportArgumentType] - frozen, so it has a hash
     )
+    return digest({"request": dict(request), "renderer": renderer})
+
+
+@lru_cache(maxsize=16)
+def _digest_renderer(model_fingerprint: str, finish: FinishSpec) -> str:
+    return digest({"model": model_fingerprint, "finish": finish.model_dump()})
 
 
 def fingerprint_model(model: ModelSpec, checkpoint: Path) -> str:
     """Return the fingerprint of a checkpoint folder as this recipe loads it, 64 hex digits.
 
     It covers the content of every weight and configuration file, and what the recipe changes in
-    how they are loaded (dtypes, blocks, configs). The folder's place and its files' times don't
-    count. A hub snapshot's files are links to blobs that are named by their hash: those are not
-    read again.
+    how they are loaded. The folder's place and its files' times don't count. A hub snapshot's
+    files are links to blobs that are named by their hash: those are not read again.
 
     Raises:
         UsageError: the folder is missing or holds no safetensors weights.
@@ -86,7 +90,7 @@ def fingerprint_model(model: ModelSpec, checkpoint: Path) -> str:
     names = [path.relative_to(checkpoint).as_posix() for path in files]
     with ThreadPoolExecutor(max_workers=4) as threads:
         hashes = list(threads.map(_hash_file, files))
-    settings = model.model_dump(include={"dtype", "dtypes", "blocks", "configs"})
+    settings = model.model_dump(include={"dtype", "dtypes", "blocks", "configs", "components"})
     return digest({"files": dict(zip(names, hashes, strict=True)), "load": settings})
 
 

@@ -28,10 +28,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from pipeline.arrow import open_bytes
 from pipeline.columns import ROW_COLUMNS
 from pipeline.documents import (
     Artifact,
@@ -188,6 +188,8 @@ class Ledger:
                 neither a clip nor a reason.
             UsageError: Parquet can't hold a label's type.
         """
+        import pyarrow.compute as pc  # a tenth of a second that planning has no use for
+
         missing = [column for column in ROW_COLUMNS if column not in rows.column_names]
         repeated = [column for column, n in Counter(rows.column_names).items() if n > 1]
         if missing or repeated:
@@ -210,10 +212,14 @@ class Ledger:
     def load_rows(self, columns: Sequence[str] | None = None) -> Iterator[tuple[str, pa.Table]]:
         """Yield each planned table's name and rows, by name; of some columns only if given."""
         for key in sorted(self.store.list("rows")):
-            buffer = pa.BufferReader(self.store.read(key))
-            table = pq.read_table(buffer, columns=columns and list(columns))
-            ordered = table.select(list(columns)) if columns else table
-            yield key.removeprefix("rows/").removesuffix(".parquet"), ordered
+            table = self.read_table(key, columns)
+            yield key.removeprefix("rows/").removesuffix(".parquet"), table
+
+    def read_table(self, key: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return a Parquet object's table; of some columns, in their order, only if given."""
+        file = pq.ParquetFile(open_bytes(self.store.read(key)))
+        table = file.read(columns=columns and list(columns))
+        return table.select(list(columns)) if columns else table
 
     def put_table(self, key: str, table: pa.Table) -> None:
         """Write a table as Parquet, whole or not at all."""

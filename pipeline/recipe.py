@@ -39,6 +39,9 @@ class ModelSpec(_Section):
     """The diffusers blocks class, for a checkpoint that the automatic mapping doesn't know."""
     configs: dict[str, bool | int | float | str] = {}
     """Pipeline configs that the checkpoint's index lacks: `{boundary_ratio = 0.0}`."""
+    components: dict[str, dict[str, bool | int | float | str]] = {}
+    """Settings of a scheduler or guider that differ from the checkpoint's: `{scheduler =
+    {flow_shift = 5.0}}`. A guider whose `guidance_scale` is here doesn't take the request's."""
 
 
 class RequestDefaults(_Section):
@@ -92,7 +95,7 @@ class GangShape(_Section):
 
     name: str
     count: Positive = 1
-    num_cpus: Annotated[float, Field(ge=0)] = 1.0
+    num_cpus: Annotated[float, Field(gt=0)] = 1.0
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
     threads: Positive = 1
 

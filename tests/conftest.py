@@ -1,11 +1,12 @@
-"""What tests of every kind share: a local Ray cluster with a leak check, and an S3 server."""
+"""What tests of every kind share: a Ray cluster with a leak check, an S3 server, checkpoints."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -53,3 +54,22 @@ def no_leaks() -> Iterator[None]:
         from tests.support.leaks import check_leaks
 
         check_leaks()
+
+
+@pytest.fixture(scope="session")
+def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return the folder of a tiny family's checkpoint, built when first asked for."""
+    import torch
+
+    from tests.support.families import FAMILIES
+
+    torch.set_num_threads(1)  # models this small gain nothing from a second
+    root = tmp_path_factory.mktemp("checkpoints")
+
+    def build(name: str) -> Path:
+        folder = root / name
+        if not folder.exists():
+            FAMILIES[name].build(folder)
+        return folder
+
+    return build

@@ -138,7 +138,7 @@ def test_a_misspelt_column_is_a_label_with_a_hint(tmp_path: Path) -> None:
         pa.table({"prompt": ["a"], "Width": [80], "numFrames": [9], "city": ["x"]}), path
     )
     plan = make_plan(path)
-    assert cells(plan, "width", "Width") == [(64, 80)]
+    assert cells(plan, "width", "label_Width") == [(64, 80)]
     assert plan.tables[0].hints == (
         "column 'Width' is carried as a label; is it 'width'?",
         "column 'numFrames' is carried as a label; is it 'num_frames'?",

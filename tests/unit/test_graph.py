@@ -1,0 +1,229 @@
+"""What a graph accepts as a checkpoint, and what it says of the rest."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.errors import UsageError
+from pipeline.graph import Graph
+from pipeline.recipe import ModelSpec
+from pipeline.state import session_copy
+from tests.support.families import FAMILIES
+from tests.support.staged import Staged, model_of, request_of
+
+
+@pytest.fixture(scope="module")
+def wan(checkpoint_of: Callable[[str], Path]) -> Path:
+    return checkpoint_of("wan21")
+
+
+@pytest.fixture
+def copy(wan: Path, tmp_path: Path) -> Path:
+    """A copy of a Wan 2.1 checkpoint, to be damaged."""
+    return Path(shutil.copytree(wan, tmp_path / "checkpoint"))
+
+
+def graph_of(folder: Path, **model: Any) -> Graph:
+    return Graph(ModelSpec(checkpoint=str(folder), dtype="float32", **model), folder)
+
+
+def error_of(folder: Path, **model: Any) -> str:
+    """Return the one line that a user sees."""
+
+    def load() -> None:
+        for stage in ("encode", "denoise", "decode"):
+            graph_of(folder, **model).load(stage)
+
+    with pytest.raises(UsageError) as caught:
+        load()
+    text = str(caught.value)
+    assert text.startswith("model.")
+    assert "\n" not in text
+    assert len(text) < 1000
+    return text
+
+
+def change_index(folder: Path, **entries: Any) -> None:
+    path = folder / "model_index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+
+def test_stages_have_their_own_dtypes(wan: Path) -> None:
+    graph = Graph(ModelSpec(checkpoint=str(wan), dtype="bfloat16", dtypes={"vae": "float32"}), wan)
+    encode, denoise, decode = (
+        graph.load(stage).pipeline.components for stage in ("encode", "denoise", "decode")
+    )
+    assert encode["text_encoder"].dtype is torch.bfloat16
+    assert denoise["transformer"].dtype is torch.bfloat16
+    assert decode["vae"].dtype is torch.float32
+
+
+def test_weights_are_for_inference(wan: Path) -> None:
+    for stage in ("encode", "denoise", "decode"):
+        for component in graph_of(wan).load(stage).pipeline.components.values():
+            if isinstance(component, torch.nn.Module):
+                assert not component.training
+                assert not any(each.requires_grad for each in component.parameters())
+
+
+def test_an_experts_absence_is_no_error(checkpoint_of: Callable[[str], Path]) -> None:
+    """Single-expert VACE: the index has no second transformer."""
+    folder = checkpoint_of("wan_vace")
+    stage = Graph(model_of(FAMILIES["wan_vace"], folder), folder).load("denoise")
+    assert getattr(stage.pipeline, "transformer_2", None) is None
+
+
+def test_other_stages_models_are_skeletons(checkpoint_of: Callable[[str], Path]) -> None:
+    """Blocks read sizes from them; using their weights would raise."""
+    staged = Staged(FAMILIES["ltx2"], checkpoint_of("ltx2"))
+    pipeline = staged.graph.load("denoise").pipeline
+    for name in ("vae", "audio_vae"):
+        assert name not in pipeline.components
+        assert all(each.is_meta for each in getattr(pipeline, name).parameters())
+    assert pipeline._execution_device.type == "cpu"
+
+
+def test_a_family_that_needs_an_image_says_so(checkpoint_of: Callable[[str], Path]) -> None:
+    assert "also needs image_embeds" in error_of(checkpoint_of("wan_i2v"))
+
+
+def test_an_unknown_blocks_class(wan: Path) -> None:
+    text = error_of(wan, blocks="Wan23Blocks")
+    assert text == "model.blocks: diffusers has no blocks class 'Wan23Blocks'"
+    assert "no blocks class 'WanPipeline'" in error_of(wan, blocks="WanPipeline")
+
+
+def test_a_family_that_must_name_its_blocks(checkpoint_of: Callable[[str], Path]) -> None:
+    assert "name them by model.blocks" in error_of(checkpoint_of("wan_vace"))
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", "{}", '{"_class_name": "NoPipeline"}'])
+def test_not_a_checkpoint(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "model_index.json").write_text(content)
+    assert "no modular blocks" in error_of(tmp_path)
+
+
+@pytest.mark.parametrize("blocks", ["QwenImageAutoBlocks", "StableDiffusionXLAutoBlocks"])
+def test_a_model_of_images(wan: Path, blocks: str) -> None:
+    assert "make no videos" in error_of(wan, blocks=blocks)
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "transformer", "vae"])
+def test_pickled_weights_are_refused(copy: Path, part: str) -> None:
+    from safetensors.torch import load_file
+
+    (weights,) = (copy / part).glob("*.safetensors")
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    text = error_of(copy)
+    assert f"cannot load {part}" in text
+    assert "safetensors" in text
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "transformer", "vae"])
+def test_damaged_weights_are_refused(copy: Path, part: str) -> None:
+    (weights,) = (copy / part).glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert f"cannot load {part}" in error_of(copy)
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "scheduler", "transformer"])
+def test_a_missing_part_is_named(copy: Path, part: str) -> None:
+    shutil.rmtree(copy / part)
+    assert re.search(rf"(cannot load|has no) {part}", error_of(copy))
+
+
+def test_a_recipe_changes_a_schedulers_and_a_guiders_settings(
+    checkpoint_of: Callable[[str], Path],
+) -> None:
+    folder = checkpoint_of("wan22")
+    components = {"scheduler": {"flow_shift": 5.0}, "guider_2": {"guidance_scale": 3.5}}
+    graph = graph_of(folder, components=components)
+    pipeline = graph.load("denoise").pipeline
+    plain = graph_of(folder).load("denoise").pipeline
+    assert pipeline.scheduler.config.flow_shift == 5.0
+    differing = {
+        key
+        for key, value in plain.scheduler.config.items()
+        if value != pipeline.scheduler.config[key] and not key.startswith("_")
+    }
+    assert differing == {"flow_shift"}
+    own = session_copy(pipeline, 7.0, graph.model)
+    assert (own.guider.guidance_scale, own.guider_2.guidance_scale) == (7.0, 3.5)
+    own = session_copy(plain, 7.0, graph_of(folder).model)
+    assert (own.guider.guidance_scale, own.guider_2.guidance_scale) == (7.0, 7.0)
+    assert plain.guider.guidance_scale != 7.0
+
+
+@pytest.mark.parametrize(
+    ("components", "said"),
+    [
+        ({"schedule": {"flow_shift": 5.0}}, "has no schedule"),
+        ({"scheduler": {"shift": 5.0}}, "no shift; it has"),
+        ({"transformer": {"num_layers": 5}}, "only schedulers and guiders"),
+    ],
+)
+def test_settings_that_nothing_has_are_refused(
+    wan: Path, components: dict[str, Any], said: str
+) -> None:
+    assert said in error_of(wan, components=components)
+
+
+EVIL = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\n"
+
+
+def test_an_index_that_names_its_own_code_is_refused(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (copy / "evil.py").write_text(EVIL + "class Evil: pass\n")
+    (copy / "transformer" / "evil.py").write_text(EVIL + "class Evil: pass\n")
+    change_index(copy, transformer=["evil", "Evil"])
+    monkeypatch.syspath_prepend(str(copy))
+    error_of(copy)
+    assert not list(copy.rglob("ran"))
+
+
+def test_blocks_in_the_checkpoint_are_refused(copy: Path) -> None:
+    (copy / "evil.py").write_text(EVIL + "class Evil: pass\n")
+    config = {"auto_map": {"ModularPipelineBlocks": "evil.Evil"}}
+    (copy / "modular_config.json").write_text(json.dumps(config))
+    assert "trust_remote_code" in error_of(copy)
+    assert not list(copy.rglob("ran"))
+
+
+def test_a_models_own_code_is_not_run(copy: Path) -> None:
+    (copy / "text_encoder" / "evil.py").write_text(EVIL + "class Evil: pass\n")
+    path = copy / "text_encoder" / "config.json"
+    config = json.loads(path.read_text()) | {"auto_map": {"AutoModel": "evil.Evil"}}
+    path.write_text(json.dumps(config))
+    staged = Staged(FAMILIES["wan21"], copy)
+    staged.encode(request_of(staged.family))  # loads as the class that the index names
+    assert not list(copy.rglob("ran"))
+
+
+def test_an_index_cannot_lead_elsewhere(copy: Path) -> None:
+    """Weights come from the folder that was fingerprinted, whatever a modular index says."""
+    index = json.loads((copy / "model_index.json").read_text())
+    modular: dict[str, Any] = {
+        "_class_name": "WanModularPipeline",
+        "_blocks_class_name": "WanBlocks",
+    }
+    for name, place in index.items():
+        if isinstance(place, list):
+            spec = {"pretrained_model_name_or_path": "someone/else", "subfolder": name}
+            modular[name] = [*place, spec | {"type_hint": place, "variant": None, "revision": None}]
+    (copy / "modular_model_index.json").write_text(json.dumps(modular))
+    graph = graph_of(copy)
+    for stage in ("encode", "denoise", "decode"):
+        graph.load(stage)
+    shutil.rmtree(copy / "vae")
+    assert re.search("(cannot load|has no) vae", error_of(copy))

@@ -1,0 +1,79 @@
+"""All stages in one process, from a request to a commit or a recorded failure."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.documents import Commit, Failure
+from pipeline.identity import clip_id
+from pipeline.ledger import Ledger
+from pipeline.local import LocalRunner
+from pipeline.probe import probe
+from pipeline.recipe import FinishSpec, Recipe
+from pipeline.store import ObjectStore
+from tests.support.families import FAMILIES
+from tests.support.staged import model_of, request_of
+from tests.support.tables import RECIPE
+
+FINGERPRINT = "f" * 64
+FAMILY = FAMILIES["wan_vace"]
+
+
+@pytest.fixture
+def recipe(checkpoint_of: Callable[[str], Path]) -> Recipe:
+    model = model_of(FAMILY, checkpoint_of(FAMILY.name))
+    return RECIPE.model_copy(update={"model": model, "finish": FinishSpec(preset="ultrafast")})
+
+
+def new_ledger() -> Ledger:
+    return Ledger(ObjectStore(f"memory://{uuid.uuid4().hex}"))
+
+
+def test_a_clip_is_committed_and_always_the_same_bytes(recipe: Recipe, tmp_path: Path) -> None:
+    request = request_of(FAMILY)
+    clip = clip_id(request, FINGERPRINT, recipe.finish)
+    commits: list[Commit] = []
+    for _ in range(2):
+        ledger = new_ledger()
+        runner = LocalRunner(recipe, FINGERPRINT, ledger)
+        runner.render("e" * 64, request_of(FAMILY, seed=9))  # another before it
+        commit = runner.render(clip, request)
+        assert isinstance(commit, Commit)
+        assert ledger.committed_ids() == {clip, "e" * 64}
+        assert ledger.read_commit(clip) == commit
+        commits.append(commit)
+    one, other = commits
+    assert one.video.sha256 == other.video.sha256
+    assert one.poster.sha256 == other.poster.sha256
+    assert one.request == request
+    assert (one.width, one.height, one.num_frames) == (64, 64, 9)
+    assert one.model_fingerprint == FINGERPRINT
+    assert set(one.timings) >= {"encode", "denoise", "develop"}
+    assert one.device_seconds > 0
+    video = tmp_path / "video.mp4"
+    ledger.store.download(other.video.key, video)
+    assert probe(video).num_frames == 9
+
+
+def test_a_failure_is_recorded_and_the_next_clip_renders(recipe: Recipe) -> None:
+    ledger = new_ledger()
+    runner = LocalRunner(recipe, FINGERPRINT, ledger)
+    bias = runner._denoiser.stage.pipeline.components["transformer"].proj_out.bias
+    kept = bias.clone()
+    bias.fill_(float("nan"))
+    failure = runner.render("a" * 64, request_of(FAMILY))
+    assert isinstance(failure, Failure)
+    assert failure.stage == "develop"
+    assert "not finite" in failure.reason
+    assert ledger.failed_ids() == {"a" * 64}
+    assert list(ledger.latest_failures()) == [failure]
+    assert not ledger.committed_ids()
+    with torch.no_grad():
+        bias.copy_(kept)
+    assert isinstance(runner.render("b" * 64, request_of(FAMILY)), Commit)
+    assert ledger.committed_ids() == {"b" * 64}

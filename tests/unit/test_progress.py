@@ -1,0 +1,65 @@
+"""What a run shows where there is no terminal: plain lines, one for what matters."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from jobs.progress import ConsoleReporter, print_status, print_summary
+from jobs.recipes import find_recipe
+from jobs.render import RunResult
+from pipeline.documents import Failure, OutputStatus, describe_failure
+from pipeline.plan import Plan
+
+CLIP = "ab" * 32
+
+
+def make_console() -> tuple[Console, io.StringIO]:
+    text = io.StringIO()
+    return Console(file=text, width=200), text
+
+
+def test_a_failure_shows_at_once_and_in_one_line() -> None:
+    console, text = make_console()
+    with ConsoleReporter(console) as reporter:
+        failure: Failure = describe_failure(CLIP, "denoise", ValueError("a\nb [red]c[/red]"))
+        reporter.ended(failure)
+    lines = [line for line in text.getvalue().splitlines() if line.startswith("failed")]
+    assert lines == [f"failed: {CLIP[:16]} in denoise: ValueError: a b [red]c[/red]"]
+
+
+def test_summary_says_where_to_look_and_how_it_ended() -> None:
+    console, text = make_console()
+    status = OutputStatus(rows=3, committed=2, remaining=1, clips=3, clips_committed=2)
+    result = RunResult(status, "s3://ads/tonight", 2, 0, Plan(()), True, 61.0)
+    print_summary(console, result)
+    shown = text.getvalue()
+    assert "s3://ads/tonight/index.html" in shown
+    assert "s3://ads/tonight/manifest/*.parquet" in shown
+    assert "2 clips in 0:01:01" in shown
+    assert "remaining" in shown
+    assert "The same command goes on from here" in shown
+
+
+def test_a_run_without_work_says_so() -> None:
+    console, text = make_console()
+    status = OutputStatus(rows=2, committed=2, clips=2, clips_committed=2)
+    print_summary(console, RunResult(status, "out", 0, 0, Plan(()), False, 0.5))
+    assert "Nothing to do" in text.getvalue()
+
+
+def test_status_counts() -> None:
+    console, text = make_console()
+    print_status(console, "out", OutputStatus(rows=1234, committed=1200, failed=34, clips=1234))
+    shown = text.getvalue()
+    assert "1,234" in shown
+    assert "34 rows" in shown
+    assert "rejected" not in shown
+
+
+def test_local_cluster_has_room_for_every_actor() -> None:
+    from cluster.session import SPARE_CPUS, logical_cpus
+
+    recipe = find_recipe("tiny-cpu", ["gangs.0.count=3", "encode.num_cpus=2"])
+    assert logical_cpus(recipe) == 3 + 2 + recipe.develop.num_cpus + SPARE_CPUS

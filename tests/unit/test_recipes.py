@@ -1,0 +1,99 @@
+"""The recipes that ship: each loads, obeys its own limits and fits the hardware that it names."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from jobs.recipes import FOLDER, find_recipe, list_recipes
+from pipeline.graph import Graph, StageName
+from pipeline.recipe import Recipe
+from pipeline.rules import Rules
+from tests.support.families import FAMILIES
+
+GPUS = {
+    "tiny-cpu": 0,
+    "wan21-1.3b-24gb": 1,
+    "wan21-14b-80gb": 1,
+    "wan22-a14b-8x80gb": 8,
+    "ltx2": 1,
+    "hunyuanvideo15": 2,
+}
+FAMILY = {
+    "tiny-cpu": "wan_vace",
+    "wan21-1.3b-24gb": "wan21",
+    "wan21-14b-80gb": "wan21",
+    "wan22-a14b-8x80gb": "wan22",
+    "ltx2": "ltx2",
+    "hunyuanvideo15": "hunyuan_video_15",
+}
+STAGES: tuple[StageName, ...] = ("encode", "denoise", "decode")
+
+every_recipe = pytest.mark.parametrize("name", sorted(GPUS))
+
+
+def recipe_of(name: str) -> Recipe:
+    return find_recipe(name)
+
+
+def test_every_recipe_is_tested() -> None:
+    assert set(list_recipes()) == set(GPUS) == set(FAMILY)
+
+
+@every_recipe
+def test_it_loads_and_its_defaults_obey_its_limits(name: str) -> None:
+    recipe = recipe_of(name)
+    assert recipe.name == name
+    assert recipe.description
+    Rules.from_recipe(recipe)  # raises if a default breaks a limit
+
+
+@every_recipe
+def test_its_limits_are_the_familys(name: str) -> None:
+    """Multiples are the VAE's factors times the patch, which the tiny families keep."""
+    limits, family = recipe_of(name).limits, FAMILIES[FAMILY[name]]
+    assert limits.size_multiple == family.size_multiple
+    assert limits.frame_multiple == family.frame_multiple
+
+
+@every_recipe
+def test_its_model_section_fits_the_family(name: str, checkpoint_of: Callable[[str], Path]) -> None:
+    """The blocks, configs and settings that it names exist: tried on the tiny checkpoint."""
+    model = recipe_of(name).model
+    folder = checkpoint_of(FAMILY[name])
+    graph = Graph(model, folder)
+    for stage in STAGES:
+        components = graph.load(stage).pipeline.components
+        for part, changes in model.components.items():
+            if part in components:
+                settings = components[part].config
+                assert {key: settings[key] for key in changes} == changes
+        if stage == "decode" and "vae" in model.dtypes:
+            assert str(components["vae"].dtype) == f"torch.{model.dtypes['vae']}"
+
+
+@every_recipe
+def test_it_fits_the_hardware(name: str) -> None:
+    recipe = recipe_of(name)
+    shared = [recipe.encode.num_gpus] * recipe.encode.workers
+    shared += [recipe.develop.num_gpus] * recipe.develop.workers
+    shared += [gang.num_gpus for gang in recipe.gangs for _ in range(gang.count)]
+    rooms: list[float] = []  # what is left of each GPU, the largest share placed first
+    for share in sorted(filter(None, shared), reverse=True):
+        fitting = next((i for i, left in enumerate(rooms) if share <= left + 1e-9), None)
+        if fitting is None:
+            rooms.append(1 - share)
+        else:
+            rooms[fitting] -= share
+    assert len(rooms) == GPUS[name]
+
+
+@every_recipe
+def test_it_says_that_it_was_not_run(name: str) -> None:
+    text = (FOLDER / f"{name}.toml").read_text("utf-8")
+    untried = text.startswith("# Not run on this hardware yet.\n")
+    assert untried == (GPUS[name] > 0)
+    assert tomllib.loads(text)["description"].endswith("Not run yet.") == untried
