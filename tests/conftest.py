@@ -1,11 +1,59 @@
-"""Fixtures for all tests."""
+"""What tests of every kind share: a Ray cluster with a leak check, an S3 server, checkpoints."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.support.s3 import serve_s3
+
+NUM_CPUS = 8
+"""Logical ones, whatever the machine has: an actor's threads are its recipe's."""
+OBJECT_STORE_BYTES = 150 << 20
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """A moto S3 server's endpoint, configured as a user would: AWS environment variables."""
+    with pytest.MonkeyPatch.context() as patch, serve_s3(patch) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A local Ray cluster for all tests that need one in this process."""
+    import ray
+    from ray._private.authentication.authentication_utils import is_token_auth_enabled
+
+    from cluster.session import LOCAL_ENVIRONMENT
+
+    for name, value in LOCAL_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    ray.init(
+        num_cpus=NUM_CPUS,
+        object_store_memory=OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    assert is_token_auth_enabled()
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def no_leaks() -> Iterator[None]:
+    """Fail a test that leaves an actor or a placement group of ours behind."""
+    yield
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        from tests.support.leaks import check_leaks
+
+        check_leaks()
 
 
 @pytest.fixture(scope="session")

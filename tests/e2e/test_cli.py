@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import re
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +23,7 @@ from pipeline.identity import fingerprint_model
 from pipeline.ledger import Ledger
 from pipeline.recipe import GangShape, Recipe, resolve_checkpoint
 from pipeline.store import ObjectStore
-from tests.support.command import list_files, write_table
+from tests.support.command import list_files, measure_rushes, write_table
 
 WIDE = {"COLUMNS": "250", "NO_COLOR": "1", "TERM": "dumb"}
 
@@ -314,16 +310,6 @@ def test_bad_rows_are_rejected_with_a_reason(folder: Path, row: dict[str, Any], 
     assert notes == [f"rejected 1 row: {says} (row 0 of {table})"]
 
 
-MEASURED_PLAN = """
-import json, resource, sys
-from jobs.cli import app
-app(sys.argv[1:], standalone_mode=False)
-used = resource.getrusage(resource.RUSAGE_SELF)
-loaded = [name for name in ("ray", "torch", "diffusers", "transformers") if name in sys.modules]
-print(json.dumps({"cpu_s": used.ru_utime, "loaded": loaded}), file=sys.stderr)
-"""
-
-
 def test_plan_of_ten_thousand_rows_is_quick_and_needs_neither_ray_nor_torch(folder: Path) -> None:
     rows = 10_000
     table = write_table(
@@ -333,17 +319,10 @@ def test_plan_of_ten_thousand_rows_is_quick_and_needs_neither_ray_nor_torch(fold
         width=[65 if row % 100 == 0 else 64 for row in range(rows)],
         product=[f"product {row % 7}" for row in range(rows)],
     )
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURED_PLAN, "plan", table, "-o", "out"],
-        env={**os.environ, **WIDE},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "rejected 100 rows: width: got 65" in done.stdout
-    measured = json.loads(done.stderr)
+    shown, measured = measure_rushes("plan", table, "-o", "out", cwd=folder)
+    assert "rejected 100 rows: width: got 65" in shown
     assert measured["loaded"] == []
-    assert measured["cpu_s"] < 3  # 1.6 s on a busy two-core machine, imports included
+    assert measured["cpu_s"] < 3  # 1.5 s on a busy two-core machine, imports included
 
 
 # What the help and the README say, against the code.

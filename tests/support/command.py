@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-import os
+import json
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 RUSHES = (sys.executable, "-m", "jobs.cli")
-QUICK = ("--set", "request.num_inference_steps=2", "--set", "gangs.0.count=1")
+ONE_GANG = ("--set", "gangs.0.count=1")
+QUICK = (*ONE_GANG, "--set", "request.num_inference_steps=2")
 """A recipe that renders a clip in a blink: what is tested is everything around the model."""
+
+_MEASURED = """
+import json, resource, sys
+from jobs.cli import app
+code = app(sys.argv[1:], standalone_mode=False)
+used = resource.getrusage(resource.RUSAGE_SELF)
+loaded = [name for name in ("ray", "torch", "diffusers", "transformers") if name in sys.modules]
+print(json.dumps({"code": code or 0, "cpu_s": used.ru_utime, "loaded": loaded}), file=sys.stderr)
+"""
 
 
 def write_table(path: Path, **columns: Any) -> str:
@@ -31,18 +44,61 @@ def list_files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-def rushes(
-    *args: str | Path, cwd: Path, env: Mapping[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
+def rushes(*args: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run the command to its end in a process of its own."""
-    return subprocess.run(
+    command = [*RUSHES, *map(str, args)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def measure_rushes(*args: str | Path, cwd: Path) -> tuple[str, dict[str, Any]]:
+    """Run the command; return its output, and its exit code, CPU seconds and heavy imports."""
+    command = [sys.executable, "-c", _MEASURED, *map(str, args)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=True)
+    return done.stdout, json.loads(done.stderr)
+
+
+@contextmanager
+def start_rushes(*args: str | Path, cwd: Path) -> Iterator[subprocess.Popen[str]]:
+    """Start the command, in a process group of its own as a shell does; end all that is left."""
+    process = subprocess.Popen(
         [*RUSHES, *map(str, args)],
         cwd=cwd,
-        env={**os.environ, **(env or {})},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
+        start_new_session=True,
     )
+    try:
+        yield process
+    finally:
+        for each in find_children(process.pid):
+            end_process(each)
+        process.kill()
+        process.wait()
+
+
+def find_children(pid: int) -> list[psutil.Process]:
+    """Return every process that a process started, directly or not; none once it is gone."""
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def end_process(process: psutil.Process) -> None:
+    """Kill a process; one that is gone already is fine."""
+    try:
+        process.send_signal(signal.SIGKILL)
+    except psutil.NoSuchProcess:
+        return
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Return whether a process runs: it is neither gone nor a zombie."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def wait_until(condition: Callable[[], Any], within_s: float, what: str) -> Any:

@@ -158,6 +158,22 @@ with VideoWriter(sys.argv[1], 64, 48, 24, FAST, audio) as writer:
     assert digest(paths[0]) == digest(paths[1])
 
 
+def test_the_same_frames_are_the_same_bytes_every_time(tmp_path: Path):
+    random = np.random.default_rng(0)
+    noise = random.integers(0, 255, (17, 16, 16, 3)).repeat(4, axis=1).repeat(4, axis=2)
+    drift = np.stack([np.roll(noise[0], number, axis=1) for number in range(17)])
+    frames = (0.7 * drift + 0.3 * noise).astype(np.uint8)
+    files: set[bytes] = set()
+    for number in range(12):
+        # Memory that is used again holds something else each time, and must not matter.
+        _ = [random.bytes(777 * number) for _ in range(10)]
+        path = tmp_path / f"{number}.mp4"
+        with VideoWriter(path, 64, 64, 8, FinishSpec()) as writer:
+            writer.write(frames)
+        files.add(path.read_bytes())
+    assert len(files) == 1
+
+
 def test_crf_and_preset_are_the_finish_spec(tmp_path: Path):
     frames = np.random.default_rng(0).integers(0, 255, (5, 48, 64, 3), np.uint8)
     fine = write_clip(tmp_path / "fine.mp4", frames, finish=FinishSpec(crf=10, preset="fast"))
