@@ -17,12 +17,16 @@ from pipeline.tiny.assemble import save_checkpoint
 from pipeline.tiny.models import build_text_encoder, build_transformer, build_vae
 from pipeline.tiny.text import build_tokenizer
 
+MARK = "UNTRAINED"
+"""The file that tells an untrained checkpoint from a trained one."""
+
 
 def write(output: Path, seed: int = 0) -> None:
     """Write the untrained checkpoint into `output`."""
     torch.manual_seed(seed)
     vae, text_encoder, transformer = build_vae(), build_text_encoder(), build_transformer()
     save_checkpoint(output, build_tokenizer(), text_encoder, vae, transformer)
+    (output / MARK).write_text("These weights are random: `python -m pipeline.tiny.train`.\n")
 
 
 def main(argv: list[str] | None = None) -> None:
