@@ -8,9 +8,8 @@
 All render the clips of TABLE into OUT with the embedded model, two workers of one thread each. A
 contender leaves a file in OUT/first-step that holds when its first denoising step was done, in
 seconds since the epoch. The first three are written as diffusers' and Ray Data's documentation
-show it. They write their files by Rushes' own `VideoWriter`: the same frames then make the same
-bytes everywhere, and `diffusers.utils.export_to_video`, which starts an ffmpeg for each clip,
-would only slow them down.
+show it. They write their files by Rushes' own `VideoWriter`, with the same settings, so that the
+same frames make the same bytes everywhere and the comparison is of what goes on around the model.
 """
 
 from __future__ import annotations
