@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+ROOT = Path(__file__).parents[2]
 RUSHES = (sys.executable, "-m", "jobs.cli")
 ONE_GANG = ("--set", "gangs.0.count=1")
 QUICK = (*ONE_GANG, "--set", "request.num_inference_steps=2")
@@ -44,16 +46,25 @@ def list_files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
+def make_environment() -> dict[str, str]:
+    """Return this process's environment, for a process that imports this tree from any folder."""
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
 def rushes(*args: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run the command to its end in a process of its own."""
     command = [*RUSHES, *map(str, args)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=cwd, env=make_environment(), capture_output=True, text=True, check=False
+    )
 
 
 def measure_rushes(*args: str | Path, cwd: Path) -> tuple[str, dict[str, Any]]:
     """Run the command; return its output, and its exit code, CPU seconds and heavy imports."""
     command = [sys.executable, "-c", _MEASURED, *map(str, args)]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command, cwd=cwd, env=make_environment(), capture_output=True, text=True, check=True
+    )
     return done.stdout, json.loads(done.stderr)
 
 
@@ -63,6 +74,7 @@ def start_rushes(*args: str | Path, cwd: Path) -> Iterator[subprocess.Popen[str]
     process = subprocess.Popen(
         [*RUSHES, *map(str, args)],
         cwd=cwd,
+        env=make_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
