@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -92,14 +92,6 @@ def fingerprint_model(model: ModelSpec, checkpoint: Path) -> str:
         hashes = list(threads.map(_hash_file, files))
     settings = model.model_dump(include={"dtype", "dtypes", "blocks", "configs", "components"})
     return digest({"files": dict(zip(names, hashes, strict=True)), "load": settings})
-
-
-def find_duplicates(ids: Iterable[str]) -> dict[str, int]:
-    """Return each id that occurs more than once, with how often."""
-    counts: dict[str, int] = {}
-    for each in ids:
-        counts[each] = counts.get(each, 0) + 1
-    return {each: count for each, count in counts.items() if count > 1}
 
 
 def _hash_file(path: Path) -> str:

@@ -20,7 +20,6 @@ from pipeline.identity import (
     clip_id,
     derive_seed,
     digest,
-    find_duplicates,
     fingerprint_model,
 )
 from pipeline.recipe import FinishSpec, ModelSpec
@@ -141,10 +140,6 @@ def test_a_derived_seed_is_in_range_and_stable(fields: dict[str, Any]) -> None:
     seed = derive_seed(fields)
     assert 0 <= seed < 2**32
     assert derive_seed(dict(reversed(fields.items()))) == seed
-
-
-def test_duplicates_are_counted() -> None:
-    assert find_duplicates("abcab") == {"a": 2, "b": 2}
 
 
 @pytest.fixture
