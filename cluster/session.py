@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import ray
 from ray._private import services
+from ray._private.accelerators import get_accelerator_manager_for_resource
 
 from pipeline.errors import UsageError
 from pipeline.recipe import Recipe
@@ -28,12 +29,20 @@ LOCAL_ENVIRONMENT = {
 """What a local cluster is started with, where the user's environment doesn't say otherwise."""
 
 
-def check_address(address: str) -> None:
-    """Check that something listens where `address` says; Ray itself would wait for 14 minutes.
+def check_cluster(recipe: Recipe, address: str | None = None) -> None:
+    """Check, before anything is started or written, that there is a cluster for the recipe.
 
     Raises:
-        UsageError: nothing does, or `auto` finds no cluster, or several.
+        UsageError: nothing listens at `address` (Ray itself would wait for 14 minutes), `auto`
+            finds no cluster, or several; without an address: this machine lacks the GPUs.
     """
+    if address:
+        _check_address(address)
+    elif not ray.is_initialized():
+        _check_gpus(recipe)
+
+
+def _check_address(address: str) -> None:
     if "://" in address:  # Ray's client, which gives up within half a minute
         return
     try:
@@ -53,7 +62,7 @@ def ray_session(recipe: Recipe, address: str | None = None) -> Generator[None]:
     connection that was there before stays.
 
     Raises:
-        UsageError: no cluster answers at `address`, or this machine lacks the GPUs.
+        UsageError: no cluster answers at `address`.
     """
     if ray.is_initialized():
         yield
@@ -72,8 +81,6 @@ def ray_session(recipe: Recipe, address: str | None = None) -> Generator[None]:
             num_cpus = max(os.cpu_count() or 1, round(logical_cpus(recipe) + 0.5))
             init(num_cpus=num_cpus, include_dashboard=False, **quiet)
         try:
-            if not address:
-                _check_gpus(recipe)
             yield
         finally:
             cast(Any, ray).shutdown()
@@ -90,12 +97,20 @@ def _check_gpus(recipe: Recipe) -> None:
     """Say at once that this machine's GPUs are too few: nobody will add one while we wait."""
     stages = sum(each.workers * each.num_gpus for each in (recipe.encode, recipe.develop))
     needed = stages + sum(each.count * each.num_gpus for each in recipe.gangs)
-    here = cast(Any, ray).cluster_resources().get("GPU", 0)
+    here = _count_gpus() if needed else 0
     if needed > here:
         raise UsageError(
-            f"recipe {recipe.name} asks for {needed:g} GPUs in all, this machine has {here:g}; "
+            f"recipe {recipe.name} asks for {needed:g} GPUs in all, this machine has {here}; "
             "name a cluster by --address, or ask for less: --set gangs.0.count=1"
         )
+
+
+def _count_gpus() -> int:
+    """Return how many GPUs a local cluster would have, as Ray counts them when it starts one."""
+    manager = cast(Any, get_accelerator_manager_for_resource("GPU"))
+    visible = manager.get_current_process_visible_accelerator_ids()
+    count: int = manager.get_current_node_num_accelerators()
+    return count if visible is None else min(count, len(visible))
 
 
 @contextmanager

@@ -154,9 +154,11 @@ def plan(
     with _errors():
         from jobs.plan import find_done, plan_call
         from jobs.progress import print_plan
+        from pipeline.ledger import Ledger
+        from pipeline.store import ObjectStore
 
         call = plan_call(tables, find_recipe(recipe, overrides or ()))
-        done = len(find_done(call, output)) if output else None
+        done = len(find_done(call, Ledger(ObjectStore(output)))) if output else None
         print_plan(_console(), call.plan, done)
 
 

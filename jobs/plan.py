@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.documents import OutputIdentity, describe_output
-from pipeline.identity import clip_id, fingerprint_model
+from pipeline.identity import clip_id, digest_renderer, fingerprint_model
 from pipeline.ledger import Ledger
 from pipeline.plan import Plan
 from pipeline.recipe import Recipe, resolve_checkpoint
 from pipeline.request import RenderRequest
-from pipeline.store import ObjectStore
 from pipeline.table import plan_tables
 
 
@@ -50,18 +49,17 @@ def plan_call(tables: Sequence[str], recipe: Recipe) -> PlannedCall:
         UsageError: the call is wrong; see `plan_tables` and `fingerprint_model`.
     """
     fingerprint = fingerprint_model(recipe.model, resolve_checkpoint(recipe.model))
-    finish = recipe.finish
-    plan = plan_tables(tables, recipe, lambda request: clip_id(request, fingerprint, finish))
+    renderer = digest_renderer(fingerprint, recipe.finish)
+    plan = plan_tables(tables, recipe, lambda request: clip_id(request, renderer))
     return PlannedCall(recipe, fingerprint, plan)
 
 
-def find_done(call: PlannedCall, output: str) -> set[str]:
-    """Return the clips of a call that `output` holds already; none where there is no output yet.
+def find_done(call: PlannedCall, ledger: Ledger) -> set[str]:
+    """Return the clips of a call that an output holds already; none where there is none yet.
 
     Raises:
         OutputMismatchError: the output is another model's or finish's.
     """
-    ledger = Ledger(ObjectStore(output))
     if not ledger.check_output(call.identity):
         return set()
-    return ledger.committed_ids() & set(call.plan.requests())
+    return ledger.committed_ids() & call.plan.clip_ids

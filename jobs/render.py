@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 from jobs.contact_sheet import render_contact_sheet
-from jobs.plan import PlannedCall, plan_call
+from jobs.plan import PlannedCall, find_done, plan_call
 from pipeline.documents import Commit, Failure, OutputStatus, new_attempt
 from pipeline.ledger import Ledger
 from pipeline.manifest import write_manifest
@@ -80,15 +80,15 @@ def render_tables(
     call = plan_call(tables, recipe)
     ledger = Ledger(ObjectStore(output))
     ledger.store.locate_for_arrow("run.json")
-    if address:
-        from cluster.session import check_address
+    done = find_done(call, ledger)
+    requests = call.remaining(done, limit)
+    if requests:
+        from cluster.session import check_cluster
 
-        check_address(address)
+        check_cluster(recipe, address)
     ledger.open_output(call.identity)
     for table in call.plan.tables:
         ledger.save_rows(table.name, table.rows)
-    done = ledger.committed_ids() & set(call.plan.requests())
-    requests = call.remaining(done, limit)
     reporter.planned(call, len(done), requests)
     rendered = failed = 0
     interrupted = False

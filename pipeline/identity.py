@@ -12,7 +12,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -48,17 +47,16 @@ def derive_seed(fields: Mapping[str, Any]) -> int:
     return int(digest({"seed-of": dict(fields)})[: SEED_BITS // 4], 16)
 
 
-def clip_id(request: RenderRequest, model_fingerprint: str, finish: FinishSpec) -> str:
-    """Return the id of the clip that `request` asks of this model and finish, 64 hex digits."""
-    renderer = _digest_renderer(
-        model_fingerprint,
-        finish,  # pyright: ignore[reportArgumentType] - frozen, so it has a hash
-    )
-    return digest({"request": dict(request), "renderer": renderer})
+def clip_id(request: RenderRequest, renderer: str) -> str:
+    """Return the id of the clip that `request` asks of a renderer, 64 hex digits.
+
+    renderer: what `digest_renderer` returns.
+    """
+    return digest({"request": vars(request), "renderer": renderer})
 
 
-@lru_cache(maxsize=16)
-def _digest_renderer(model_fingerprint: str, finish: FinishSpec) -> str:
+def digest_renderer(model_fingerprint: str, finish: FinishSpec) -> str:
+    """Return the digest of all that makes a clip, beside its request, 64 hex digits."""
     return digest({"model": model_fingerprint, "finish": finish.model_dump()})
 
 

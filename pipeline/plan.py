@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -74,6 +74,11 @@ class Plan:
     def valid(self) -> int:
         """Rows that are requests."""
         return self.rows - self.rejected
+
+    @property
+    def clip_ids(self) -> Set[str]:
+        """The ids of all distinct clips."""
+        return self._clips.keys()
 
     @property
     def clips(self) -> int:

@@ -25,8 +25,7 @@ from pipeline.tiny.models import LATENT_CHANNELS, SPATIAL, TEMPORAL, build_vae
 from pipeline.tiny.scenes import draw_scene, render
 from pipeline.tiny.stage import averaged, rank
 from pipeline.tiny.together import world
-from pipeline.tiny.train_vae import channels_last
-from pipeline.tiny.whole import encode_whole
+from pipeline.tiny.whole import encode_whole, hasten
 
 BUCKETS: tuple[tuple[int, int, int, float], ...] = (
     # frames, height, width, share of the shards
@@ -64,7 +63,7 @@ def trained_vae(work: Path) -> AutoencoderKLWan:
     """The finished VAE stage's weights, frozen."""
     vae = averaged(work / "vae", build_vae())
     assert isinstance(vae, AutoencoderKLWan)  # a type for the checker, not a check
-    channels_last(vae)
+    hasten(vae)
     return vae.requires_grad_(False)
 
 

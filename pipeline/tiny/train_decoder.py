@@ -17,7 +17,7 @@ from pipeline.tiny.cache import trained_vae
 from pipeline.tiny.models import LATENT_CHANNELS, build_vae
 from pipeline.tiny.optim import optimizers
 from pipeline.tiny.stage import Budget, averaged, torch_rng, train
-from pipeline.tiny.train_vae import batch, channels_last, error
+from pipeline.tiny.train_vae import batch, error
 from pipeline.tiny.whole import decode_whole, encode_whole
 
 SEED = 71
@@ -29,7 +29,6 @@ def run(work: Path, budget: Budget, *, seed: int = SEED) -> None:
     """Train the decoder in `work/decoder`, from where the stages before left it."""
     torch.manual_seed(seed)
     vae = trained_vae(work)
-    channels_last(vae)
     drawing = nn.ModuleList([vae.decoder, vae.post_quant_conv]).train().requires_grad_(True)
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:

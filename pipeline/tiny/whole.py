@@ -4,20 +4,27 @@ diffusers encodes and decodes a clip four frames at a time and keeps the last fr
 convolution in a cache. Over the whole sequence at once the causal convolutions give the same
 numbers (to 1e-6), run faster, and leave the output unclamped, so that gradients flow. The
 resampling in time is the one place where the first frame is treated apart, written out here.
+
+`hasten` halves a training step: in the upstream form half of it goes into copies from one memory
+layout to another, and into a norm in single precision.
 """
 
 # pyright: basic, reportPrivateImportUsage=false
 from __future__ import annotations
 
+from types import MethodType
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import (
     DupUp3D,
+    WanCausalConv3d,
     WanResample,
+    WanRMS_norm,
 )
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 def _spatial(resample: WanResample, x: Tensor) -> Tensor:
@@ -88,3 +95,33 @@ def decode_whole(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
         if block.avg_shortcut is not None:
             x = x + _shortcut_up(block.avg_shortcut, copy)
     return decoder.conv_out(decoder.nonlinearity(decoder.norm_out(x)))
+
+
+def _norm(self: WanRMS_norm, x: Tensor) -> Tensor:
+    """The norm over channels: the length in fp32, all else in the input's own type."""
+    length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
+    return x * (self.scale / length.clamp(min=1e-12)).to(x.dtype) * self.gamma.to(x.dtype)
+
+
+def _convolve(self: WanCausalConv3d, x: Tensor) -> Tensor:
+    """The causal convolution; only the padding in time needs a copy. x: (n, c, t, h, w)."""
+    side, _, _, _, before, _ = self._padding
+    if before:
+        x = torch.cat([torch.zeros_like(x[:, :, :1])] * before + [x], dim=2)
+    return functional.conv3d(x, self.weight, self.bias, self.stride, (0, side, side))
+
+
+def hasten(vae: AutoencoderKLWan) -> None:
+    """Make a VAE fast to train on a CPU, in place: layouts and norms. Same numbers, to rounding.
+
+    Clips are to come in `torch.channels_last_3d`. Only `encode_whole` and `decode_whole` work then.
+    """
+    for part in vae.modules():
+        if isinstance(part, nn.Conv2d | nn.Conv3d):
+            flat = part.weight.ndim == 4
+            layout = torch.channels_last if flat else torch.channels_last_3d
+            part.weight.data = part.weight.data.contiguous(memory_format=layout)
+        if isinstance(part, WanCausalConv3d):
+            part.forward = MethodType(_convolve, part)
+        if isinstance(part, WanRMS_norm) and part.channel_first:
+            part.forward = MethodType(_norm, part)

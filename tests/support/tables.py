@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.identity import clip_id
+from pipeline.identity import clip_id, digest_renderer
 from pipeline.plan import Plan
 from pipeline.recipe import GangShape, Limits, ModelSpec, Recipe, RequestDefaults
 from pipeline.request import RenderRequest
@@ -43,7 +43,7 @@ RECIPE = Recipe(
 
 def make_plan(*sources: Path | str, recipe: Recipe = RECIPE) -> Plan:
     def clip_id_of(request: RenderRequest) -> str:
-        return clip_id(request, "f" * 64, recipe.finish)
+        return clip_id(request, digest_renderer("f" * 64, recipe.finish))
 
     return plan_tables([str(source) for source in sources], recipe, clip_id_of)
 

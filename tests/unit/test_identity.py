@@ -20,6 +20,7 @@ from pipeline.identity import (
     clip_id,
     derive_seed,
     digest,
+    digest_renderer,
     fingerprint_model,
 )
 from pipeline.recipe import FinishSpec, ModelSpec
@@ -54,7 +55,7 @@ JSON = st.recursive(
 
 
 def id_of(**changes: Any) -> str:
-    return clip_id(RenderRequest(**(FIELDS | changes)), "m" * 64, FinishSpec())
+    return clip_id(RenderRequest(**(FIELDS | changes)), digest_renderer("m" * 64, FinishSpec()))
 
 
 def test_known_answers() -> None:
@@ -102,9 +103,9 @@ def test_text_counts_in_its_composed_form() -> None:
 def test_model_and_finish_count() -> None:
     request = RenderRequest(**FIELDS)
     ids = {
-        clip_id(request, "m" * 64, FinishSpec()),
-        clip_id(request, "n" * 64, FinishSpec()),
-        clip_id(request, "m" * 64, FinishSpec(crf=20)),
+        clip_id(request, digest_renderer("m" * 64, FinishSpec())),
+        clip_id(request, digest_renderer("n" * 64, FinishSpec())),
+        clip_id(request, digest_renderer("m" * 64, FinishSpec(crf=20))),
     }
     assert len(ids) == 3
 
@@ -112,10 +113,10 @@ def test_model_and_finish_count() -> None:
 @pytest.mark.parametrize("hash_seed", ["0", "1", "4242"])
 def test_another_process_gives_the_same_id(hash_seed: str) -> None:
     code = (
-        "import json, sys; from pipeline.identity import clip_id; "
+        "import json, sys; from pipeline.identity import clip_id, digest_renderer; "
         "from pipeline.recipe import FinishSpec; from pipeline.request import RenderRequest; "
         "request = RenderRequest(**json.loads(sys.argv[1])); "
-        "print(clip_id(request, 'm' * 64, FinishSpec()))"
+        "print(clip_id(request, digest_renderer('m' * 64, FinishSpec())))"
     )
     backwards = json.dumps(dict(reversed(FIELDS.items())))
     result = subprocess.run(

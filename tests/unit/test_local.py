@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline.documents import Commit, Failure
-from pipeline.identity import clip_id
+from pipeline.identity import clip_id, digest_renderer
 from pipeline.ledger import Ledger
 from pipeline.local import LocalRunner
 from pipeline.probe import probe
@@ -36,7 +36,7 @@ def new_ledger() -> Ledger:
 
 def test_a_clip_is_committed_and_always_the_same_bytes(recipe: Recipe, tmp_path: Path) -> None:
     request = request_of(FAMILY)
-    clip = clip_id(request, FINGERPRINT, recipe.finish)
+    clip = clip_id(request, digest_renderer(FINGERPRINT, recipe.finish))
     commits: list[Commit] = []
     for _ in range(2):
         ledger = new_ledger()

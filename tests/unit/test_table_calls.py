@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import UsageError
-from pipeline.identity import clip_id
+from pipeline.identity import clip_id, digest_renderer
 from pipeline.recipe import Recipe
 from tests.support.tables import RECIPE, make_plan, plan_columns
 
@@ -148,7 +148,7 @@ def test_requests_come_longest_first_and_match_their_ids(tmp_path: Path) -> None
     assert [each.num_frames for each in requests.values()] == sorted(frames, reverse=True)
     assert list(requests)[:2] == sorted(list(requests)[:2])
     for key, request in requests.items():
-        assert key == clip_id(request, "f" * 64, RECIPE.finish)
+        assert key == clip_id(request, digest_renderer("f" * 64, RECIPE.finish))
 
 
 def test_reasons_are_grouped_over_all_tables(tmp_path: Path) -> None:
