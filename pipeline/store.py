@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
 import os
 import uuid
 from collections.abc import Generator, Iterator
@@ -31,7 +30,6 @@ from pipeline.places import (
     Folder,
     Memory,
     Place,
-    temporary_beside,
     visible,
 )
 
@@ -117,18 +115,6 @@ class ObjectStore:
             return self._places.read(_check_key(key))
         except FileNotFoundError as error:
             raise FileNotFoundError(f"no object at {self.locate(key)}") from error
-
-    def read_json(self, key: str) -> Any:
-        """Return an object's content as JSON."""
-        return json.loads(self.read(key))
-
-    def download(self, key: str, path: Path) -> None:
-        """Copy an object to a local file, whole or not at all."""
-        with temporary_beside(path) as temporary:
-            with temporary.open("wb") as file:
-                for chunk in self._chunks(key):
-                    file.write(chunk)
-            temporary.replace(path)
 
     def checksum(self, key: str) -> tuple[str, int]:
         """Return the SHA-256 and size in bytes of an object, read back from the store."""

@@ -41,29 +41,10 @@ from pipeline.probe import (
     SCALING,
     AudioFormat,
     Frames,
-    Probe,
-    ProbeError,
-    check_probe,
     encoded_size,
     frame_rate,
-    probe,
-    read_frames,
 )
 from pipeline.recipe import FinishSpec
-
-__all__ = [
-    "AudioFormat",
-    "Frames",
-    "Probe",
-    "ProbeError",
-    "VideoWriter",
-    "check_probe",
-    "encoded_size",
-    "frame_rate",
-    "probe",
-    "read_frames",
-    "write_poster",
-]
 
 _LAYOUTS = {1: "mono", 2: "stereo"}
 _AUDIO_SLACK_S = 0.5

@@ -75,7 +75,7 @@ def test_create_refuses_a_taken_key(store: ObjectStore) -> None:
     store.create("commits/aa/one.json", b'{"by": 1}')
     with pytest.raises(AlreadyExistsError):
         store.create("commits/aa/one.json", b'{"by": 2}')
-    assert store.read_json("commits/aa/one.json") == {"by": 1}
+    assert store.read("commits/aa/one.json") == b'{"by": 1}'
     store.delete("commits/aa/one.json")
     store.create("commits/aa/one.json", b'{"by": 3}')
     with pytest.raises(ValueError, match="empty"):
@@ -158,21 +158,13 @@ def test_long_listings_are_paged(store: ObjectStore, monkeypatch: pytest.MonkeyP
     assert list(store.list("a")) == [f"a/{n}" for n in range(7)]
 
 
-def test_checksum_and_download(
-    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_checksum_reads_in_chunks(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "CHUNK_BYTES", 1000)
     content = os.urandom(3500)
     store.put("clips/aa/one.mp4", content)
-    assert store.checksum("clips/aa/one.mp4") == (
-        hashlib.sha256(content).hexdigest(),
-        3500,
-    )
-    store.download("clips/aa/one.mp4", tmp_path / "new" / "one.mp4")
-    assert (tmp_path / "new" / "one.mp4").read_bytes() == content
+    assert store.checksum("clips/aa/one.mp4") == (hashlib.sha256(content).hexdigest(), 3500)
     with pytest.raises(FileNotFoundError):
-        store.download("clips/aa/two.mp4", tmp_path / "new" / "two.mp4")
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["one.mp4"]
+        store.checksum("clips/aa/two.mp4")
 
 
 @pytest.mark.parametrize(
