@@ -25,6 +25,7 @@ from greenlet import getcurrent, greenlet
 
 from pipeline.graph import Graph, find_loops
 from pipeline.handoff import Conditioning, Latents, is_packable, pack, unpack
+from pipeline.parallel.tensor import TensorGroup
 from pipeline.request import RenderRequest
 from pipeline.state import hand_over, make_state, session_copy
 
@@ -32,11 +33,16 @@ from pipeline.state import hand_over, make_state, session_copy
 class Denoiser:
     """The denoise stage of a graph with its weights on one device."""
 
-    def __init__(self, graph: Graph, device: str = "cpu") -> None:
-        """Load the stage's weights onto `device`."""
+    def __init__(
+        self, graph: Graph, device: str = "cpu", group: TensorGroup | None = None
+    ) -> None:
+        """Load the stage's weights onto `device`; with a group, this rank's share of them.
+
+        The ranks of a group run the same sessions with the same calls, step by step.
+        """
         self.device = device
         self.model = graph.model
-        self.stage = graph.load("denoise", device)
+        self.stage = graph.load("denoise", device, group)
         self.forwarded = graph.forwarded_names("denoise")
         for loop in find_loops(self.stage.blocks):
             _suspend_at_steps(loop)

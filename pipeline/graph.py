@@ -36,11 +36,15 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from pipeline.errors import UsageError
+from pipeline.parallel.loading import load_share
+from pipeline.parallel.tensor import TensorGroup
 from pipeline.recipe import ModelSpec
 from pipeline.request import RenderRequest
 
 StageName = Literal["encode", "denoise", "decode"]
 DENOISE = "denoise"
+TRANSFORMER = "transformer"
+"""What diffusers names the denoising model; a second expert is `transformer_2`."""
 REQUEST_INPUTS = {*RenderRequest.model_fields, "frame_rate", "generator", "output_type"}
 """The block inputs that every request brings."""
 SIZE_INPUTS = {"height", "width"}
@@ -106,8 +110,12 @@ class Graph:
             loop.set_progress_bar_config(disable=True)
         return blocks
 
-    def load(self, stage: StageName, device: str = "cpu") -> Stage:
+    def load(
+        self, stage: StageName, device: str = "cpu", group: TensorGroup | None = None
+    ) -> Stage:
         """Return one stage's blocks with that stage's weights on `device`.
+
+        With a group, a transformer is this rank's share of itself.
 
         Raises:
             UsageError: a component can't be loaded, or has no safetensors weights.
@@ -125,7 +133,7 @@ class Graph:
                 # device.
                 pipeline._component_specs.pop(name)  # pyright: ignore[reportPrivateUsage]
                 continue
-            pipeline.update_components(**{name: self._load_component(spec)})
+            pipeline.update_components(**{name: self._load_component(spec, group)})
         for name, changes in self.model.components.items():
             if name in pipeline.components:
                 changed = _with_settings(name, getattr(pipeline, name), changes)
@@ -141,7 +149,7 @@ class Graph:
         names = {each.name for each in inputs if each.name} | SIZE_INPUTS
         return names, {each.kwargs_type for each in inputs if each.kwargs_type}
 
-    def _load_component(self, spec: Any) -> Any:
+    def _load_component(self, spec: Any, group: TensorGroup | None) -> Any:
         # An index may name another repository: what renders is what was fingerprinted. And a
         # tokenizer without files would load as an empty one.
         place = {"pretrained_model_name_or_path": str(self.checkpoint)}
@@ -149,8 +157,12 @@ class Graph:
             raise UsageError(f"model.checkpoint: {self.checkpoint.name} has no {spec.subfolder}")
         options: dict[str, Any] = {}
         if isinstance(spec.type_hint, type) and issubclass(spec.type_hint, torch.nn.Module):
-            name = self.model.dtypes.get(spec.name, self.model.dtype)
-            options = {"dtype": getattr(torch, name), "use_safetensors": True}
+            dtype = getattr(torch, self.model.dtypes.get(spec.name, self.model.dtype))
+            if group and spec.name.startswith(TRANSFORMER):
+                return load_share(
+                    cast(Any, spec.type_hint), self.checkpoint / spec.subfolder, dtype, group
+                )
+            options = {"dtype": dtype, "use_safetensors": True}
         try:
             component = spec.load(**place, **options)
         except (OSError, ValueError) as error:

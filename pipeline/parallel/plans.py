@@ -1,0 +1,96 @@
+"""Which parts of each transformer are tensor-parallel: a table, one entry a class.
+
+Parts follow diffusers' naming, which is one for all families: an attention projects by `to_q`,
+`to_k`, `to_v` (and `add_…` for a second stream) and back by `to_out.0`; a feed-forward goes up by
+`net.0.proj` and down by `net.2`. Everything that no pattern names is whole on every rank.
+
+A new family is an entry here and its case in `tests/parity/test_tensor_parallel.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Role = Literal["column", "row", "norm", "per_head"]
+"""How a part of an attention or feed-forward is cut.
+
+column: a linear layer by its outputs; nothing is exchanged.
+row: a linear layer by its inputs; the ranks' outputs are summed.
+norm: an RMS norm across all heads by its channels; the sums of squares are summed.
+per_head: a parameter with one number a head.
+"""
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """The parts of one transformer class, as module patterns: `*` stands for one name."""
+
+    attentions: tuple[str, ...]
+    feed_forwards: tuple[str, ...]
+    rotary: tuple[str, ...] = ()
+    """Arguments of an attention's call with rotary angles that differ by head: cut like heads."""
+
+
+ATTENTION: Mapping[str, Role] = {
+    "to_q": "column",
+    "to_k": "column",
+    "to_v": "column",
+    "add_q_proj": "column",
+    "add_k_proj": "column",
+    "add_v_proj": "column",
+    "to_gate_logits": "column",
+    "to_out.0": "row",
+    "to_add_out": "row",
+    "norm_q": "norm",
+    "norm_k": "norm",
+    "norm_added_q": "norm",
+    "norm_added_k": "norm",
+    "history_key_scale": "per_head",
+}
+"""The parts of an attention. A norm over one head's channels alone stays whole."""
+
+FEED_FORWARD: Mapping[str, Role] = {"net.0.proj": "column", "net.2": "row"}
+
+PLANS: Mapping[str, TensorPlan] = {
+    "WanTransformer3DModel": TensorPlan(
+        attentions=("blocks.*.attn1", "blocks.*.attn2"),
+        feed_forwards=("blocks.*.ffn",),
+    ),
+    "WanVACETransformer3DModel": TensorPlan(
+        attentions=(
+            "blocks.*.attn1",
+            "blocks.*.attn2",
+            "vace_blocks.*.attn1",
+            "vace_blocks.*.attn2",
+        ),
+        feed_forwards=("blocks.*.ffn", "vace_blocks.*.ffn"),
+    ),
+    "LTXVideoTransformer3DModel": TensorPlan(
+        attentions=("transformer_blocks.*.attn1", "transformer_blocks.*.attn2"),
+        feed_forwards=("transformer_blocks.*.ff",),
+        rotary=("image_rotary_emb",),
+    ),
+    "LTX2VideoTransformer3DModel": TensorPlan(
+        attentions=(
+            "transformer_blocks.*.attn1",
+            "transformer_blocks.*.attn2",
+            "transformer_blocks.*.audio_attn1",
+            "transformer_blocks.*.audio_attn2",
+            "transformer_blocks.*.audio_to_video_attn",
+            "transformer_blocks.*.video_to_audio_attn",
+        ),
+        feed_forwards=("transformer_blocks.*.ff", "transformer_blocks.*.audio_ff"),
+        rotary=("query_rotary_emb", "key_rotary_emb"),
+    ),
+    "HunyuanVideo15Transformer3DModel": TensorPlan(
+        attentions=("transformer_blocks.*.attn",),
+        feed_forwards=("transformer_blocks.*.ff", "transformer_blocks.*.ff_context"),
+    ),
+    "HeliosTransformer3DModel": TensorPlan(
+        attentions=("blocks.*.attn1", "blocks.*.attn2"),
+        feed_forwards=("blocks.*.ffn",),
+    ),
+}
+"""By the transformer's class."""

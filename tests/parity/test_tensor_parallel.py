@@ -1,0 +1,100 @@
+"""Every family's transformer over two and four ranks computes what one process computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from pipeline.denoise import Denoiser
+from pipeline.handoff import Conditioning
+from pipeline.parallel.tensor import TensorGroup
+from tests.support.families import FAMILIES
+from tests.support.ranks import run_ranks
+from tests.support.staged import Staged, request_of
+
+DEGREES = (2, 4)
+STEPS = 4
+BOUND = 1e-5
+"""Largest difference, relative to the largest value, in float32."""
+
+
+def denoise(staged: Staged, conditioning: bytes, group: TensorGroup | None) -> dict[str, Any]:
+    """Return the transformer's first prediction, and the latents of a whole clip."""
+    denoiser = Denoiser(staged.graph, "cpu", group)
+    first: list[torch.Tensor] = []
+
+    def keep(_: torch.nn.Module, __: Any, output: Any) -> None:
+        if not first:
+            made = output[0] if isinstance(output, tuple) else output
+            first.append(made if isinstance(made, torch.Tensor) else made.sample)
+
+    for name, component in denoiser.stage.pipeline.components.items():
+        if name.startswith("transformer") and component is not None:
+            component.register_forward_hook(keep)
+    request = request_of(staged.family, num_inference_steps=STEPS)
+    session = denoiser.start(request, Conditioning.from_bytes(conditioning))
+    session.advance(session.num_steps)
+    return {"forward": [first[0].clone()], "latents": list(leaves(dict(session.latents().values)))}
+
+
+def leaves(value: Any) -> Iterator[torch.Tensor]:
+    """Yield every tensor of numbers in a tree, in order."""
+    if isinstance(value, torch.Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, dict | list | tuple):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from leaves(each)
+
+
+def denoise_all(folders: dict[str, Path], out: Path) -> None:
+    """One rank's work: every family at every degree."""
+    world, rank = dist.get_world_size(), dist.get_rank()
+    for size in DEGREES:
+        starts = range(0, world, size)
+        groups = [dist.new_group(list(range(start, start + size))) for start in starts]
+        group = TensorGroup(rank % size, size, groups[rank // size])
+        for name, folder in folders.items():
+            staged = Staged(FAMILIES[name], folder)
+            made = denoise(staged, (out / f"{name}.conditioning").read_bytes(), group)
+            torch.save(made, out / f"{name}.{size}.{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def made(
+    checkpoint_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """A folder with what each rank made of each family at each degree."""
+    out = tmp_path_factory.mktemp("tensor-parallel")
+    folders = {name: checkpoint_of(name) for name in FAMILIES}
+    for name, folder in folders.items():
+        staged = Staged(FAMILIES[name], folder)
+        conditioning = staged.encoder.encode(
+            request_of(staged.family, num_inference_steps=STEPS), staged.inputs
+        ).to_bytes()
+        (out / f"{name}.conditioning").write_bytes(conditioning)
+        torch.save(denoise(staged, conditioning, None), out / f"{name}.alone.pt")
+    run_ranks(max(DEGREES), out, denoise_all, folders, out)
+    yield out
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Return the largest difference over the largest value of `b`."""
+    return float((a - b).abs().max() / b.abs().max())
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+@pytest.mark.parametrize("size", DEGREES)
+def test_ranks_equal_one_process(made: Path, name: str, size: int) -> None:
+    alone = torch.load(made / f"{name}.alone.pt")
+    for rank in range(max(DEGREES)):
+        shared = torch.load(made / f"{name}.{size}.{rank}.pt")
+        for part in ("forward", "latents"):
+            assert len(shared[part]) == len(alone[part]) > 0
+            for one, other in zip(shared[part], alone[part], strict=True):
+                assert difference(one, other) <= BOUND, (rank, part)

@@ -1,0 +1,26 @@
+"""Several ranks on this machine: processes that form one gloo group."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def _run(rank: int, world: int, store: str, job: Callable[..., None], args: Any) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    job(*args)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def run_ranks(world: int, folder: Path, job: Callable[..., None], *args: Any) -> None:
+    """Run a picklable `job(*args)` in so many ranks; an error in one fails all."""
+    mp.spawn(_run, args=(world, str(folder / "store"), job, args), nprocs=world)
