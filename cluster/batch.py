@@ -139,6 +139,7 @@ class _Denoise:
         record = {
             "timings": timings,
             "gang": rendered.gang,
+            "layout": rendered.layout,
             "attempts": rendered.attempts,
             "device_seconds": rendered.device_seconds,
         }

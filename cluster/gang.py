@@ -36,14 +36,17 @@ class ClipError(Exception):
 
 
 class Gang:
-    """One rank in a placement group of its own; made by `Gang.create`, ended by `kill`."""
+    """Ranks in a placement group of their own; made by `Gang.create`, ended by `kill`.
 
-    def __init__(self, name: str, shape: GangShape, group: PlacementGroup, rank: Any) -> None:
-        """Hold what `create` made."""
+    Every rank gets every call; what the first one answers is the gang's answer.
+    """
+
+    def __init__(self, name: str, shape: GangShape, group: PlacementGroup) -> None:
+        """Hold what `create` made; ranks come later."""
         self.name = name
         self.shape = shape
         self._group = group
-        self._rank: Any = rank
+        self._ranks: list[Any] = []
 
     @classmethod
     async def create(cls, name: str, model: ModelSpec, shape: GangShape, pool: PoolSpec) -> Self:
@@ -54,22 +57,18 @@ class Gang:
             UnusableModelError: the checkpoint is at fault.
         """
         bundle = {"CPU": shape.num_cpus, "GPU": shape.num_gpus}
-        group = placement_group(
-            [{kind: amount for kind, amount in bundle.items() if amount}], strategy="STRICT_PACK"
-        )
-        gang = cls(name, shape, group, None)
+        bundle = {kind: amount for kind, amount in bundle.items() if amount}
+        group = placement_group([bundle] * shape.ranks, strategy="STRICT_PACK")
+        gang = cls(name, shape, group)
+        timeout_s = pool.start_timeout_s
         try:
-            await _wait(group.ready(), pool.start_timeout_s, f"{name}: resources {bundle}")
-            gang._rank = (
-                cast(Any, ray.remote(RankWorker))
-                .options(
-                    num_cpus=shape.num_cpus,
-                    num_gpus=shape.num_gpus,
-                    scheduling_strategy=PlacementGroupSchedulingStrategy(group),
-                )
-                .remote(model, shape)
-            )
-            await _wait(gang._rank.load.remote(), pool.start_timeout_s, f"{name}: weights")
+            await _wait(group.ready(), timeout_s, f"{name}: resources {shape.ranks} x {bundle}")
+            gang._ranks = [gang._start_rank(model, number) for number in range(shape.ranks)]
+            if shape.ranks > 1:
+                opened = gang._ranks[0].host.remote(timeout_s)
+                address = await _wait(opened, timeout_s, f"{name}: meeting place")
+                await gang._call("join", address, timeout_s, timeout_s=timeout_s)
+            await gang._call("load", timeout_s=timeout_s)
         except RayTaskError as error:
             gang.kill()
             if isinstance(error.cause, UsageError):
@@ -84,8 +83,7 @@ class Gang:
         self, key: str, request: RenderRequest, conditioning: Any, timeout_s: float
     ) -> Progress:
         """Start a clip's session; `conditioning` refers to packed `Conditioning`."""
-        call = self._rank.start.remote(key, request, [conditioning])
-        return await self._blame(key, call, timeout_s)
+        return await self._blame("start", key, request, [conditioning], timeout_s=timeout_s)
 
     async def advance(self, key: str, max_steps: int, timeout_s: float) -> Progress:
         """Make up to `max_steps` steps of a clip.
@@ -94,29 +92,47 @@ class Gang:
             GangDiedError: a rank died, or gave no answer within `timeout_s`.
             ClipError: the model refused the clip.
         """
-        return await self._blame(key, self._rank.advance.remote(key, max_steps), timeout_s)
+        return await self._blame("advance", key, max_steps, timeout_s=timeout_s)
 
     async def finish(self, key: str, timeout_s: float) -> Any:
         """Return a reference to the packed latents of a finished clip."""
-        latents = self._rank.finish.remote(key)
-        await self._blame(key, self._rank.drop.remote(key), timeout_s)
+        latents = self._ranks[0].finish.remote(key)
+        await self._blame("drop", key, timeout_s=timeout_s)
         return latents
 
     def kill(self) -> None:
         """End all ranks and give the resources back; may be called twice."""
-        if self._rank is not None:
-            ray.kill(self._rank, no_restart=True)
-            self._rank = None
+        for rank in self._ranks:
+            ray.kill(rank, no_restart=True)
+        self._ranks = []
         remove_placement_group(self._group)
 
-    async def _blame(self, key: str, call: Any, timeout_s: float) -> Any:
-        """Await a rank's answer and tell a clip's error from the gang's."""
+    def _start_rank(self, model: ModelSpec, number: int) -> Any:
+        place = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=number)
+        actor = cast(Any, ray.remote(RankWorker)).options(
+            num_cpus=self.shape.num_cpus,
+            num_gpus=self.shape.num_gpus,
+            scheduling_strategy=place,
+        )
+        return actor.remote(model, self.shape, number)
+
+    async def _call(self, method: str, *args: Any, timeout_s: float) -> Any:
+        """Call every rank; return the first one's answer once all have answered."""
+        calls = [getattr(rank, method).remote(*args) for rank in self._ranks]
+        what = f"{self.name}: {method}"
+        return (await _wait(asyncio.gather(*calls), timeout_s, what))[0]
+
+    async def _blame(self, method: str, key: str, *args: Any, timeout_s: float) -> Any:
+        """Call every rank for a clip, and tell the clip's error from the gang's.
+
+        A rank that alone refuses leaves the others waiting for it: then the gang is lost.
+        """
         try:
-            return await _wait(call, timeout_s, f"{self.name}: {key[:12]}")
+            return await self._call(method, key, *args, timeout_s=timeout_s)
         except RayTaskError as error:
             try:
-                await _wait(self._rank.drop.remote(key), CHECK_TIMEOUT_S, f"{self.name}: drop")
-                await _wait(self._rank.check.remote(), CHECK_TIMEOUT_S, f"{self.name}: check")
+                await self._call("drop", key, timeout_s=CHECK_TIMEOUT_S)
+                await self._call("check", timeout_s=CHECK_TIMEOUT_S)
             except RayTaskError as broken:
                 raise GangDiedError(f"{self.name}: device: {broken.cause}") from broken
             raise ClipError(f"{type(error.cause).__name__}: {error.cause}") from error

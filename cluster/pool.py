@@ -34,6 +34,7 @@ class Rendered:
     reasons: tuple[str, ...]
     """Why each attempt failed, the first one first."""
     gang: str
+    layout: str
     attempts: int
     denoise_s: float
     device_seconds: float
@@ -190,7 +191,7 @@ class GangPool:
         try:
             latents = await self._denoise(gang, job)
         except ClipError as error:
-            _settle(job, _failed(job, gang.name, str(error)))
+            _settle(job, _failed(job, gang, str(error)))
         except GangDiedError as error:
             await self._retry(gang, job, str(error))
             raise
@@ -205,9 +206,10 @@ class GangPool:
                     latents=[latents],
                     reasons=job.reasons,
                     gang=gang.name,
+                    layout=gang.shape.layout,
                     attempts=job.task.attempts + 1,
                     denoise_s=seconds,
-                    device_seconds=seconds,
+                    device_seconds=seconds * gang.shape.ranks,
                 ),
             )
         finally:
@@ -235,7 +237,7 @@ class GangPool:
         job.reasons = (*job.reasons, reason)
         attempts = task.attempts + 1
         if attempts >= self._recipe.pool.max_attempts:
-            _settle(job, _failed(job, gang.name, f"lost {attempts} gangs"))
+            _settle(job, _failed(job, gang, f"lost {attempts} gangs"))
             return
         await self._enqueue(Task(task.key, task.request, task.urgency, attempts))
 
@@ -246,8 +248,16 @@ class GangPool:
                 job.result.set_exception(PoolBrokenError(reason))
 
 
-def _failed(job: _Job, gang: str, reason: str) -> Rendered:
-    return Rendered([], (*job.reasons, reason), gang, job.task.attempts + 1, 0.0, 0.0)
+def _failed(job: _Job, gang: Gang, reason: str) -> Rendered:
+    return Rendered(
+        latents=[],
+        reasons=(*job.reasons, reason),
+        gang=gang.name,
+        layout=gang.shape.layout,
+        attempts=job.task.attempts + 1,
+        denoise_s=0.0,
+        device_seconds=0.0,
+    )
 
 
 def _settle(job: _Job, rendered: Rendered) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 import ray
@@ -33,17 +35,50 @@ class RankWorker:
     """Holds the denoise stage's weights and the sessions that run on them.
 
     An actor with one thread: Ray calls its methods one after another, and a session is always
-    advanced by the thread that started it.
+    advanced by the thread that started it. A gang's ranks get the same calls in the same order.
     """
 
-    def __init__(self, model: ModelSpec, shape: GangShape) -> None:
+    def __init__(self, model: ModelSpec, shape: GangShape, rank: int) -> None:
         """Hold what `load` needs."""
         self._model = model
         self._shape = shape
+        self._rank = rank
+        self._store: Any = None
         self._sessions: dict[str, DenoiseSession] = {}
 
+    def host(self, timeout_s: float) -> tuple[str, int]:
+        """Open the gang's meeting place, at a port that is free; return its address. Rank 0's."""
+        import torch.distributed as dist
+
+        ip = ray.util.get_node_ip_address()
+        listening = socket.create_server((ip, 0))
+        port = cast(int, listening.getsockname()[1])
+        self._store = dist.TCPStore(
+            ip,
+            port,
+            is_master=True,
+            timeout=timedelta(seconds=timeout_s),
+            wait_for_workers=False,
+            master_listen_fd=listening.detach(),
+        )
+        return ip, port
+
+    def join(self, address: tuple[str, int], timeout_s: float) -> None:
+        """Meet the gang's other ranks: NCCL where they have GPUs, gloo where they have none."""
+        import torch.distributed as dist
+
+        timeout = timedelta(seconds=timeout_s)
+        store = self._store or dist.TCPStore(*address, is_master=False, timeout=timeout)
+        dist.init_process_group(
+            "nccl" if self._shape.num_gpus else "gloo",
+            store=store,
+            rank=self._rank,
+            world_size=self._shape.ranks,
+            timeout=timeout,
+        )
+
     def load(self) -> None:
-        """Load the weights onto the device that Ray assigned to this process.
+        """Load the weights, or this rank's share, onto the device that Ray assigned to it.
 
         Raises:
             UsageError: the checkpoint can't be loaded, here or anywhere.
@@ -53,10 +88,12 @@ class RankWorker:
 
         from pipeline.denoise import Denoiser
         from pipeline.graph import Graph
+        from pipeline.parallel.tensor import TensorGroup
 
         torch.set_num_threads(self._shape.threads)
         graph = Graph(self._model, resolve_checkpoint(self._model))
-        self._denoiser = Denoiser(graph, self._shape.device)
+        group = TensorGroup(self._rank, self._shape.tensor) if self._shape.tensor > 1 else None
+        self._denoiser = Denoiser(graph, self._shape.device, group)
 
     def check(self) -> str:
         """Return the device's name after using it; raises when the device is broken."""

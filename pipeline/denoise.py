@@ -33,9 +33,7 @@ from pipeline.state import hand_over, make_state, session_copy
 class Denoiser:
     """The denoise stage of a graph with its weights on one device."""
 
-    def __init__(
-        self, graph: Graph, device: str = "cpu", group: TensorGroup | None = None
-    ) -> None:
+    def __init__(self, graph: Graph, device: str = "cpu", group: TensorGroup | None = None) -> None:
         """Load the stage's weights onto `device`; with a group, this rank's share of them.
 
         The ranks of a group run the same sessions with the same calls, step by step.

@@ -95,9 +95,21 @@ class GangShape(_Section):
 
     name: str
     count: Positive = 1
+    tensor: Positive = 1
+    """Ranks that share the transformer's layers (tensor parallelism)."""
     num_cpus: Annotated[float, Field(gt=0)] = 1.0
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
     threads: Positive = 1
+
+    @property
+    def ranks(self) -> int:
+        """How many ranks one gang has."""
+        return self.tensor
+
+    @property
+    def layout(self) -> str:
+        """How a clip's work is dealt out, as a commit names it: `1`, `tensor=2`."""
+        return "1" if self.ranks == 1 else f"tensor={self.tensor}"
 
     @property
     def device(self) -> Literal["cpu", "cuda"]:

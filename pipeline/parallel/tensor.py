@@ -165,8 +165,7 @@ def _check_degree(
         most = min(counts.values())
         works = [n for n in range(1, most + 1) if not any(c % n for c in counts.values())]
         raise UsageError(
-            f"gangs: tensor = {size} doesn't divide {bad}; "
-            f"{', '.join(map(str, works))} would"
+            f"gangs: tensor = {size} doesn't divide {bad}; {', '.join(map(str, works))} would"
         )
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch.nn import functional
 
 from pipeline.denoise import Denoiser
 from pipeline.handoff import Conditioning
-from pipeline.parallel.tensor import TensorGroup
+from pipeline.parallel import loading, tensor
+from pipeline.parallel.tensor import RowNorm, TensorGroup
 from tests.support.families import FAMILIES
 from tests.support.ranks import run_ranks
 from tests.support.staged import Staged, request_of
@@ -63,12 +65,58 @@ def denoise_all(folders: dict[str, Path], out: Path) -> None:
             staged = Staged(FAMILIES[name], folder)
             made = denoise(staged, (out / f"{name}.conditioning").read_bytes(), group)
             torch.save(made, out / f"{name}.{size}.{rank}.pt")
+    staged = Staged(FAMILIES[MUTANT], folders[MUTANT])
+    for name, mutate in MUTATIONS.items():
+        with pytest.MonkeyPatch.context() as patch:
+            mutate(patch)
+            made = denoise(staged, (out / f"{MUTANT}.conditioning").read_bytes(), group)
+        torch.save(made, out / f"{name}.mutant.{rank}.pt")
+
+
+def norm_alone(patch: pytest.MonkeyPatch) -> None:
+    """Let each rank norm over its own channels."""
+
+    def forward(norm: RowNorm, x: torch.Tensor) -> torch.Tensor:
+        return functional.rms_norm(x, x.shape[-1:], norm.weight, norm._eps)
+
+    patch.setattr(RowNorm, "forward", forward)
+
+
+def leave_heads(patch: pytest.MonkeyPatch) -> None:
+    """Let each rank split its channels into as many heads as the whole model has."""
+    whole = tensor.cut_transformer
+
+    def cut(model: torch.nn.Module, plan: Any, group: TensorGroup) -> dict[str, int]:
+        cuts = whole(model, plan, group)
+        for each in model.modules():
+            if hasattr(each, "to_q"):
+                each.heads *= group.size
+        return cuts
+
+    patch.setattr(loading, "cut_transformer", cut)
+
+
+def swap_shares(patch: pytest.MonkeyPatch) -> None:
+    """Let each rank read another's columns, and its own rows."""
+    read = loading._read_slices
+
+    def swapped(folder: Path, cuts: Mapping[str, int], group: TensorGroup) -> Any:
+        other = TensorGroup(group.size - 1 - group.rank, group.size, group.group)
+        rows = {name: dim for name, dim in cuts.items() if dim == 1}
+        columns = {name: dim for name, dim in cuts.items() if dim == 0}
+        yield from (each for each in read(folder, rows, group) if each[0] not in columns)
+        yield from (each for each in read(folder, columns, other) if each[0] in columns)
+
+    patch.setattr(loading, "_read_slices", swapped)
+
+
+MUTANT = "ltx"
+MUTATIONS = {"norm alone": norm_alone, "heads whole": leave_heads, "shares swapped": swap_shares}
+"""Mistakes that run without an error, and must show in the numbers."""
 
 
 @pytest.fixture(scope="module")
-def made(
-    checkpoint_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Path]:
+def made(checkpoint_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what each rank made of each family at each degree."""
     out = tmp_path_factory.mktemp("tensor-parallel")
     folders = {name: checkpoint_of(name) for name in FAMILIES}
@@ -80,7 +128,7 @@ def made(
         (out / f"{name}.conditioning").write_bytes(conditioning)
         torch.save(denoise(staged, conditioning, None), out / f"{name}.alone.pt")
     run_ranks(max(DEGREES), out, denoise_all, folders, out)
-    yield out
+    return out
 
 
 def difference(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -98,3 +146,10 @@ def test_ranks_equal_one_process(made: Path, name: str, size: int) -> None:
             assert len(shared[part]) == len(alone[part]) > 0
             for one, other in zip(shared[part], alone[part], strict=True):
                 assert difference(one, other) <= BOUND, (rank, part)
+
+
+@pytest.mark.parametrize("mutation", list(MUTATIONS))
+def test_a_mistake_shows(made: Path, mutation: str) -> None:
+    alone = torch.load(made / f"{MUTANT}.alone.pt")
+    mutant = torch.load(made / f"{mutation}.mutant.0.pt")
+    assert difference(mutant["forward"][0], alone["forward"][0]) > 100 * BOUND

@@ -1,0 +1,134 @@
+"""What tensor parallelism cuts, what it refuses, and what a rank reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoModel, LTXVideoTransformer3DModel, WanTransformer3DModel
+from safetensors.torch import save_file
+from torch import nn
+
+from pipeline.errors import UsageError
+from pipeline.parallel.loading import WEIGHTS, load_share
+from pipeline.parallel.plans import PLANS, TensorPlan
+from pipeline.parallel.tensor import TensorGroup, cut_transformer, find_plan
+from tests.support.families import FAMILIES
+
+WAN = {
+    "num_attention_heads": 12,
+    "attention_head_dim": 12,
+    "in_channels": 4,
+    "out_channels": 4,
+    "text_dim": 16,
+    "freq_dim": 16,
+    "ffn_dim": 96,
+    "num_layers": 1,
+}
+WAN_PLAN = PLANS["WanTransformer3DModel"]
+
+
+def wan() -> nn.Module:
+    with torch.device("meta"):
+        return WanTransformer3DModel(**WAN)
+
+
+def transformers(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.name.startswith("transformer"))
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_every_family_has_a_plan(checkpoint_of: Callable[[str], Path], name: str) -> None:
+    for folder in transformers(checkpoint_of(name)):
+        find_plan(type(AutoModel.from_pretrained(str(folder))))
+
+
+def test_a_class_without_a_plan_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"Linear has no plan .* WanTransformer3DModel"):
+        find_plan(nn.Linear)
+
+
+def test_a_degree_that_does_not_divide_is_refused_with_those_that_would() -> None:
+    with pytest.raises(UsageError, match=r"tensor = 5 .* 12 heads; 1, 2, 3, 4, 6, 12 would"):
+        cut_transformer(wan(), WAN_PLAN, TensorGroup(0, 5))
+    with torch.device("meta"):
+        narrow = WanTransformer3DModel(**{**WAN, "ffn_dim": 90})
+    with pytest.raises(UsageError, match=r"tensor = 4 .* 90 channels; 1, 2, 3, 6 would"):
+        cut_transformer(narrow, WAN_PLAN, TensorGroup(0, 4))
+
+
+def test_a_pattern_that_matches_nothing_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"has no vace_blocks\.\*\.attn1"):
+        cut_transformer(wan(), PLANS["WanVACETransformer3DModel"], TensorGroup(0, 2))
+
+
+def test_a_module_matched_twice_is_an_error() -> None:
+    plan = TensorPlan(("blocks.*.attn1", "blocks.0.*"), WAN_PLAN.feed_forwards)
+    with pytest.raises(ValueError, match=r"blocks\.0\.attn1 is matched by .* and by"):
+        cut_transformer(wan(), plan, TensorGroup(0, 2))
+
+
+def test_a_part_without_a_role_is_an_error() -> None:
+    plan = TensorPlan(("blocks.*",), WAN_PLAN.feed_forwards)
+    with pytest.raises(ValueError, match="has no role"):
+        cut_transformer(wan(), plan, TensorGroup(0, 2))
+
+
+def test_a_gated_feed_forward_is_refused() -> None:
+    model = wan()
+    ffn = model.get_submodule("blocks.0.ffn")
+    ffn.net[0].proj = nn.Linear(144, 192, device="meta")  # type: ignore[union-attr, index]
+    with pytest.raises(ValueError, match="is gated"):
+        cut_transformer(model, WAN_PLAN, TensorGroup(0, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["wan21", "ltx2"])
+def test_a_share_of_all_is_what_diffusers_loads(
+    checkpoint_of: Callable[[str], Path], name: str, dtype: torch.dtype
+) -> None:
+    folder = checkpoint_of(name) / "transformer"
+    whole = AutoModel.from_pretrained(str(folder), torch_dtype=dtype)
+    share = load_share(type(whole), folder, dtype, TensorGroup(0, 1)).state_dict()
+    assert share.keys() == whole.state_dict().keys()
+    for key, value in whole.state_dict().items():
+        assert share[key].dtype == value.dtype, key
+        assert torch.equal(share[key], value), key
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_shares_of_many_files_are_the_whole(
+    checkpoint_of: Callable[[str], Path], tmp_path: Path, size: int
+) -> None:
+    whole = AutoModel.from_pretrained(str(checkpoint_of("ltx") / "transformer"))
+    assert isinstance(whole, LTXVideoTransformer3DModel)
+    whole.save_pretrained(tmp_path, max_shard_size="40KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    group = [TensorGroup(rank, size) for rank in range(size)]
+    shares = [load_share(type(whole), tmp_path, torch.float32, each) for each in group]
+    cuts = cut_transformer(type(whole).from_config(whole.config), find_plan(type(whole)), group[0])
+    states = [share.state_dict() for share in shares]
+    for key, value in whole.state_dict().items():
+        parts = [state[key] for state in states]
+        if key in cuts:
+            assert torch.equal(torch.cat(parts, cuts[key]), value), key
+        else:
+            assert all(torch.equal(part, value) for part in parts), key
+    cut = sum(whole.state_dict()[key].numel() for key in cuts)
+    held = sum(value.numel() for value in states[0].values())
+    assert held == whole.num_parameters() - cut + cut // size
+    assert cut > 0.5 * whole.num_parameters()
+
+
+def test_a_checkpoint_without_a_weight_says_so(
+    checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    whole = AutoModel.from_pretrained(str(checkpoint_of("wan21") / "transformer"))
+    whole.save_config(tmp_path)
+    state = whole.state_dict()
+    state.pop("proj_out.weight")
+    save_file(state, tmp_path / WEIGHTS)
+    with pytest.raises(UsageError, match=r"lacks 1 weights: proj_out\.weight"):
+        load_share(type(whole), tmp_path, torch.float32, TensorGroup(0, 2))
