@@ -50,10 +50,10 @@ class RankWorker:
         """Open the gang's meeting place, at a port that is free; return its address. Rank 0's."""
         import torch.distributed as dist
 
-        ip = ray.util.get_node_ip_address()
+        ip = cast(str, cast(Any, ray.util).get_node_ip_address())
         listening = socket.create_server((ip, 0))
         port = cast(int, listening.getsockname()[1])
-        self._store = dist.TCPStore(
+        self._store = cast(Any, dist).TCPStore(
             ip,
             port,
             is_master=True,
@@ -68,7 +68,7 @@ class RankWorker:
         import torch.distributed as dist
 
         timeout = timedelta(seconds=timeout_s)
-        store = self._store or dist.TCPStore(*address, is_master=False, timeout=timeout)
+        store = self._store or cast(Any, dist).TCPStore(*address, is_master=False, timeout=timeout)
         dist.init_process_group(
             "nccl" if self._shape.num_gpus else "gloo",
             store=store,

@@ -92,7 +92,7 @@ def _put(module: torch.nn.Module, name: str, value: Tensor) -> None:
             f"model.checkpoint: a weight {name} is {tuple(value.shape)}, "
             f"its configuration says {tuple(current.shape)}"
         )
-    if name in module._parameters:
+    if isinstance(current, torch.nn.Parameter):
         module.register_parameter(name, torch.nn.Parameter(value, requires_grad=False))
     else:
         module.register_buffer(name, value)

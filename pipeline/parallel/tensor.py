@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -50,7 +50,7 @@ class RowLinear(nn.Module):
         """Take over a layer's parameters; its weight is cut by `cut_transformer`."""
         super().__init__()
         self.weight = whole.weight
-        self.bias = whole.bias
+        self.bias: nn.Parameter | None = whole.bias
         self._group = group
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class RowNorm(nn.Module):
     def __init__(self, whole: nn.RMSNorm, group: TensorGroup) -> None:
         """Take over a norm's weight, which is cut by `cut_transformer`."""
         super().__init__()
-        self.weight = whole.weight
+        self.weight: nn.Parameter | None = whole.weight
         self._channels = whole.normalized_shape[0]
         self._eps = whole.eps
         self._group = group
@@ -237,4 +237,4 @@ def _get(module: nn.Module, path: str) -> Any:
         part = getattr(part, name, None)
         if part is None:
             return None
-    return cast(Any, part)
+    return part
