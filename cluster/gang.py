@@ -56,15 +56,18 @@ class Gang:
             GangDiedError: no resources, or no weights, within `pool.start_timeout_s`.
             UnusableModelError: the checkpoint is at fault.
         """
+        ranks = shape.layout.ranks
         bundle = {"CPU": shape.num_cpus, "GPU": shape.num_gpus}
         bundle = {kind: amount for kind, amount in bundle.items() if amount}
-        group = placement_group([bundle] * shape.ranks, strategy="STRICT_PACK")
+        group = placement_group([bundle] * ranks, strategy="STRICT_PACK")
         gang = cls(name, shape, group)
         timeout_s = pool.start_timeout_s
         try:
-            await _wait(group.ready(), timeout_s, f"{name}: resources {shape.ranks} x {bundle}")
-            gang._ranks = [gang._start_rank(model, number) for number in range(shape.ranks)]
-            if shape.ranks > 1:
+            await _wait(
+                group.ready(), timeout_s, f"{name}: resources {shape.layout.ranks} x {bundle}"
+            )
+            gang._ranks = [gang._start_rank(model, number) for number in range(ranks)]
+            if ranks > 1:
                 opened = gang._ranks[0].host.remote(timeout_s)
                 address = await _wait(opened, timeout_s, f"{name}: meeting place")
                 await gang._call("join", address, timeout_s, timeout_s=timeout_s)

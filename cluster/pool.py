@@ -206,10 +206,10 @@ class GangPool:
                     latents=[latents],
                     reasons=job.reasons,
                     gang=gang.name,
-                    layout=gang.shape.layout,
+                    layout=str(gang.shape.layout),
                     attempts=job.task.attempts + 1,
                     denoise_s=seconds,
-                    device_seconds=seconds * gang.shape.ranks,
+                    device_seconds=seconds * gang.shape.layout.ranks,
                 ),
             )
         finally:
@@ -253,7 +253,7 @@ def _failed(job: _Job, gang: Gang, reason: str) -> Rendered:
         latents=[],
         reasons=(*job.reasons, reason),
         gang=gang.name,
-        layout=gang.shape.layout,
+        layout=str(gang.shape.layout),
         attempts=job.task.attempts + 1,
         denoise_s=0.0,
         device_seconds=0.0,

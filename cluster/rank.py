@@ -73,7 +73,7 @@ class RankWorker:
             "nccl" if self._shape.num_gpus else "gloo",
             store=store,
             rank=self._rank,
-            world_size=self._shape.ranks,
+            world_size=self._shape.layout.ranks,
             timeout=timeout,
         )
 
@@ -88,12 +88,13 @@ class RankWorker:
 
         from pipeline.denoise import Denoiser
         from pipeline.graph import Graph
-        from pipeline.parallel.tensor import TensorGroup
+        from pipeline.parallel.place import Place
 
         torch.set_num_threads(self._shape.threads)
         graph = Graph(self._model, resolve_checkpoint(self._model))
-        group = TensorGroup(self._rank, self._shape.tensor) if self._shape.tensor > 1 else None
-        self._denoiser = Denoiser(graph, self._shape.device, group)
+        layout, device = self._shape.layout, self._shape.device
+        place = Place.find(layout, device) if layout.ranks > 1 else None
+        self._denoiser = Denoiser(graph, device, place)
 
     def check(self) -> str:
         """Return the device's name after using it; raises when the device is broken."""

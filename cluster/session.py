@@ -89,14 +89,14 @@ def ray_session(recipe: Recipe, address: str | None = None) -> Generator[None]:
 def logical_cpus(recipe: Recipe) -> float:
     """Return how many CPUs all actors of a recipe ask for, with some to spare."""
     stages = sum(each.workers * each.num_cpus for each in (recipe.encode, recipe.develop))
-    gangs = sum(each.count * each.ranks * each.num_cpus for each in recipe.gangs)
+    gangs = sum(each.count * each.layout.ranks * each.num_cpus for each in recipe.gangs)
     return stages + gangs + SPARE_CPUS
 
 
 def _check_gpus(recipe: Recipe) -> None:
     """Say at once that this machine's GPUs are too few: nobody will add one while we wait."""
     stages = sum(each.workers * each.num_gpus for each in (recipe.encode, recipe.develop))
-    needed = stages + sum(each.count * each.ranks * each.num_gpus for each in recipe.gangs)
+    needed = stages + sum(each.count * each.layout.ranks * each.num_gpus for each in recipe.gangs)
     here = _count_gpus() if needed else 0
     if needed > here:
         raise UsageError(

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from diffusers.guiders.guider_utils import BaseGuidance
 from diffusers.modular_pipelines.modular_pipeline import (
     BlockState,
     LoopSequentialPipelineBlocks,
@@ -25,7 +26,7 @@ from greenlet import getcurrent, greenlet
 
 from pipeline.graph import Graph, find_loops
 from pipeline.handoff import Conditioning, Latents, is_packable, pack, unpack
-from pipeline.parallel.tensor import TensorGroup
+from pipeline.parallel.place import Place
 from pipeline.request import RenderRequest
 from pipeline.state import hand_over, make_state, session_copy
 
@@ -33,14 +34,18 @@ from pipeline.state import hand_over, make_state, session_copy
 class Denoiser:
     """The denoise stage of a graph with its weights on one device."""
 
-    def __init__(self, graph: Graph, device: str = "cpu", group: TensorGroup | None = None) -> None:
-        """Load the stage's weights onto `device`; with a group, this rank's share of them.
+    def __init__(self, graph: Graph, device: str = "cpu", place: Place | None = None) -> None:
+        """Load the stage's weights onto `device`; at a place in a gang, this rank's share of them.
 
-        The ranks of a group run the same sessions with the same calls, step by step.
+        The ranks of a gang run the same sessions with the same calls, step by step.
         """
         self.device = device
         self.model = graph.model
-        self.stage = graph.load("denoise", device, group)
+        self.guidance = place.guidance if place else None
+        self.stage = graph.load("denoise", device, place.tensor if place else None)
+        if self.guidance:
+            for model in self.stage.transformers():
+                self.guidance.split_transformer(model)
         self.forwarded = graph.forwarded_names("denoise")
         for loop in find_loops(self.stage.blocks):
             _suspend_at_steps(loop)
@@ -91,6 +96,11 @@ class DenoiseSession:
         self._pipeline = session_copy(
             denoiser.stage.pipeline, request.guidance_scale, denoiser.model
         )
+        if denoiser.guidance:
+            components = self._pipeline.components.values()
+            denoiser.guidance.split_guiders(
+                each for each in components if isinstance(each, BaseGuidance)
+            )
         self._state = make_state(request, denoiser.stage.blocks, conditioning.to(denoiser.device))
         self._restore: _Snapshot | None = None
         if snapshot is not None:

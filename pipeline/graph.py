@@ -65,6 +65,11 @@ class Stage:
         with torch.no_grad():
             self.blocks(pipeline or self.pipeline, state)
 
+    def transformers(self) -> list[torch.nn.Module]:
+        """Return the denoising models that are loaded: one, or one for each expert."""
+        named = self.pipeline.components.items()
+        return [each for name, each in named if name.startswith(TRANSFORMER) and each is not None]
+
 
 class Graph:
     """The blocks of one checkpoint, declared once and driven by every runner."""

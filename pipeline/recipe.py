@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import UsageError
+from pipeline.parallel.layout import ParallelLayout
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Positive = Annotated[int, Field(gt=0)]
@@ -97,19 +98,16 @@ class GangShape(_Section):
     count: Positive = 1
     tensor: Positive = 1
     """Ranks that share the transformer's layers (tensor parallelism)."""
+    guidance: Literal[1, 2] = 1
+    """2: the predictions with and without the prompt are made side by side."""
     num_cpus: Annotated[float, Field(gt=0)] = 1.0
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
     threads: Positive = 1
 
     @property
-    def ranks(self) -> int:
-        """How many ranks one gang has."""
-        return self.tensor
-
-    @property
-    def layout(self) -> str:
-        """How a clip's work is dealt out, as a commit names it: `1`, `tensor=2`."""
-        return "1" if self.ranks == 1 else f"tensor={self.tensor}"
+    def layout(self) -> ParallelLayout:
+        """How a gang's ranks deal out a clip's work."""
+        return ParallelLayout(self.tensor, self.guidance)
 
     @property
     def device(self) -> Literal["cpu", "cuda"]:

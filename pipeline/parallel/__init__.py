@@ -1,1 +1,1 @@
-"""One model over several ranks: which parameters are cut, how, and how each rank loads its own."""
+"""One clip over several ranks: how a model is cut and loaded, how a step's passes are dealt out."""

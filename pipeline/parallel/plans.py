@@ -4,7 +4,7 @@ Parts follow diffusers' naming, which is one for all families: an attention proj
 `to_k`, `to_v` (and `add_…` for a second stream) and back by `to_out.0`; a feed-forward goes up by
 `net.0.proj` and down by `net.2`. Everything that no pattern names is whole on every rank.
 
-A new family is an entry here and its case in `tests/parity/test_tensor_parallel.py`.
+A new family is an entry here and its case in `tests/parity/test_layouts.py`.
 """
 
 from __future__ import annotations

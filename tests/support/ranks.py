@@ -23,4 +23,4 @@ def _run(rank: int, world: int, store: str, job: Callable[..., None], args: Any)
 
 def run_ranks(world: int, folder: Path, job: Callable[..., None], *args: Any) -> None:
     """Run a picklable `job(*args)` in so many ranks; an error in one fails all."""
-    mp.spawn(_run, args=(world, str(folder / "store"), job, args), nprocs=world)
+    mp.spawn(_run, args=(world, str(folder / f"store-{world}"), job, args), nprocs=world)

@@ -1,4 +1,4 @@
-"""Every family's transformer over two and four ranks computes what one process computes."""
+"""Every family, dealt out over two and four ranks in each layout, makes what one process makes."""
 
 from __future__ import annotations
 
@@ -14,20 +14,27 @@ from torch.nn import functional
 from pipeline.denoise import Denoiser
 from pipeline.handoff import Conditioning
 from pipeline.parallel import loading, tensor
+from pipeline.parallel.layout import ParallelLayout
+from pipeline.parallel.place import Place
 from pipeline.parallel.tensor import RowNorm, TensorGroup
 from tests.support.families import FAMILIES
 from tests.support.ranks import run_ranks
 from tests.support.staged import Staged, request_of
 
-DEGREES = (2, 4)
+LAYOUTS = (
+    ParallelLayout(tensor=2),
+    ParallelLayout(guidance=2),
+    ParallelLayout(tensor=4),
+    ParallelLayout(tensor=2, guidance=2),
+)
 STEPS = 4
 BOUND = 1e-5
 """Largest difference, relative to the largest value, in float32."""
 
 
-def denoise(staged: Staged, conditioning: bytes, group: TensorGroup | None) -> dict[str, Any]:
+def denoise(staged: Staged, conditioning: bytes, place: Place | None) -> dict[str, Any]:
     """Return the transformer's first prediction, and the latents of a whole clip."""
-    denoiser = Denoiser(staged.graph, "cpu", group)
+    denoiser = Denoiser(staged.graph, "cpu", place)
     first: list[torch.Tensor] = []
 
     def keep(_: torch.nn.Module, __: Any, output: Any) -> None:
@@ -35,13 +42,19 @@ def denoise(staged: Staged, conditioning: bytes, group: TensorGroup | None) -> d
             made = output[0] if isinstance(output, tuple) else output
             first.append(made if isinstance(made, torch.Tensor) else made.sample)
 
-    for name, component in denoiser.stage.pipeline.components.items():
-        if name.startswith("transformer") and component is not None:
-            component.register_forward_hook(keep)
+    calls: list[None] = []
+    for model in denoiser.stage.transformers():
+        model.register_forward_hook(keep)
+        attention = next(each for each in model.modules() if hasattr(each, "to_q"))
+        attention.register_forward_hook(lambda *_: calls.append(None))
     request = request_of(staged.family, num_inference_steps=STEPS)
     session = denoiser.start(request, Conditioning.from_bytes(conditioning))
     session.advance(session.num_steps)
-    return {"forward": [first[0].clone()], "latents": list(leaves(dict(session.latents().values)))}
+    return {
+        "forward": [first[0].clone()],
+        "latents": list(leaves(dict(session.latents().values))),
+        "calls": len(calls),
+    }
 
 
 def leaves(value: Any) -> Iterator[torch.Tensor]:
@@ -55,21 +68,22 @@ def leaves(value: Any) -> Iterator[torch.Tensor]:
 
 
 def denoise_all(folders: dict[str, Path], out: Path) -> None:
-    """One rank's work: every family at every degree."""
+    """One rank's work: every family in every layout of so many ranks, then the mistakes."""
     world, rank = dist.get_world_size(), dist.get_rank()
-    for size in DEGREES:
-        starts = range(0, world, size)
-        groups = [dist.new_group(list(range(start, start + size))) for start in starts]
-        group = TensorGroup(rank % size, size, groups[rank // size])
+    for layout in (each for each in LAYOUTS if each.ranks == world):
+        place = Place.find(layout, "cpu")
         for name, folder in folders.items():
-            staged = Staged(FAMILIES[name], folder)
-            made = denoise(staged, (out / f"{name}.conditioning").read_bytes(), group)
-            torch.save(made, out / f"{name}.{size}.{rank}.pt")
+            conditioning = (out / f"{name}.conditioning").read_bytes()
+            made = denoise(Staged(FAMILIES[name], folder), conditioning, place)
+            torch.save(made, out / f"{name}.{layout}.{rank}.pt")
+    if world != MUTANT_LAYOUT.ranks:
+        return
+    place = Place.find(MUTANT_LAYOUT, "cpu")
     staged = Staged(FAMILIES[MUTANT], folders[MUTANT])
     for name, mutate in MUTATIONS.items():
         with pytest.MonkeyPatch.context() as patch:
             mutate(patch)
-            made = denoise(staged, (out / f"{MUTANT}.conditioning").read_bytes(), group)
+            made = denoise(staged, (out / f"{MUTANT}.conditioning").read_bytes(), place)
         torch.save(made, out / f"{name}.mutant.{rank}.pt")
 
 
@@ -110,7 +124,7 @@ def swap_shares(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(loading, "_read_slices", swapped)
 
 
-MUTANT = "ltx"
+MUTANT, MUTANT_LAYOUT = "ltx", ParallelLayout(tensor=2)
 MUTATIONS = {"norm alone": norm_alone, "heads whole": leave_heads, "shares swapped": swap_shares}
 """Mistakes that run without an error, and must show in the numbers."""
 
@@ -127,7 +141,8 @@ def made(checkpoint_of: Callable[[str], Path], tmp_path_factory: pytest.TempPath
         ).to_bytes()
         (out / f"{name}.conditioning").write_bytes(conditioning)
         torch.save(denoise(staged, conditioning, None), out / f"{name}.alone.pt")
-    run_ranks(max(DEGREES), out, denoise_all, folders, out)
+    for ranks in sorted({layout.ranks for layout in LAYOUTS}):
+        run_ranks(ranks, out, denoise_all, folders, out)
     return out
 
 
@@ -137,15 +152,19 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("name", list(FAMILIES))
-@pytest.mark.parametrize("size", DEGREES)
-def test_ranks_equal_one_process(made: Path, name: str, size: int) -> None:
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_ranks_equal_one_process(made: Path, name: str, layout: ParallelLayout) -> None:
     alone = torch.load(made / f"{name}.alone.pt")
-    for rank in range(max(DEGREES)):
-        shared = torch.load(made / f"{name}.{size}.{rank}.pt")
+    for rank in range(layout.ranks):
+        shared = torch.load(made / f"{name}.{layout}.{rank}.pt")
         for part in ("forward", "latents"):
             assert len(shared[part]) == len(alone[part]) > 0
             for one, other in zip(shared[part], alone[part], strict=True):
                 assert difference(one, other) <= BOUND, (rank, part)
+        if layout.guidance > 1:
+            assert shared["calls"] < 0.8 * alone["calls"]
+        else:
+            assert shared["calls"] == alone["calls"]
 
 
 @pytest.mark.parametrize("mutation", list(MUTATIONS))
