@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cluster.gang import ClipError, Gang, GangDiedError, UnusableModelError
@@ -102,8 +102,11 @@ class GangPool:
             PoolBrokenError: no gang can be built.
         """
         urgency = Urgency.ONLINE if urgent else Urgency.BATCH
+        shape = self._recipe.find_gang(request.width, request.height, request.num_frames)
+        if shape is None:
+            raise ValueError(f"{key}: too large for every gang; plan it first")
         job = _Job(
-            Task(key, request, urgency),
+            Task(key, request, urgency, shape.max_tokens),
             conditioning[0],
             asyncio.get_running_loop().create_future(),
         )
@@ -143,12 +146,12 @@ class GangPool:
     async def _enqueue(self, task: Task) -> None:
         async with self._work:
             self._schedule.add(task)
-            self._work.notify()
+            self._work.notify_all()  # one of them has the room for it
 
-    async def _take(self) -> _Job:
+    async def _take(self, room: int | None) -> _Job:
         async with self._work:
             while True:
-                task = self._schedule.take()
+                task = self._schedule.take(room)
                 if task is None:
                     await self._work.wait()
                 elif task.key in self._jobs:
@@ -166,8 +169,9 @@ class GangPool:
                 return
             except Exception as error:  # noqa: BLE001 - whatever stops a gang, another try follows
                 failed_starts += 1
-                if failed_starts >= MAX_FAILED_STARTS and not self._counts.ready:
-                    self._give_up(f"no gang can be started: {error}")
+                alike = (each.shape.max_tokens == shape.max_tokens for each in self._gangs.values())
+                if failed_starts >= MAX_FAILED_STARTS and not any(alike):
+                    self._give_up(f"no gang like {name} can be started: {error}")
                     return
                 await asyncio.sleep(RESTART_PAUSE_S * failed_starts)
                 continue
@@ -176,7 +180,7 @@ class GangPool:
             self._counts.ready.add(name)
             try:
                 while True:
-                    await self._run(gang, await self._take())
+                    await self._run(gang, await self._take(shape.max_tokens))
             except GangDiedError:
                 self._counts.rebuilds += 1
             finally:
@@ -239,7 +243,7 @@ class GangPool:
         if attempts >= self._recipe.pool.max_attempts:
             _settle(job, _failed(job, gang, f"lost {attempts} gangs"))
             return
-        await self._enqueue(Task(task.key, task.request, task.urgency, attempts))
+        await self._enqueue(replace(task, attempts=attempts))
 
     def _give_up(self, reason: str) -> None:
         self._broken = reason

@@ -23,6 +23,8 @@ class Task:
     key: str
     request: RenderRequest
     urgency: Urgency = Urgency.BATCH
+    room: int | None = None
+    """The `max_tokens` of the gangs that take it."""
     attempts: int = 0
     """Gangs that it has lost so far."""
 
@@ -31,24 +33,26 @@ class Task:
 class Schedule:
     """The waiting clips: by class, then longest work first, then in order of arrival.
 
-    Longest first keeps the tail short: the last gangs to finish are then on short clips.
+    Clips for gangs of different room wait apart. Longest first keeps the tail short: the last gangs
+    to finish are then on short clips.
     """
 
-    _heap: list[tuple[int, int, int, Task]] = field(
-        default_factory=list[tuple[int, int, int, Task]]
+    _heaps: dict[int | None, list[tuple[int, int, int, Task]]] = field(
+        default_factory=dict[int | None, list[tuple[int, int, int, Task]]]
     )
     _arrivals: int = 0
 
     def __len__(self) -> int:
         """Return how many clips wait."""
-        return len(self._heap)
+        return sum(map(len, self._heaps.values()))
 
     def add(self, task: Task) -> None:
         """Let a clip wait its turn."""
         self._arrivals += 1
         rank = (int(task.urgency), -task.request.work, self._arrivals)
-        heapq.heappush(self._heap, (*rank, task))
+        heapq.heappush(self._heaps.setdefault(task.room, []), (*rank, task))
 
-    def take(self) -> Task | None:
-        """Return the clip that is next, and take it out; None when none waits."""
-        return heapq.heappop(self._heap)[-1] if self._heap else None
+    def take(self, room: int | None = None) -> Task | None:
+        """Return the clip that is next for gangs of this room, and take it out; None if none."""
+        heap = self._heaps.get(room)
+        return heapq.heappop(heap)[-1] if heap else None

@@ -159,7 +159,7 @@ def plan(
 
         call = plan_call(tables, find_recipe(recipe, overrides or ()))
         done = len(find_done(call, Ledger(ObjectStore(output)))) if output else None
-        print_plan(_console(), call.plan, done)
+        print_plan(_console(), call, done)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,23 @@ class PlannedCall:
     def identity(self) -> OutputIdentity:
         """What an output of this call is."""
         return describe_output(self.recipe, self.model_fingerprint)
+
+    def split(self) -> dict[str, int]:
+        """Return how many distinct clips go to each shape of gang, by the gang's name.
+
+        Shapes that take the same clips share them, and are named together.
+        """
+        gangs = self.recipe.gangs
+        alike = {
+            room: ", ".join(gang.name for gang in gangs if gang.max_tokens == room)
+            for room in (gang.max_tokens for gang in gangs)
+        }
+        counts = dict.fromkeys(alike.values(), 0)
+        for size, clips in Counter(self.plan.sizes).items():
+            gang = self.recipe.find_gang(*size)
+            if gang:
+                counts[alike[gang.max_tokens]] += clips
+        return counts
 
     def remaining(self, done: set[str], limit: int | None = None) -> dict[str, RenderRequest]:
         """Return the clips still to render, by clip id, most work first.

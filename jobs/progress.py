@@ -157,8 +157,9 @@ def print_status(console: Console, output: str, status: OutputStatus) -> None:
     console.print(table, highlight=False, soft_wrap=True)
 
 
-def print_plan(console: Console, plan: Plan, done: int | None) -> None:
+def print_plan(console: Console, call: PlannedCall, done: int | None) -> None:
     """Show what tables ask for."""
+    plan = call.plan
     table = Table.grid(padding=(0, 2))
     rows: list[tuple[str, str]] = [
         ("rows", f"{plan.rows:,}"),
@@ -174,6 +175,9 @@ def print_plan(console: Console, plan: Plan, done: int | None) -> None:
             ("already done", f"{done:,}"),
             ("to render", f"{plan.clips - done:,}"),
         ]
+    split = call.split()
+    if len(split) > 1:
+        rows += [(f"gang {name}", _count(clips, "clip")) for name, clips in split.items()]
     for name, value in rows:
         table.add_row(name, value)
     console.print(table, highlight=False)

@@ -90,6 +90,11 @@ class Plan:
         """Valid rows beyond the first of each clip."""
         return self.valid - self.clips
 
+    @property
+    def sizes(self) -> Iterator[tuple[int, int, int]]:
+        """The width, height and frames of each distinct clip."""
+        return ((row["width"], row["height"], row["num_frames"]) for row in self._clips.values())
+
     @cached_property
     def frames(self) -> int:
         """Frames of all distinct clips."""

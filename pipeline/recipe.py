@@ -7,6 +7,7 @@ everything that a run needs besides the table and the output.
 from __future__ import annotations
 
 import difflib
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -75,6 +76,11 @@ class Limits(_Section):
     max_guidance_scale: Annotated[float, Field(gt=0)] = 50.0
     max_prompt_chars: Positive = 4000
 
+    def count_tokens(self, width: int, height: int, num_frames: int) -> int:
+        """Return how many tokens the transformer sees of a clip: latent frames times patches."""
+        frames = (num_frames - 1) // self.frame_multiple + 1
+        return frames * (width // self.size_multiple) * (height // self.size_multiple)
+
 
 class StageSpec(_Section):
     """[encode] and [develop]: the actors that run one stage."""
@@ -100,6 +106,9 @@ class GangShape(_Section):
     """Ranks that share the transformer's layers (tensor parallelism)."""
     guidance: Literal[1, 2] = 1
     """2: the predictions with and without the prompt are made side by side."""
+    max_tokens: Positive | None = None
+    """The largest clip that a gang of this shape takes; a clip goes to the smallest that takes it.
+    See `Limits.count_tokens`. None: any."""
     num_cpus: Annotated[float, Field(gt=0)] = 1.0
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
     threads: Positive = 1
@@ -154,6 +163,20 @@ class Recipe(_Section):
     develop: StageSpec = StageSpec()
     pool: PoolSpec = PoolSpec()
     finish: FinishSpec = FinishSpec()
+
+    @property
+    def max_tokens(self) -> int | None:
+        """The largest clip that any gang takes; None: there is no bound but the limits."""
+        bounds = [gang.max_tokens for gang in self.gangs]
+        return None if None in bounds else max(bound for bound in bounds if bound)
+
+    def find_gang(self, width: int, height: int, num_frames: int) -> GangShape | None:
+        """Return the shape of gang that a clip goes to; None where it is too large for all."""
+        tokens = self.limits.count_tokens(width, height, num_frames)
+        for gang in sorted(self.gangs, key=lambda gang: gang.max_tokens or math.inf):
+            if gang.max_tokens is None or tokens <= gang.max_tokens:
+                return gang
+        return None
 
     @model_validator(mode="after")
     def _names_differ(self) -> Recipe:

@@ -116,6 +116,8 @@ class Rules:
     num_inference_steps: NumberRule
     guidance_scale: NumberRule
     limits: Limits
+    max_tokens: int | None
+    """The largest clip that a gang takes, in tokens; None: any."""
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> Rules:
@@ -146,10 +148,12 @@ class Rules:
             num_inference_steps=rule("num_inference_steps", 1, limits.max_steps),
             guidance_scale=rule("guidance_scale", 0, limits.max_guidance_scale, whole=False),
             limits=limits,
+            max_tokens=recipe.max_tokens,
         )
         problems = [each.read(getattr(request, each.column))[1] for each in rules.with_default()]
         problems.append(rules.read_negative_prompt(request.negative_prompt)[1])
         problems.append(rules.check_size(request.width, request.height))
+        problems.append(rules.check_tokens(request.width, request.height, request.num_frames))
         for problem in problems:
             if problem:
                 raise UsageError(f"recipe {recipe.name}: request.{problem.text}")
@@ -183,6 +187,20 @@ class Rules:
         hint = f"nearest is {size[0]}x{size[1]}" if size else ""
         got = f"{width}x{height} ({width * height} pixels)"
         return Problem("width, height", got, f"at most {limit} pixels", hint)
+
+    def check_tokens(self, width: int, height: int, num_frames: int) -> Problem | None:
+        """Return the problem with a clip that is too large for every gang."""
+        tokens = self.limits.count_tokens(width, height, num_frames)
+        if self.max_tokens is None or tokens <= self.max_tokens:
+            return None
+        fit = self.max_tokens // self.limits.count_tokens(width, height, 1)
+        most = self.limits.frame_multiple * (fit - 1) + 1
+        hint = ""
+        if most >= self.num_frames.lowest:
+            hint = f"at {width}x{height} up to {show(self.num_frames.nearest(most))} frames do"
+        got = f"{num_frames} of {width}x{height} ({tokens} tokens)"
+        expected = f"at most the {self.max_tokens} tokens of the largest gang"
+        return Problem("num_frames", got, expected, hint)
 
     def read_seconds(
         self, cell: Any, fps: float, given: int | None = None

@@ -123,6 +123,7 @@ def _resolve(
     read("fps", rules.fps.read, request.fps)
     read("num_frames", rules.num_frames.read)
     _resolve_seconds(columns, resolved, problems, rules, request.num_frames)
+    _check_tokens(resolved, problems, rules)
     read("seed", rules.seed.read)
     read("num_inference_steps", rules.num_inference_steps.read, request.num_inference_steps)
     read("guidance_scale", rules.guidance_scale.read, request.guidance_scale)
@@ -160,6 +161,19 @@ def _resolve_seconds(
             problems.setdefault(row, []).append(problem)
         elif frames[row] is None:
             frames[row] = default if count is None else count
+
+
+def _check_tokens(
+    resolved: dict[str, list[Any]], problems: dict[int, list[Problem]], rules: Rules
+) -> None:
+    """Reject the clips that are too large for every gang."""
+    if rules.max_tokens is None:
+        return
+    sizes = zip(*(resolved[name] for name in ("width", "height", "num_frames")), strict=True)
+    for row, size in enumerate(sizes):
+        problem = None if row in problems else rules.check_tokens(*size)
+        if problem:
+            problems[row] = [problem]
 
 
 def _check_sources_differ(sources: Sequence[Source]) -> None:

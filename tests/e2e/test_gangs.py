@@ -21,26 +21,34 @@ from pipeline.local import LocalRunner
 from pipeline.probe import read_frames
 from pipeline.recipe import Recipe
 from pipeline.store import ObjectStore
-from tests.support.command import write_table
+from tests.support.command import wait_until, write_table
 
 pytestmark = pytest.mark.timeout(600)
 
-NUM_CLIPS = 3
+NUM_CLIPS, LONG, SHORT = 4, 17, 5
 SAME_DB = 60.0
 """Decoded frames of two layouts differ by less, counted over all clips."""
 
 
-def find_ranks() -> list[int]:
-    """Return the process ids of the living ranks, in the order in which they were made."""
+def find_busy_ranks() -> list[int]:
+    """Return the process ids of the ranks that are making steps, in the order of their start."""
     actors = [each for each in state.actors().values() if each["ActorClassName"] == "RankWorker"]
-    return sorted(each["Pid"] for each in actors if each["State"] == "ALIVE")
+    ranks = [psutil.Process(each["Pid"]) for each in actors if each["State"] == "ALIVE"]
+    return sorted(each.pid for each in ranks if each.cmdline()[0] == "ray::RankWorker.advance")
+
+
+def find_pair() -> list[int] | None:
+    """Return the busy ranks once they are two."""
+    ranks = find_busy_ranks()
+    return ranks if len(ranks) == 2 else None
 
 
 class Disturber:
-    """A reporter that sends a signal to a rank once the first clip is committed."""
+    """A reporter that sends a signal to a rank of two once a clip of either size is committed."""
 
     def __init__(self, victim: int, number: signal.Signals) -> None:
         self.victim, self.number = victim, number
+        self.sizes: set[int] = set()
         self.pid = 0
 
     def planned(self, *what: Any) -> None: ...
@@ -48,22 +56,30 @@ class Disturber:
     def stepped(self, *what: int) -> None: ...
 
     def ended(self, outcome: Commit | Failure) -> None:
-        if not self.pid:
-            self.pid = find_ranks()[self.victim]
+        assert isinstance(outcome, Commit), outcome
+        self.sizes.add(outcome.num_frames)
+        if not self.pid and self.sizes == {SHORT, LONG}:
+            ranks = wait_until(find_pair, 60, "both ranks of the pair at work")
+            self.pid = ranks[self.victim]
             os.kill(self.pid, self.number)
 
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> str:
-    prompts = [f"a red ball moving left, take {number}" for number in range(NUM_CLIPS)]
-    return write_table(tmp_path_factory.mktemp("table") / "ads.parquet", prompt=prompts)
+    return write_table(
+        tmp_path_factory.mktemp("table") / "ads.parquet",
+        prompt=[f"a red ball moving left, take {number}" for number in range(NUM_CLIPS)],
+        num_frames=[LONG] * (NUM_CLIPS - 1) + [SHORT],
+    )
 
 
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
-    """The embedded model on one gang of two ranks, watched closely."""
-    changes = ("gangs.0.count=1", "gangs.0.tensor=2", "request.num_inference_steps=12")
-    return find_recipe(overrides=[*changes, "pool.step_timeout_min_s=10"])
+    """The embedded model on a pair of ranks, and one rank for short clips; watched closely."""
+    gangs = "gangs=[{name='pair', tensor=2}, {name='single', max_tokens=32}]"
+    return find_recipe(
+        overrides=[gangs, "request.num_inference_steps=12", "pool.step_timeout_min_s=10"]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +108,8 @@ def killed(render: Callable[[int, signal.Signals], Ledger]) -> Ledger:
 def test_a_gang_that_loses_its_first_rank_is_rebuilt(killed: Ledger) -> None:
     commits = list(killed.read_commits())
     assert sorted(each.attempts for each in commits) == [1] * (NUM_CLIPS - 1) + [2]
-    assert {each.layout for each in commits} == {"tensor=2"}
+    layouts = {(each.num_frames, each.layout, each.gang) for each in commits}
+    assert layouts == {(LONG, "tensor=2", "pair-0"), (SHORT, "1", "single-0")}
 
 
 def test_a_gang_with_a_rank_that_hangs_is_rebuilt_and_makes_the_same_bytes(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,6 +45,18 @@ def test_urgent_first_then_longest() -> None:
 
 def test_empty() -> None:
     assert Schedule().take() is None
+
+
+def test_clips_for_gangs_of_different_room_wait_apart() -> None:
+    schedule = Schedule()
+    large, small = replace(make_task("large"), room=None), replace(make_task("small"), room=80)
+    schedule.add(large)
+    schedule.add(small)
+    assert len(schedule) == 2
+    assert schedule.take(320) is None
+    assert schedule.take(80) == small
+    assert schedule.take(80) is None
+    assert schedule.take() == large
 
 
 @given(
