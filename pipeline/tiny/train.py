@@ -19,13 +19,13 @@ from pipeline.tiny.together import run_together
 
 GUIDE = """\
 stages, in order, and about how long each takes on two cores with nothing beside it:
-  vae          the autoencoder; its PSNR caps all that follows       ~ 1 h
+  vae          the autoencoder; its PSNR caps all that follows       ~ 45 min
   text         the text encoder alone, on captions' attributes       ~ 5 min
-  cache        clips as latents with captions and VACE conditions    ~ 20 min
-  transformer  flow matching on the cache                            ~ 2 h
-  decoder      a last pass over the VAE's decoder (optional)         ~ 15 min
+  cache        clips as latents with captions and VACE conditions    ~ 10 min
+  transformer  flow matching on the cache                            ~ 45 min
+  decoder      a last pass over the VAE's decoder (optional)         ~ 5 min
   export       write the checkpoint folder                           seconds
-  all          every stage above, one after another                  ~ 4 h
+  all          every stage above, one after another                  ~ 2 h
 
 Every stage resumes from its folder in --work: run the same command again. A larger --steps
 goes on from where a smaller one ended; --minutes ends a run early with a checkpoint. Losses
@@ -34,8 +34,9 @@ steps: its loss at the noisiest with the right, a colour-swapped and an empty ca
 don't part within a few hundred steps, it is ignoring the words, and more steps won't help.
 """
 
-STEPS = {"vae": 3000, "text": 1500, "transformer": 8000, "decoder": 600}
-CLIPS = 15_000
+STEPS = {"vae": 3600, "text": 1000, "transformer": 1900, "decoder": 500}
+"""What the shipped weights took."""
+CLIPS = 9_000
 
 
 def work_on(stage: str, work: Path, steps: int | None, minutes: float, clips: int) -> None:
