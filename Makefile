@@ -8,9 +8,7 @@ BIN := .venv/bin
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-CHECKPOINT := pipeline/tiny/checkpoint/model_index.json
-
-install: .venv/installed $(CHECKPOINT) ## Make .venv with rushes in it
+install: .venv/installed ## Make .venv with rushes in it
 
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rushes needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
@@ -18,10 +16,6 @@ install: .venv/installed $(CHECKPOINT) ## Make .venv with rushes in it
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
-
-# Until the embedded model is trained: the same classes and shapes, weights from a seed.
-$(CHECKPOINT): | .venv/installed
-	@$(BIN)/python -m pipeline.tiny.untrained --output $(@D)
 
 .venv/installed-dev: install
 	@echo "installing the tools for tests into .venv"

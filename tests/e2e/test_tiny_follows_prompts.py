@@ -6,13 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.tiny import CHECKPOINT
 from pipeline.tiny.measure import colour_name, motion_shown, see
 from pipeline.tiny.render import load, render_clip
-
-pytestmark = pytest.mark.skipif(
-    (CHECKPOINT / "UNTRAINED").exists(), reason="the embedded model's weights are not trained yet"
-)
 
 PROMPTS = (
     # prompt, colour, background, motion
