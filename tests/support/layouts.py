@@ -1,0 +1,104 @@
+"""Whole clips of every family in every layout, each rank a process, and what they differ by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from pipeline.denoise import Denoiser
+from pipeline.handoff import Conditioning
+from pipeline.parallel.layout import ParallelLayout
+from pipeline.parallel.place import Place
+from tests.support.families import FAMILIES
+from tests.support.ranks import run_ranks
+from tests.support.staged import Staged, request_of
+
+LAYOUTS = (
+    ParallelLayout(tensor=2),
+    ParallelLayout(guidance=2),
+    ParallelLayout(tensor=4),
+    ParallelLayout(tensor=2, guidance=2),
+)
+STEPS = 4
+
+
+def denoise(staged: Staged, conditioning: bytes, place: Place | None) -> dict[str, Any]:
+    """Return the transformer's first prediction, and the latents of a whole clip."""
+    denoiser = Denoiser(staged.graph, "cpu", place)
+    first: list[torch.Tensor] = []
+
+    def keep(_: torch.nn.Module, __: Any, output: Any) -> None:
+        if not first:
+            made = output[0] if isinstance(output, tuple) else output
+            first.append(made if isinstance(made, torch.Tensor) else made.sample)
+
+    calls: list[None] = []
+    for model in denoiser.stage.transformers():
+        model.register_forward_hook(keep)
+        attention = next(each for each in model.modules() if hasattr(each, "to_q"))
+        attention.register_forward_hook(lambda *_: calls.append(None))
+    request = request_of(staged.family, num_inference_steps=STEPS)
+    session = denoiser.start(request, Conditioning.from_bytes(conditioning))
+    session.advance(session.num_steps)
+    return {
+        "forward": [first[0].clone()],
+        "latents": list(leaves(dict(session.latents().values))),
+        "calls": len(calls),
+    }
+
+
+def leaves(value: Any) -> Iterator[torch.Tensor]:
+    """Yield every tensor of numbers in a tree, in order."""
+    if isinstance(value, torch.Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, dict | list | tuple):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from leaves(each)
+
+
+def denoise_alone(folders: Mapping[str, Path], out: Path) -> None:
+    """Render every family in this process into `out`, and keep its conditioning for ranks."""
+    for name, folder in folders.items():
+        staged = Staged(FAMILIES[name], folder)
+        request = request_of(staged.family, num_inference_steps=STEPS)
+        conditioning = staged.encoder.encode(request, staged.inputs).to_bytes()
+        (out / f"{name}.conditioning").write_bytes(conditioning)
+        torch.save(denoise(staged, conditioning, None), out / f"{name}.alone.pt")
+
+
+def denoise_shared(folders: Mapping[str, Path], out: Path) -> None:
+    """One rank's work: every family in every layout of so many ranks, into `out`."""
+    world, rank = dist.get_world_size(), dist.get_rank()
+    for layout in (each for each in LAYOUTS if each.ranks == world):
+        place = Place.find(layout, "cpu")
+        for name, folder in folders.items():
+            conditioning = (out / f"{name}.conditioning").read_bytes()
+            made = denoise(Staged(FAMILIES[name], folder), conditioning, place)
+            torch.save(made, out / f"{name}.{layout}.{rank}.pt")
+
+
+def denoise_everywhere(folders: Mapping[str, Path], out: Path) -> None:
+    """Render every family alone and in every layout into `out`."""
+    denoise_alone(folders, out)
+    for ranks in sorted({layout.ranks for layout in LAYOUTS}):
+        run_ranks(ranks, out, denoise_shared, dict(folders), out)
+
+
+def difference(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:
+    """Return the largest difference of two lists of tensors over the largest value of `other`."""
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(one, other, strict=True))
+
+
+def differences(out: Path, name: str, layout: ParallelLayout) -> dict[str, float]:
+    """Return a layout's largest difference, over its ranks, in a forward and in a whole clip."""
+    alone = torch.load(out / f"{name}.alone.pt")
+    shared = [torch.load(out / f"{name}.{layout}.{rank}.pt") for rank in range(layout.ranks)]
+    return {
+        part: max(difference(each[part], alone[part]) for each in shared)
+        for part in ("forward", "latents")
+    }
