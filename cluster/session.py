@@ -38,7 +38,7 @@ def check_cluster(recipe: Recipe, address: str | None = None) -> None:
     """
     if address:
         _check_address(address)
-    elif not ray.is_initialized():
+    else:
         _check_gpus(recipe)
 
 
@@ -106,7 +106,9 @@ def _check_gpus(recipe: Recipe) -> None:
 
 
 def _count_gpus() -> int:
-    """Return how many GPUs a local cluster would have, as Ray counts them when it starts one."""
+    """Return how many GPUs the cluster at hand has, or a local one would have if started."""
+    if ray.is_initialized():
+        return int(cast(Any, ray).cluster_resources().get("GPU", 0))
     manager = cast(Any, get_accelerator_manager_for_resource("GPU"))
     visible = manager.get_current_process_visible_accelerator_ids()
     count: int = manager.get_current_node_num_accelerators()
