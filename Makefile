@@ -17,7 +17,7 @@ install: .venv/installed ## Make .venv with rushes in it
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-.venv/installed-dev: install
+.venv/installed-dev: .venv/installed
 	@echo "installing the tools for tests into .venv"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@

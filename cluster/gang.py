@@ -63,9 +63,7 @@ class Gang:
         gang = cls(name, shape, group)
         timeout_s = pool.start_timeout_s
         try:
-            await _wait(
-                group.ready(), timeout_s, f"{name}: resources {shape.layout.ranks} x {bundle}"
-            )
+            await _wait(group.ready(), timeout_s, f"{name}: resources {ranks} x {bundle}")
             gang._ranks = [gang._start_rank(model, number) for number in range(ranks)]
             if ranks > 1:
                 opened = gang._ranks[0].host.remote(timeout_s)
