@@ -13,6 +13,7 @@ import pytest
 import typer
 from click.testing import Result
 from pydantic import BaseModel
+from ray._private import services
 from typer.testing import CliRunner
 
 from jobs.cli import ExitCode, app
@@ -23,7 +24,7 @@ from pipeline.identity import fingerprint_model
 from pipeline.ledger import Ledger
 from pipeline.recipe import GangShape, Recipe, resolve_checkpoint
 from pipeline.store import ObjectStore
-from tests.support.command import list_files, measure_rushes, rushes, write_table
+from tests.support.command import list_files, measure_rushes, write_table
 
 WIDE = {"COLUMNS": "250", "NO_COLOR": "1", "TERM": "dumb"}
 
@@ -197,11 +198,10 @@ def test_the_cluster_that_ray_remembers_is_gone(
     remembered.write_text(silent_address)
     monkeypatch.setenv("RAY_TMPDIR", str(folder))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(services, "find_gcs_addresses", set)  # whatever else runs on this machine
     before = list_files(folder)
-    done = rushes("render", "ads.parquet", "-o", "out", "--address", "auto", cwd=folder)
-    assert done.returncode == ExitCode.USAGE
-    line = done.stderr.splitlines()[-1]  # Ray's own note on other clusters may come before it
-    assert line.startswith("rushes: --address auto: no Ray cluster answers")
+    line = refuse("render", "ads.parquet", "-o", "out", "--address", "auto")
+    assert "--address auto: no Ray cluster answers" in line
     assert "refused" in line
     assert list_files(folder) == before
 

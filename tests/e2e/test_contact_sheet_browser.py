@@ -249,7 +249,7 @@ def test_the_keyboard_reaches_everything(page: Any):
     assert page.locator("#stage video").count() == 1
     page.keyboard.press("Escape")
     assert not viewer.is_visible()
-    assert page.evaluate(row) == "3"
+    wait_for(page, f"{row} === '3'")
     assert page.locator("#stage video").count() == 0
     unnamed = page.evaluate(
         "[...document.querySelectorAll('button')].filter(b => b.checkVisibility() && "
