@@ -44,6 +44,8 @@ NUM_FRAMES = 17
 SIDE = 64
 TIMEOUT_S = 1800.0
 STOP_S = 20.0
+STEAL = 7
+"""Where /proc/stat counts the time that a virtual machine was ready to run and was not let."""
 PACKAGES = ("rushes", "torch", "diffusers", "transformers", "ray", "av")
 REPORT = Path(__file__).with_name("overhead.md")
 EXAMPLES = """\
@@ -83,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if load > 0.5:
         print(f"note: the machine's load is {load:.1f}; figures from a busy machine mislead")
     names = [name for name in NAMES if name in options.only]
+    before = _read_cpu_ticks()
     runs: dict[str, list[Run]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory(prefix="rushes-bench-") as folder:
         table = Path(folder) / "ads.parquet"
@@ -104,6 +107,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     median = {name: _median(each) for name, each in runs.items()}
     lines = _tabulate(median, options.clips)
     lines += ["", f"{same} of {options.clips} MP4s are the same bytes from every contender."]
+    if before:
+        spent = [now - then for then, now in zip(before, _read_cpu_ticks(), strict=True)]
+        lines += [
+            f"The host withheld {spent[STEAL] / sum(spent):.0%} of the cores' time meanwhile."
+        ]
     print("\n" + "\n".join(lines))
     if options.write:
         REPORT.write_text("\n".join(_head(options) + lines) + "\n", "utf-8")
@@ -248,6 +256,12 @@ def _head(options: argparse.Namespace) -> list[str]:
         "Made by `python benchmarks/overhead.py " + " ".join(sys.argv[1:]) + "`.",
         "",
     ]
+
+
+def _read_cpu_ticks() -> list[int]:
+    """Return the ticks of all cores since boot by kind (proc(5): user to steal); [] elsewhere."""
+    stat = Path("/proc/stat")
+    return [int(each) for each in stat.read_text().split()[1 : STEAL + 2]] if stat.exists() else []
 
 
 def _cpu() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from dataclasses import dataclass
@@ -15,6 +16,12 @@ from pipeline.request import RenderRequest
 
 if TYPE_CHECKING:
     from pipeline.denoise import DenoiseSession
+
+CPU_NICENESS = 4
+"""How far a rank on a CPU steps back behind encode and develop, which share its cores.
+
+Ranks that run ahead of develop leave it alone with the queue at the end, and cores idle.
+"""
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,8 @@ class RankWorker:
         layout, device = self._shape.layout, self._shape.device
         place = Place.find(layout, device) if layout.ranks > 1 else None
         self._denoiser = Denoiser(graph, device, place)
+        if device == "cpu":
+            os.nice(CPU_NICENESS)
 
     def check(self) -> str:
         """Return the device's name after using it; raises when the device is broken."""

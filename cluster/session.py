@@ -24,6 +24,10 @@ LOCAL_ENVIRONMENT = {
     "RAY_worker_maximum_startup_concurrency": "16",  # all of a run's actors start at once
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing reports home
+    "RAY_enable_metrics_collection": "0",  # nobody scrapes a cluster that ends with its run
+    "RAY_task_events_report_interval_ms": "0",
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # else a VAE faults in each activation's pages anew
+    "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
 """What a local cluster is started with, where the user's environment doesn't say otherwise."""

@@ -129,7 +129,7 @@ class PoolSpec(_Section):
 
     max_attempts: Positive = 3
     """Gangs that a clip may lose before it is a failure."""
-    chunk_s: Annotated[float, Field(gt=0)] = 0.25
+    chunk_s: Annotated[float, Field(gt=0)] = 1.0
     """Steps are driven in chunks of about this many seconds."""
     step_timeout_factor: Annotated[float, Field(gt=1)] = 20.0
     """A chunk that takes this many times its measured time hangs: its gang is killed."""
