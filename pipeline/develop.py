@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from pipeline.graph import Graph
 from pipeline.handoff import Latents
+from pipeline.onednn import use_onednn
 from pipeline.probe import AudioFormat, Frames, Probe, check_probe, probe
 from pipeline.recipe import FinishSpec
 from pipeline.request import RenderRequest
@@ -54,11 +55,13 @@ class Developed:
 class Decoder:
     """The decode stage of a graph with its weights on one device."""
 
-    def __init__(self, graph: Graph, device: str = "cpu") -> None:
-        """Load the stage's weights onto `device`."""
+    def __init__(self, graph: Graph, device: str = "cpu", onednn: bool = False) -> None:
+        """Load the stage's weights onto `device`; with `onednn`, see `pipeline.onednn`."""
         self.stage = graph.load("decode", device)
         self.device = device
         vae = getattr(self.stage.pipeline, "vae", None)
+        if onednn and vae is not None:
+            use_onednn(vae)
         self._streamed: AutoencoderKLWan | None = None
         if isinstance(vae, AutoencoderKLWan) and not vae.use_tiling:
             self._streamed = vae
@@ -115,9 +118,11 @@ class Decoder:
 class Developer:
     """Decodes latents and writes the files of a clip."""
 
-    def __init__(self, graph: Graph, finish: FinishSpec, device: str = "cpu") -> None:
-        """Load the decode stage onto `device`."""
-        self._decoder = Decoder(graph, device)
+    def __init__(
+        self, graph: Graph, finish: FinishSpec, device: str = "cpu", onednn: bool = False
+    ) -> None:
+        """Load the decode stage onto `device`; with `onednn`, see `pipeline.onednn`."""
+        self._decoder = Decoder(graph, device, onednn)
         self._finish = finish
 
     def develop(self, request: RenderRequest, latents: bytes, folder: Path) -> Developed:

@@ -39,7 +39,8 @@ class Publisher:
         self._recipe = recipe
         self._fingerprint = model_fingerprint
         self._ledger = ledger
-        self._developer = Developer(graph, recipe.finish, recipe.develop.device)
+        develop = recipe.develop
+        self._developer = Developer(graph, recipe.finish, develop.device, develop.onednn)
 
     def publish(self, clip_id: str, request: RenderRequest, denoised: Denoised) -> Commit:
         """Return the commit that holds for this clip; temporary files are gone afterwards.

@@ -83,7 +83,7 @@ class Limits(_Section):
 
 
 class StageSpec(_Section):
-    """[encode] and [develop]: the actors that run one stage."""
+    """[encode]: the actors that run one stage."""
 
     workers: Positive = 1
     num_cpus: Annotated[float, Field(ge=0)] = 1.0
@@ -95,6 +95,13 @@ class StageSpec(_Section):
     def device(self) -> Literal["cpu", "cuda"]:
         """Where the stage's weights live."""
         return "cuda" if self.num_gpus else "cpu"
+
+
+class DevelopSpec(StageSpec):
+    """[develop]: its actors, and how they decode."""
+
+    onednn: bool = False
+    """On a CPU, whether small clips are convolved by oneDNN too; see `pipeline.onednn`."""
 
 
 class GangShape(_Section):
@@ -129,7 +136,7 @@ class PoolSpec(_Section):
 
     max_attempts: Positive = 3
     """Gangs that a clip may lose before it is a failure."""
-    chunk_s: Annotated[float, Field(gt=0)] = 1.0
+    chunk_s: Annotated[float, Field(gt=0)] = 0.25
     """Steps are driven in chunks of about this many seconds."""
     step_timeout_factor: Annotated[float, Field(gt=1)] = 20.0
     """A chunk that takes this many times its measured time hangs: its gang is killed."""
@@ -160,7 +167,7 @@ class Recipe(_Section):
     limits: Limits
     encode: StageSpec = StageSpec()
     gangs: Annotated[tuple[GangShape, ...], Field(min_length=1)]
-    develop: StageSpec = StageSpec()
+    develop: DevelopSpec = DevelopSpec()
     pool: PoolSpec = PoolSpec()
     finish: FinishSpec = FinishSpec()
 
