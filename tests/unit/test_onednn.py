@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def decode(decoder: Decoder, staged: Staged) -> tuple[np.ndarray, set[str]]:
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         clip = decoder.decode(request, Latents({"latents": latents}))
         frames = np.concatenate(list(clip.frames))
-    return frames, {event.key for event in seen.key_averages()}
+    return frames, {str(event.key) for event in cast(Any, seen).key_averages()}
 
 
 def test_a_clip_is_the_same_and_leaves_the_slow_kernel_alone(staged: Staged) -> None:
