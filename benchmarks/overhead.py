@@ -252,8 +252,8 @@ def _head(options: argparse.Namespace) -> list[str]:
         "loop over diffusers' WanVACEPipeline and write their MP4s by Rushes' VideoWriter, with "
         "the same x264 settings; Rushes also writes a poster, decodes each file again, checks "
         "its SHA-256 after the upload and commits it. Its recipe decodes by oneDNN "
-        "(`[develop] onednn`), the others by the kernels of PyTorch's choice: those round otherwise, "
-        "so some files differ.",
+        "(`[develop] onednn`), the others by the kernels of PyTorch's choice: those round "
+        "otherwise, so some files differ.",
         "",
         "Made by `python benchmarks/overhead.py " + " ".join(sys.argv[1:]) + "`.",
         "",
