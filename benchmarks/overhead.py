@@ -244,7 +244,7 @@ def _head(options: argparse.Namespace) -> list[str]:
         f"prompt; the embedded model in float32, two workers of one thread each; {runs}, "
         "interleaved, each in fresh processes.",
         "",
-        f"Machine: {_cpu()}, {os.cpu_count()} cores, {_memory_gib():.0f} GiB. "
+        f"Machine: {describe_cpu()}, {os.cpu_count()} cores, {_memory_gib():.0f} GiB. "
         f"{platform.system()}, Python {platform.python_version()}, {versions}. {date.today()}.",
         "",
         "Start-up is from process start until the first denoising step is done; steady is from "
@@ -266,7 +266,8 @@ def _read_cpu_ticks() -> list[int]:
     return [int(each) for each in stat.read_text().split()[1 : STEAL + 2]] if stat.exists() else []
 
 
-def _cpu() -> str:
+def describe_cpu() -> str:
+    """Return the processor's name."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -59,7 +59,7 @@ class Gang:
         ranks = shape.layout.ranks
         bundle = {"CPU": shape.num_cpus, "GPU": shape.num_gpus}
         bundle = {kind: amount for kind, amount in bundle.items() if amount}
-        group = placement_group([bundle] * ranks, strategy="STRICT_PACK")
+        group = placement_group([bundle] * ranks, strategy=shape.placement)
         gang = cls(name, shape, group)
         timeout_s = pool.start_timeout_s
         try:

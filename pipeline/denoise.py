@@ -42,9 +42,11 @@ class Denoiser:
         self.device = device
         self.model = graph.model
         self.guidance = place.guidance if place else None
-        self.stage = graph.load("denoise", device, place.tensor if place else None)
-        if self.guidance:
-            for model in self.stage.transformers():
+        self.stage = graph.load("denoise", device, place)
+        for model in self.stage.transformers():
+            if place and place.context:
+                place.context.split_transformer(model)
+            if self.guidance:  # last: a pass that isn't made exchanges no tokens either
                 self.guidance.split_transformer(model)
         self.forwarded = graph.forwarded_names("denoise")
         for loop in find_loops(self.stage.blocks):

@@ -36,8 +36,9 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from pipeline.errors import UsageError
+from pipeline.parallel.context import find_context_plan
 from pipeline.parallel.loading import load_share
-from pipeline.parallel.tensor import TensorGroup
+from pipeline.parallel.place import Place
 from pipeline.recipe import ModelSpec
 from pipeline.request import RenderRequest
 
@@ -115,12 +116,10 @@ class Graph:
             loop.set_progress_bar_config(disable=True)
         return blocks
 
-    def load(
-        self, stage: StageName, device: str = "cpu", group: TensorGroup | None = None
-    ) -> Stage:
+    def load(self, stage: StageName, device: str = "cpu", place: Place | None = None) -> Stage:
         """Return one stage's blocks with that stage's weights on `device`.
 
-        With a group, a transformer is this rank's share of itself.
+        At a place in a gang, a transformer is this rank's share of itself.
 
         Raises:
             UsageError: a component can't be loaded, or has no safetensors weights.
@@ -138,7 +137,7 @@ class Graph:
                 # device.
                 pipeline._component_specs.pop(name)  # pyright: ignore[reportPrivateUsage]
                 continue
-            pipeline.update_components(**{name: self._load_component(spec, group)})
+            pipeline.update_components(**{name: self._load_component(spec, place)})
         for name, changes in self.model.components.items():
             if name in pipeline.components:
                 changed = _with_settings(name, getattr(pipeline, name), changes)
@@ -154,22 +153,24 @@ class Graph:
         names = {each.name for each in inputs if each.name} | SIZE_INPUTS
         return names, {each.kwargs_type for each in inputs if each.kwargs_type}
 
-    def _load_component(self, spec: Any, group: TensorGroup | None) -> Any:
+    def _load_component(self, spec: Any, place: Place | None) -> Any:
         # An index may name another repository: what renders is what was fingerprinted. And a
         # tokenizer without files would load as an empty one.
-        place = {"pretrained_model_name_or_path": str(self.checkpoint)}
+        source = {"pretrained_model_name_or_path": str(self.checkpoint)}
         if not (self.checkpoint / spec.subfolder).is_dir():
             raise UsageError(f"model.checkpoint: {self.checkpoint.name} has no {spec.subfolder}")
         options: dict[str, Any] = {}
         if isinstance(spec.type_hint, type) and issubclass(spec.type_hint, torch.nn.Module):
             dtype = getattr(torch, self.model.dtypes.get(spec.name, self.model.dtype))
-            if group and spec.name.startswith(TRANSFORMER):
-                return load_share(
-                    cast(Any, spec.type_hint), self.checkpoint / spec.subfolder, dtype, group
-                )
+            if place and spec.name.startswith(TRANSFORMER):
+                if place.context:
+                    find_context_plan(spec.type_hint)  # before anything is read
+                if place.tensor:
+                    folder = self.checkpoint / spec.subfolder
+                    return load_share(cast(Any, spec.type_hint), folder, dtype, place.tensor)
             options = {"dtype": dtype, "use_safetensors": True}
         try:
-            component = spec.load(**place, **options)
+            component = spec.load(**source, **options)
         except (OSError, ValueError) as error:
             raise self._cannot_load(spec.name, error) from error
         if isinstance(component, torch.nn.Module):

@@ -111,8 +111,12 @@ class GangShape(_Section):
     count: Positive = 1
     tensor: Positive = 1
     """Ranks that share the transformer's layers (tensor parallelism)."""
+    context: Positive = 1
+    """Ranks that share a clip's tokens (context parallelism)."""
     guidance: Literal[1, 2] = 1
     """2: the predictions with and without the prompt are made side by side."""
+    placement: Literal["STRICT_PACK", "PACK"] = "STRICT_PACK"
+    """How Ray places a gang's ranks: on one node, or on as few as it can."""
     max_tokens: Positive | None = None
     """The largest clip that a gang of this shape takes; a clip goes to the smallest that takes it.
     See `Limits.count_tokens`. None: any."""
@@ -123,7 +127,7 @@ class GangShape(_Section):
     @property
     def layout(self) -> ParallelLayout:
         """How a gang's ranks deal out a clip's work."""
-        return ParallelLayout(self.tensor, self.guidance)
+        return ParallelLayout(self.tensor, self.context, self.guidance)
 
     @property
     def device(self) -> Literal["cpu", "cuda"]:

@@ -104,8 +104,8 @@ def cut_transformer(model: nn.Module, plan: TensorPlan, group: TensorGroup) -> d
         ValueError: the plan isn't this model's: a pattern matches nothing, a module is matched
             twice, or a part has no role.
     """
-    attentions = dict(_find(model, plan.attentions))
-    feed_forwards = dict(_find(model, plan.feed_forwards))
+    attentions = dict(find_modules(model, plan.attentions))
+    feed_forwards = dict(find_modules(model, plan.feed_forwards))
     parts = [
         *_parts(attentions, ATTENTION),
         *_parts(feed_forwards, FEED_FORWARD),
@@ -121,8 +121,12 @@ def cut_transformer(model: nn.Module, plan: TensorPlan, group: TensorGroup) -> d
     return cuts
 
 
-def _find(model: nn.Module, patterns: Iterable[str]) -> Iterator[tuple[str, Any]]:
-    """Yield the modules that patterns name, with their names."""
+def find_modules(model: nn.Module, patterns: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """Yield the modules that patterns name, with their names; `*` stands for one name.
+
+    Raises:
+        ValueError: a pattern matches nothing, or a module is matched twice.
+    """
     seen: dict[str, str] = {}
     for pattern in patterns:
         form = re.compile(re.escape(pattern).replace(r"\*", r"[^.]+"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +13,34 @@ from pipeline.denoise import Denoiser
 from pipeline.handoff import Conditioning
 from pipeline.parallel.layout import ParallelLayout
 from pipeline.parallel.place import Place
+from pipeline.recipe import Dtype
 from tests.support.families import FAMILIES
 from tests.support.ranks import run_ranks
 from tests.support.staged import Staged, request_of
 
 LAYOUTS = (
     ParallelLayout(tensor=2),
+    ParallelLayout(context=2),
     ParallelLayout(guidance=2),
     ParallelLayout(tensor=4),
+    ParallelLayout(tensor=2, context=2),
     ParallelLayout(tensor=2, guidance=2),
+    ParallelLayout(context=2, guidance=2),
 )
+PAIRS = tuple(layout for layout in LAYOUTS if layout.ranks == 2)
+NO_CONTEXT = ("hunyuan_video_15",)
+"""Families that context parallelism is refused for."""
 STEPS = 4
 
 
-def denoise(staged: Staged, conditioning: bytes, place: Place | None) -> dict[str, Any]:
+def takes(name: str, layout: ParallelLayout) -> bool:
+    """Whether a family can be dealt out so."""
+    return layout.context == 1 or name not in NO_CONTEXT
+
+
+def denoise(
+    staged: Staged, conditioning: bytes, place: Place | None, **changes: Any
+) -> dict[str, Any]:
     """Return the transformer's first prediction, and the latents of a whole clip."""
     denoiser = Denoiser(staged.graph, "cpu", place)
     first: list[torch.Tensor] = []
@@ -36,18 +50,23 @@ def denoise(staged: Staged, conditioning: bytes, place: Place | None) -> dict[st
             made = output[0] if isinstance(output, tuple) else output
             first.append(made if isinstance(made, torch.Tensor) else made.sample)
 
-    calls: list[None] = []
+    calls: list[int] = []
+
+    def count(_: torch.nn.Module, args: tuple[torch.Tensor], __: Any) -> None:
+        calls.append(args[0].shape[1])
+
     for model in denoiser.stage.transformers():
         model.register_forward_hook(keep)
         attention = next(each for each in model.modules() if hasattr(each, "to_q"))
-        attention.register_forward_hook(lambda *_: calls.append(None))
-    request = request_of(staged.family, num_inference_steps=STEPS)
+        attention.to_q.register_forward_hook(count)
+    request = request_of(staged.family, num_inference_steps=STEPS, **changes)
     session = denoiser.start(request, Conditioning.from_bytes(conditioning))
     session.advance(session.num_steps)
     return {
         "forward": [first[0].clone()],
         "latents": list(leaves(dict(session.latents().values))),
         "calls": len(calls),
+        "tokens": calls[0],
     }
 
 
@@ -61,32 +80,41 @@ def leaves(value: Any) -> Iterator[torch.Tensor]:
             yield from leaves(each)
 
 
-def denoise_alone(folders: Mapping[str, Path], out: Path) -> None:
+def denoise_alone(folders: Mapping[str, Path], out: Path, dtype: Dtype) -> None:
     """Render every family in this process into `out`, and keep its conditioning for ranks."""
     for name, folder in folders.items():
-        staged = Staged(FAMILIES[name], folder)
+        staged = Staged(FAMILIES[name], folder, dtype)
         request = request_of(staged.family, num_inference_steps=STEPS)
         conditioning = staged.encoder.encode(request, staged.inputs).to_bytes()
         (out / f"{name}.conditioning").write_bytes(conditioning)
         torch.save(denoise(staged, conditioning, None), out / f"{name}.alone.pt")
 
 
-def denoise_shared(folders: Mapping[str, Path], out: Path) -> None:
+def denoise_shared(
+    folders: Mapping[str, Path], out: Path, dtype: Dtype, layouts: Sequence[ParallelLayout]
+) -> None:
     """One rank's work: every family in every layout of so many ranks, into `out`."""
     world, rank = dist.get_world_size(), dist.get_rank()
-    for layout in (each for each in LAYOUTS if each.ranks == world):
+    for layout in (each for each in layouts if each.ranks == world):
         place = Place.find(layout, "cpu")
         for name, folder in folders.items():
+            if not takes(name, layout):
+                continue
             conditioning = (out / f"{name}.conditioning").read_bytes()
-            made = denoise(Staged(FAMILIES[name], folder), conditioning, place)
+            made = denoise(Staged(FAMILIES[name], folder, dtype), conditioning, place)
             torch.save(made, out / f"{name}.{layout}.{rank}.pt")
 
 
-def denoise_everywhere(folders: Mapping[str, Path], out: Path) -> None:
+def denoise_everywhere(
+    folders: Mapping[str, Path],
+    out: Path,
+    dtype: Dtype = "float32",
+    layouts: Sequence[ParallelLayout] = LAYOUTS,
+) -> None:
     """Render every family alone and in every layout into `out`."""
-    denoise_alone(folders, out)
-    for ranks in sorted({layout.ranks for layout in LAYOUTS}):
-        run_ranks(ranks, out, denoise_shared, dict(folders), out)
+    denoise_alone(folders, out, dtype)
+    for ranks in sorted({layout.ranks for layout in layouts}):
+        run_ranks(ranks, out, denoise_shared, dict(folders), out, dtype, layouts)
 
 
 def difference(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:

@@ -15,7 +15,7 @@ from pipeline.develop import Decoded, Decoder
 from pipeline.encode import Encoder
 from pipeline.graph import Graph
 from pipeline.handoff import Conditioning, Latents
-from pipeline.recipe import ModelSpec
+from pipeline.recipe import Dtype, ModelSpec
 from pipeline.request import RenderRequest
 
 if TYPE_CHECKING:
@@ -33,20 +33,20 @@ def request_of(family: Family, **changes: Any) -> RenderRequest:
     return RenderRequest(**{**fields, **texts, **changes})
 
 
-def model_of(family: Family, folder: Path) -> ModelSpec:
+def model_of(family: Family, folder: Path, dtype: Dtype = "float32") -> ModelSpec:
     """Return a recipe's [model] for a family's checkpoint."""
-    return ModelSpec(checkpoint=str(folder), dtype="float32", **family.model)
+    return ModelSpec(checkpoint=str(folder), dtype=dtype, **family.model)
 
 
 class Staged:
     """A family's three stages, each loaded when first used."""
 
-    def __init__(self, family: Family, folder: Path) -> None:
+    def __init__(self, family: Family, folder: Path, dtype: Dtype = "float32") -> None:
         """Cut the checkpoint's blocks."""
         self.family = family
         self.folder = folder
         self.inputs = family.inputs()
-        self.graph = Graph(model_of(family, folder), folder, self.inputs)
+        self.graph = Graph(model_of(family, folder, dtype), folder, self.inputs)
 
     @cached_property
     def encoder(self) -> Encoder:

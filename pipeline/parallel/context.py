@@ -1,0 +1,162 @@
+"""Context parallelism: each rank works on its share of a clip's tokens; attention sees them all.
+
+Ulysses (Jacobs et al. 2023, https://arxiv.org/abs/2309.14509) by diffusers' own hooks: around an
+attention, ranks exchange tokens for heads. `ModelMixin.enable_parallelism` of diffusers 0.42 wants
+an accelerator and a mesh without tensor parallelism; what it does is done here on the gang's mesh.
+
+The table is ours: diffusers has no plan for VACE, splits the text of LTX and LTX-2 too, whose masks
+its Ulysses can't deal out by heads, and leaves one of LTX-2's rotary tables whole.
+"""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportPrivateUsage=false
+# pyright: reportUnknownArgumentType=false, reportMissingTypeStubs=false
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self, cast
+
+import torch
+import torch.distributed as dist
+from diffusers.hooks.context_parallel import apply_context_parallel
+from diffusers.models._modeling_parallel import (
+    ContextParallelConfig,
+    ContextParallelInput,
+    ParallelConfig,
+    gather_size_by_comm,
+)
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.nn import functional
+
+from pipeline.errors import UsageError
+from pipeline.parallel.tensor import find_modules
+
+
+@dataclass(frozen=True)
+class ContextPlan:
+    """Where one transformer class deals out tokens, by module; `*` stands for one name."""
+
+    attentions: tuple[str, ...]
+    """Those whose keys are spread over the ranks; others have all of theirs on each."""
+    splits: Mapping[str, Mapping[str | int, ContextParallelInput]]
+    """Arguments, or outputs by number, of which each rank goes on with its share."""
+    gathers: tuple[str, ...] = ("proj_out",)
+    """Modules whose output, (batch, tokens, channels), is made whole again."""
+
+
+TOKENS = ContextParallelInput(split_dim=1, expected_dims=3, split_output=False)
+
+
+def _angles(dims: int, tokens: int) -> Mapping[str | int, ContextParallelInput]:
+    """Both rotary tables that a module returns, of so many dimensions, by their `tokens` one."""
+    table = ContextParallelInput(split_dim=tokens, expected_dims=dims, split_output=True)
+    return {0: table, 1: table}
+
+
+_WAN = {"rope": _angles(4, 1), "blocks.0": {"hidden_states": TOKENS}}
+_HELIOS = ("blocks.*.attn1", "blocks.*.attn2", "blocks.*.ffn")
+PLANS: Mapping[str, ContextPlan] = {
+    "WanTransformer3DModel": ContextPlan(attentions=("blocks.*.attn1",), splits=_WAN),
+    "WanVACETransformer3DModel": ContextPlan(
+        attentions=("blocks.*.attn1", "vace_blocks.*.attn1"),
+        splits={
+            **_WAN,
+            "vace_blocks.*": {"hidden_states": TOKENS},
+            "vace_blocks.0": {
+                "control_hidden_states": TOKENS
+            },  # the next get it from the one before
+        },
+    ),
+    "LTXVideoTransformer3DModel": ContextPlan(
+        attentions=("transformer_blocks.*.attn1",),
+        splits={"": {"hidden_states": TOKENS}, "rope": _angles(3, 1)},
+    ),
+    "LTX2VideoTransformer3DModel": ContextPlan(  # sound is whole on each rank
+        attentions=("transformer_blocks.*.attn1", "transformer_blocks.*.video_to_audio_attn"),
+        splits={
+            "": {"hidden_states": TOKENS},
+            "rope": _angles(4, 2),
+            "cross_attn_rope": _angles(4, 2),
+        },
+    ),
+    "HeliosTransformer3DModel": ContextPlan(
+        attentions=("blocks.*.attn1",),
+        splits={
+            **{each: {"hidden_states": TOKENS} for each in _HELIOS},
+            "blocks.*.attn1": {"hidden_states": TOKENS, "rotary_emb": TOKENS},
+        },
+        gathers=_HELIOS,
+    ),
+}
+"""By the transformer's class."""
+
+
+@dataclass(frozen=True)
+class ContextGroup:
+    """The ranks that share one clip's tokens, and which of them this process is."""
+
+    config: ParallelConfig
+
+    @classmethod
+    def find(cls, mesh: DeviceMesh, degree: int) -> Self:
+        """Return this process's group along the axis `ulysses` of the gang's mesh.
+
+        Tokens and heads needn't divide by the degree; ranks then hold unequal shares.
+        """
+        context = ContextParallelConfig(ulysses_degree=degree, ulysses_anything=True)
+        config = ParallelConfig(context_parallel_config=context)
+        device = torch.device(mesh.device_type)
+        config.setup(dist.get_rank(), dist.get_world_size(), device, mesh=mesh)
+        return cls(config)
+
+    def split_transformer(self, model: nn.Module) -> None:
+        """Let `model` work on this rank's tokens and return all ranks', in place.
+
+        Raises:
+            UsageError: it can't; see `find_context_plan`.
+            ValueError: the plan isn't this model's: a pattern matches nothing.
+        """
+        plan = find_context_plan(type(model))
+        attentions = [each for _, each in find_modules(model, plan.attentions)]
+        if any(getattr(each, "is_amplify_history", False) for each in attentions):
+            raise UsageError(
+                f"gangs: context: {type(model).__name__} weighs past frames by their place in the "
+                "whole sequence, which a rank with a share of it doesn't know"
+            )
+        for attention in attentions:
+            attention.processor._parallel_config = self.config
+        config = cast(ContextParallelConfig, self.config.context_parallel_config)
+        apply_context_parallel(model, config, cast(Any, plan.splits))
+        for _, module in find_modules(model, plan.gathers):
+            module.register_forward_hook(self._gather)
+
+    def _gather(self, module: nn.Module, args: Any, share: Tensor) -> Tensor:
+        """Return all ranks' tokens. diffusers' own hook for it can't gather unequal shares by gloo.
+
+        share: (batch, this rank's tokens, channels). Returns (batch, tokens, channels).
+        """
+        config = cast(ContextParallelConfig, self.config.context_parallel_config)
+        group = config._ulysses_mesh.get_group()
+        lengths = gather_size_by_comm(share.shape[1], group)
+        padded = functional.pad(share, (0, 0, 0, max(lengths) - share.shape[1]))
+        shares = [torch.empty_like(padded) for _ in lengths]
+        dist.all_gather(shares, padded.contiguous(), group=group)
+        whole = zip(shares, lengths, strict=True)
+        return torch.cat([each[:, :length] for each, length in whole], dim=1)
+
+
+def find_context_plan(kind: type) -> ContextPlan:
+    """Return the plan of a transformer class.
+
+    Raises:
+        UsageError: there is none.
+    """
+    try:
+        return PLANS[kind.__name__]
+    except KeyError:
+        raise UsageError(
+            f"gangs: {kind.__name__} has no plan for context parallelism; there are plans for "
+            f"{', '.join(PLANS)}"
+        ) from None
