@@ -55,8 +55,8 @@ class Share:
     """Resident before loading: the interpreter, torch, diffusers."""
     peak: int
     """Most that was resident while loading, mapped file pages included."""
-    peak_anonymous: int
-    """The same without file pages, which the kernel can drop."""
+    anonymous: int
+    """Most that memory without a file behind it grew by meanwhile; the rest can be dropped."""
     seconds: float
     sent: int
     """What all ranks sent in a forward by the loopback device's own count, over their number."""
@@ -95,6 +95,7 @@ def measure(folder: Path, out: Path) -> None:
     """One rank's work: load its share and run it; write its figures into `out`."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
     base = read_status("VmRSS")
+    before_anonymous = read_status("RssAnon")
     with watch_anonymous() as anonymous:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: proc(5)
         if ranks == 1:
@@ -122,7 +123,7 @@ def measure(folder: Path, out: Path) -> None:
         parameters=sum(each.nbytes for each in model.parameters()),
         base=base,
         peak=peak,
-        peak_anonymous=anonymous[0],
+        anonymous=anonymous[0] - before_anonymous,
         seconds=statistics.median(times),
         sent=(read_sent() - before) // FORWARDS // ranks,
     )
@@ -203,7 +204,7 @@ def tabulate(config: dict[str, int], shares: dict[int, list[Share]]) -> Iterator
             f"{worst.base / MIB:.0f}",
             f"{worst.peak / MIB:.0f}",
             f"{(worst.peak - worst.base) / worst.parameters:.2f}",
-            f"{max(0, worst.peak_anonymous - worst.base) / worst.parameters:.2f}",
+            f"{worst.anonymous / worst.parameters:.2f}",
             f"{worst.sent / MIB:.2f}",
             f"{expect_sent(config['num_layers'], ranks) / MIB:.2f}",
             f"{max(share.seconds for share in each):.2f}",
@@ -221,8 +222,9 @@ def describe(config: dict[str, int], whole: int, files: int) -> str:
         f"tensor parallelism cuts {shardable:.1%} of its bytes. One rank loads it by diffusers' "
         f"`from_pretrained`, several by `load_share`; figures are the worst rank's. A forward has "
         f"{TOKENS} tokens of video and {TEXT_TOKENS} of text. Ideal: what is cut over the ranks, "
-        "the rest on each. Ranks exchange over gloo on loopback, so forward times show that it "
-        "runs, not how fast GPUs would.\n\n"
+        "the rest on each. Weights on a CPU stay mapped from their files until they are used, so "
+        "that less may be resident than is held. Ranks exchange over gloo on loopback, so forward "
+        "times show that it runs, not how fast GPUs would.\n\n"
         f"Machine: {describe_cpu()}, {os.cpu_count()} cores. {platform.system()}, Python "
         f"{platform.python_version()}, {versions}. {date.today()}.\n\n"
         "Made by `python -m benchmarks.sharding --write`."

@@ -40,7 +40,7 @@ class ContextPlan:
 
     attentions: tuple[str, ...]
     """Those whose keys are spread over the ranks; others have all of theirs on each."""
-    splits: Mapping[str, Mapping[str | int, ContextParallelInput]]
+    splits: Mapping[str, Mapping[Any, ContextParallelInput]]
     """Arguments, or outputs by number, of which each rank goes on with its share."""
     gathers: tuple[str, ...] = ("proj_out",)
     """Modules whose output, (batch, tokens, channels), is made whole again."""
@@ -49,7 +49,7 @@ class ContextPlan:
 TOKENS = ContextParallelInput(split_dim=1, expected_dims=3, split_output=False)
 
 
-def _angles(dims: int, tokens: int) -> Mapping[str | int, ContextParallelInput]:
+def _angles(dims: int, tokens: int) -> Mapping[Any, ContextParallelInput]:
     """Both rotary tables that a module returns, of so many dimensions, by their `tokens` one."""
     table = ContextParallelInput(split_dim=tokens, expected_dims=dims, split_output=True)
     return {0: table, 1: table}

@@ -59,10 +59,15 @@ def load_share(
 def _read_slices(
     folder: Path, cuts: Mapping[str, int], group: TensorGroup
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield every weight's name and this rank's part of it, copied out of its file."""
+    """Yield every weight's name and this rank's part of it.
+
+    A file is mapped anew for each weight: what was read of the others doesn't stay resident.
+    """
     for path in _find_files(folder):
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - no mapping
+            names = list(file.keys())
+        for name in names:
+            with safe_open(path, framework="pt") as file:
                 if name not in cuts:
                     yield name, file.get_tensor(name)
                     continue
