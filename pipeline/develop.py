@@ -60,7 +60,7 @@ class Decoder:
         self.stage = graph.load("decode", device)
         self.device = device
         vae = getattr(self.stage.pipeline, "vae", None)
-        if onednn and vae is not None:
+        if onednn and device == "cpu" and vae is not None:
             use_onednn(vae)
         self._streamed: AutoencoderKLWan | None = None
         if isinstance(vae, AutoencoderKLWan) and not vae.use_tiling:

@@ -20,7 +20,8 @@ def use_onednn(model: nn.Module) -> None:
     The numbers are the same but for rounding (1e-6 of the largest).
     """
     for each in (part for part in model.modules() if isinstance(part, nn.Conv3d)):
-        if each.padding_mode == "zeros" and not isinstance(each.padding, str):
+        plain = each.padding_mode == "zeros" and not isinstance(each.padding, str)
+        if plain and each.weight.dtype == torch.float32:
             each._conv_forward = MethodType(_convolve, each)  # pyright: ignore[reportPrivateUsage]
 
 
