@@ -119,10 +119,11 @@ class Graph:
     def load(self, stage: StageName, device: str = "cpu", place: Place | None = None) -> Stage:
         """Return one stage's blocks with that stage's weights on `device`.
 
-        At a place in a gang, a transformer is this rank's share of itself.
+        At a place in a gang, a transformer's layers are this rank's share of them.
 
         Raises:
-            UsageError: a component can't be loaded, or has no safetensors weights.
+            UsageError: a component can't be loaded, or has no safetensors weights, or a transformer
+                has no plan for the gang's layout.
         """
         blocks = self.blocks(stage)
         pipeline = type(self._whole)(blocks, str(self.checkpoint))

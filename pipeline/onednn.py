@@ -1,7 +1,7 @@
 """Small three-dimensional convolutions by oneDNN, on a CPU.
 
 PyTorch 2.13 (`ConvParams::use_mkldnn` in aten/src/ATen/native/Convolution.cpp) leaves a convolution
-of fewer than 20,480 batch x channels x frames x height elements to a kernel that takes up to eight
+of fewer than 20,480 batch x channels x frames x height elements to a kernel that takes several
 times as long. A video VAE on small clips has hardly any others.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 def use_onednn(model: nn.Module) -> None:
     """Let the model's float32 convolutions over frames run by oneDNN, in place, for inference.
 
-    The numbers are the same but for rounding (1e-6 of the largest).
+    The numbers are the same but for rounding.
     """
     for each in (part for part in model.modules() if isinstance(part, nn.Conv3d)):
         plain = each.padding_mode == "zeros" and not isinstance(each.padding, str)

@@ -31,6 +31,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import functional
 
 from pipeline.errors import UsageError
+from pipeline.parallel.plans import look_up
 from pipeline.parallel.tensor import find_modules
 
 
@@ -64,9 +65,8 @@ PLANS: Mapping[str, ContextPlan] = {
         splits={
             **_WAN,
             "vace_blocks.*": {"hidden_states": TOKENS},
-            "vace_blocks.0": {
-                "control_hidden_states": TOKENS
-            },  # the next get it from the one before
+            # The next ones get the control of the one before, which is split already.
+            "vace_blocks.0": {"control_hidden_states": TOKENS},
         },
     ),
     "LTXVideoTransformer3DModel": ContextPlan(
@@ -153,10 +153,4 @@ def find_context_plan(kind: type) -> ContextPlan:
     Raises:
         UsageError: there is none.
     """
-    try:
-        return PLANS[kind.__name__]
-    except KeyError:
-        raise UsageError(
-            f"gangs: {kind.__name__} has no plan for context parallelism; there are plans for "
-            f"{', '.join(PLANS)}"
-        ) from None
+    return look_up(PLANS, kind, "context")

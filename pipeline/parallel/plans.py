@@ -11,8 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
+from pipeline.errors import UsageError
+
+_Plan = TypeVar("_Plan")
 Role = Literal["column", "row", "norm", "per_head"]
 """How a part of an attention or feed-forward is cut.
 
@@ -94,3 +97,18 @@ PLANS: Mapping[str, TensorPlan] = {
     ),
 }
 """By the transformer's class."""
+
+
+def look_up(plans: Mapping[str, _Plan], kind: type, what: str) -> _Plan:
+    """Return a transformer class's plan for `what` out of a table by class.
+
+    Raises:
+        UsageError: there is none.
+    """
+    try:
+        return plans[kind.__name__]
+    except KeyError:
+        raise UsageError(
+            f"gangs: {kind.__name__} has no plan for {what} parallelism; there are plans for "
+            f"{', '.join(plans)}"
+        ) from None

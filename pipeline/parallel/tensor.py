@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.errors import UsageError
-from pipeline.parallel.plans import ATTENTION, FEED_FORWARD, PLANS, Role, TensorPlan
+from pipeline.parallel.plans import ATTENTION, FEED_FORWARD, PLANS, Role, TensorPlan, look_up
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,7 @@ def find_plan(kind: type) -> TensorPlan:
     Raises:
         UsageError: there is none.
     """
-    try:
-        return PLANS[kind.__name__]
-    except KeyError:
-        raise UsageError(
-            f"gangs: {kind.__name__} has no plan for tensor parallelism; there are plans for "
-            f"{', '.join(PLANS)}"
-        ) from None
+    return look_up(PLANS, kind, "tensor")
 
 
 def cut_transformer(model: nn.Module, plan: TensorPlan, group: TensorGroup) -> dict[str, int]:

@@ -14,7 +14,6 @@ import pytest
 from jobs.plan import plan_call
 from jobs.recipes import find_recipe
 from jobs.render import render_tables
-from pipeline.documents import Commit, Failure
 from pipeline.ledger import Ledger
 from pipeline.local import LocalRunner
 from pipeline.manifest import write_manifest
@@ -22,6 +21,7 @@ from pipeline.probe import read_frames
 from pipeline.recipe import Recipe, resolve_checkpoint
 from pipeline.store import ObjectStore
 from tests.support.command import write_table
+from tests.support.reporters import Silent
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -42,16 +42,6 @@ REFUSED = {6: "encode", 7: "denoise", 8: "develop"}
 NUM_COMMITTED, NUM_CLIPS = 5, 4
 CHANGING = {"attempt", "timings", "gang", "device_seconds", "committed_at", "video", "poster"}
 """The fields of a commit that differ between two renders of one clip; of its files, the keys."""
-
-
-class Silent:
-    """A reporter that shows nothing."""
-
-    def planned(self, *what: Any) -> None: ...
-
-    def ended(self, outcome: Commit | Failure) -> None: ...
-
-    def stepped(self, *what: int) -> None: ...
 
 
 def render_here(table: str, output: Path, recipe: Recipe, *, backwards: bool = False) -> None:

@@ -1,9 +1,8 @@
-"""Every layout of four ranks or two, through Ray: the clip that one rank makes, always the same."""
+"""Gangs that deal out passes or tokens, through Ray, make what one rank makes, and again."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,20 +16,11 @@ from pipeline.probe import read_frames
 from pipeline.recipe import Recipe
 from pipeline.store import ObjectStore
 from tests.support.command import write_table
+from tests.support.reporters import Silent
 
 pytestmark = pytest.mark.timeout(600)
 
 SAME_DB = 60.0
-
-
-class Silent:
-    """A reporter that says nothing."""
-
-    def planned(self, *what: Any) -> None: ...
-
-    def stepped(self, *what: int) -> None: ...
-
-    def ended(self, outcome: object) -> None: ...
 
 
 def recipe_of(gang: str) -> Recipe:
