@@ -140,6 +140,9 @@ class StepClock:
     def ended(self, outcome: Any) -> None:
         """Pass over a clip."""
 
+    def noted(self, text: str) -> None:
+        """Say nothing."""
+
     def stepped(self, steps_done: int, gangs_ready: int, gangs: int) -> None:
         """Keep the count and its moment."""
         self.counts.append((time.time(), steps_done))

@@ -1,7 +1,8 @@
 """The graph as a Ray Data job: read → encode → denoise → develop and commit, row by row.
 
 A row that fails carries its failure on to the end, where it is recorded; nothing raises but what
-ends the run. Only the pool's clients are here; the gangs are the pool's.
+ends the run. An actor that dies is started anew by Ray Data, which gives it its row again. Only the
+pool's clients are here; the gangs are the pool's.
 
 torch and diffusers are imported by the actors that use them, in their constructors: they take
 seconds and most of a gigabyte, and the driver and the pool's client need neither.
@@ -25,9 +26,11 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
+from ray.exceptions import RayError
 
 from cluster.pool import Rendered
 from pipeline.documents import Commit, Failure, describe_failure
+from pipeline.errors import RunEndingError
 from pipeline.ledger import Ledger
 from pipeline.recipe import Recipe, StageSpec, resolve_checkpoint
 from pipeline.request import RenderRequest
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 Table = Any
 CLIENT_CPUS = 0.01
+LATENTS_TRIES = 3
 READ_CPUS = 0.25
 
 
@@ -133,12 +137,12 @@ class _Denoise:
     async def __call__(self, row: Row) -> Row:
         if row["failure"]:
             return row
-        request = RenderRequest.model_validate_json(row["request"])
-        conditioning = ray.put(row["payload"])
-        rendered: Rendered = await self._pool.render.remote(row["clip_id"], request, [conditioning])
+        rendered, latents = await self._render(row)
         if not rendered.latents:
             *chain, last = rendered.reasons
-            failure = describe_failure(row["clip_id"], "denoise", last, tuple(chain))
+            failure = describe_failure(
+                row["clip_id"], "denoise", last, tuple(chain), rendered.attempts
+            )
             return {**row, "payload": b"", "failure": failure.model_dump_json()}
         timings = {**json.loads(row["record"])["timings"], "denoise": rendered.denoise_s}
         record = {
@@ -148,7 +152,18 @@ class _Denoise:
             "attempts": rendered.attempts,
             "device_seconds": rendered.device_seconds,
         }
-        return {**row, "payload": await rendered.latents[0], "record": json.dumps(record)}
+        return {**row, "payload": latents, "record": json.dumps(record)}
+
+    async def _render(self, row: Row, tries: int = LATENTS_TRIES) -> tuple[Rendered, bytes]:
+        """Return what became of a clip in the pool, and its latents if there are any."""
+        request = RenderRequest.model_validate_json(row["request"])
+        rendered = await self._pool.render.remote(row["clip_id"], request, row["payload"])
+        try:
+            return rendered, await rendered.latents[0] if rendered.latents else b""
+        except RayError:  # their node is gone, or the pool's process: what it saved is not
+            if tries == 1:
+                raise
+            return await self._render(row, tries - 1)
 
 
 class _Publish:
@@ -178,12 +193,18 @@ class _Publish:
 
 
 def _step(stage: str, row: Row, make: Callable[[RenderRequest], Row]) -> Row:
-    """Return `row` with what `make` adds, or with the failure that it raised."""
+    """Return `row` with what `make` adds, or with the failure that it raised.
+
+    Raises:
+        RunEndingError: no clip is to blame.
+    """
     row = {"payload": b"", "record": "{}", "failure": "", **row}
     if row["failure"]:
         return row
     try:
         return {**row, **make(RenderRequest.model_validate_json(row["request"]))}
+    except RunEndingError:
+        raise
     except Exception as error:  # noqa: BLE001 - whatever a model raises is this clip's failure
         failure = describe_failure(row["clip_id"], stage, error)
         return {**row, "payload": b"", "failure": failure.model_dump_json()}

@@ -6,17 +6,25 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Awaitable
 from typing import Any, Self, TypeVar, cast
 
 import ray
 from ray.exceptions import RayError, RayTaskError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util import placement_group_table
+from ray.util.placement_group import (
+    PlacementGroup,
+    get_placement_group,
+    placement_group,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.rank import Progress, RankWorker
+from pipeline.checkpoints import Checkpoints
 from pipeline.errors import UsageError
-from pipeline.recipe import GangShape, ModelSpec, PoolSpec
+from pipeline.recipe import GangShape, ModelSpec, Recipe
 from pipeline.request import RenderRequest
 
 _T = TypeVar("_T")
@@ -41,16 +49,23 @@ class Gang:
     Every rank gets every call; what the first one answers is the gang's answer.
     """
 
-    def __init__(self, name: str, shape: GangShape, group: PlacementGroup) -> None:
+    def __init__(
+        self, name: str, shape: GangShape, group: PlacementGroup, checkpoints: Checkpoints
+    ) -> None:
         """Hold what `create` made; ranks come later."""
         self.name = name
         self.shape = shape
         self._group = group
+        self._checkpoints = checkpoints
         self._ranks: list[Any] = []
 
     @classmethod
-    async def create(cls, name: str, model: ModelSpec, shape: GangShape, pool: PoolSpec) -> Self:
+    async def create(
+        cls, name: str, owner: str, shape: GangShape, recipe: Recipe, checkpoints: Checkpoints
+    ) -> Self:
         """Reserve resources, start the ranks and load their weights.
+
+        `owner` is what `remove_gangs` knows this gang by.
 
         Raises:
             GangDiedError: no resources, or no weights, within `pool.start_timeout_s`.
@@ -59,9 +74,13 @@ class Gang:
         ranks = shape.layout.ranks
         bundle = {"CPU": shape.num_cpus, "GPU": shape.num_gpus}
         bundle = {kind: amount for kind, amount in bundle.items() if amount}
-        group = placement_group([bundle] * ranks, strategy=shape.placement)
-        gang = cls(name, shape, group)
-        timeout_s = pool.start_timeout_s
+        group = placement_group(
+            [bundle] * ranks,
+            strategy=shape.placement,
+            name=f"{owner}/{name}/{secrets.token_hex(4)}",
+        )
+        gang = cls(name, shape, group, checkpoints)
+        model, timeout_s = recipe.model, recipe.pool.start_timeout_s
         try:
             await _wait(group.ready(), timeout_s, f"{name}: resources {ranks} x {bundle}")
             gang._ranks = [gang._start_rank(model, number) for number in range(ranks)]
@@ -81,10 +100,19 @@ class Gang:
         return gang
 
     async def start(
-        self, key: str, request: RenderRequest, conditioning: Any, timeout_s: float
+        self,
+        key: str,
+        request: RenderRequest,
+        conditioning: Any,
+        snapshot: Any,
+        timeout_s: float,
     ) -> Progress:
-        """Start a clip's session; `conditioning` refers to packed `Conditioning`."""
-        return await self._blame("start", key, request, [conditioning], timeout_s=timeout_s)
+        """Start a clip's session; `conditioning` refers to packed `Conditioning`.
+
+        `snapshot` refers to a packed snapshot to go on from, or is None.
+        """
+        args = (key, request, conditioning, snapshot)
+        return await self._blame("start", *args, timeout_s=timeout_s)
 
     async def advance(self, key: str, max_steps: int, timeout_s: float) -> Progress:
         """Make up to `max_steps` steps of a clip.
@@ -95,11 +123,25 @@ class Gang:
         """
         return await self._blame("advance", key, max_steps, timeout_s=timeout_s)
 
-    async def finish(self, key: str, timeout_s: float) -> Any:
-        """Return a reference to the packed latents of a finished clip."""
-        latents = self._ranks[0].finish.remote(key)
+    async def save(
+        self, key: str, device_seconds: float, timeout_s: float, *, wait: bool = False
+    ) -> str:
+        """Save a clip's session; with `wait`, return once it is in the store.
+
+        Returns what went wrong with saving, which doesn't harm the session.
+        """
+        call = self._ranks[0].save.remote(key, device_seconds, wait)
+        return await _wait(call, timeout_s, f"{self.name}: save")
+
+    async def finish(self, key: str, device_seconds: float, timeout_s: float) -> tuple[Any, str]:
+        """Return a reference to the packed latents of a finished clip, once they are saved.
+
+        With it, what went wrong with saving, if anything.
+        """
+        finish = self._ranks[0].finish.options(num_returns=2)
+        latents, wrong = finish.remote(key, device_seconds)
         await self._blame("drop", key, timeout_s=timeout_s)
-        return latents
+        return latents, await _wait(wrong, timeout_s, f"{self.name}: finish")
 
     def kill(self) -> None:
         """End all ranks and give the resources back; may be called twice."""
@@ -115,7 +157,7 @@ class Gang:
             num_gpus=self.shape.num_gpus,
             scheduling_strategy=place,
         )
-        return actor.remote(model, self.shape, number)
+        return actor.remote(model, self.shape, number, self._checkpoints)
 
     async def _call(self, method: str, *args: Any, timeout_s: float) -> Any:
         """Call every rank; return the first one's answer once all have answered."""
@@ -137,6 +179,14 @@ class Gang:
             except RayTaskError as broken:
                 raise GangDiedError(f"{self.name}: device: {broken.cause}") from broken
             raise ClipError(f"{type(error.cause).__name__}: {error.cause}") from error
+
+
+def remove_gangs(owner: str) -> None:
+    """End every gang that was created for `owner` and still stands: its maker has died."""
+    for entry in placement_group_table().values():
+        name = str(entry["name"])
+        if name.startswith(f"{owner}/") and entry["state"] != "REMOVED":
+            remove_placement_group(get_placement_group(name))
 
 
 async def _wait(call: Any, timeout_s: float, what: str) -> Any:

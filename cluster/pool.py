@@ -2,27 +2,43 @@
 
 Gangs live outside Ray Data: a placement group made there leaks, and a rank's death would fail the
 job. The pool is one actor without CPUs of its own; Ray Data's denoise stage is a client that
-awaits `render`. Conditioning and latents pass through as references, never as bytes.
+awaits `render`.
+
+What took a while outlives its process: sessions are saved to the store as they go, by their ranks,
+and finished latents until their commit. So a clip whose gang, pool, client or run has died goes on
+from there. An actor that Ray starts anew, the pool needs nothing of the one before but the store.
 """
+
+# pyright: reportUnknownMemberType=false
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cluster.gang import ClipError, Gang, GangDiedError, UnusableModelError
+import ray
+
+from cluster.gang import ClipError, Gang, GangDiedError, UnusableModelError, remove_gangs
 from cluster.schedule import Schedule, Task, Urgency
+from pipeline.checkpoints import Checkpoints
+from pipeline.documents import Checkpoint
 from pipeline.recipe import GangShape, Recipe
 from pipeline.request import RenderRequest
 
 RESTART_PAUSE_S = 1.0
 MAX_FAILED_STARTS = 5
+WARNINGS_KEPT = 50
 
 
 class PoolBrokenError(Exception):
     """No gang can be built: the run can't go on, and no clip is to blame."""
+
+
+class _StoppedError(Exception):
+    """The pool stops; the clip is saved as far as it came."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +68,9 @@ class PoolProgress:
     rebuilds: int
     broken: str | None
     """Why no gang can be built, when none can."""
+    warnings: tuple[str, ...] = ()
+    """What went wrong and was got over, the last few; `warned` counts all."""
+    warned: int = 0
 
 
 @dataclass
@@ -60,64 +79,85 @@ class _Job:
     conditioning: Any
     result: asyncio.Future[Rendered]
     reasons: tuple[str, ...] = ()
+    device_seconds: float = 0.0
+    """What denoising took before the session that runs now, as far as it was saved."""
 
 
 @dataclass
 class _Counts:
-    running: int = 0
+    running: set[str] = field(default_factory=set[str])
     steps: int = 0
     ready: set[str] = field(default_factory=set[str])
     rebuilds: int = 0
+    warned: int = 0
 
 
 class GangPool:
     """An asyncio actor; `start` it, await `render` as often as you like, then `stop` it."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        """Hold the recipe; gangs are made by `start`."""
+    def __init__(self, recipe: Recipe, checkpoints: Checkpoints, name: str) -> None:
+        """Hold the recipe; gangs are made by `start`. `name` is no other pool's."""
         self._recipe = recipe
+        self._checkpoints = checkpoints
+        self._name = name
         self._schedule = Schedule()
         self._jobs: dict[str, _Job] = {}
         self._counts = _Counts()
         self._work = asyncio.Condition()
         self._broken: str | None = None
         self._gangs: dict[str, Gang] = {}
-        self._servers: list[asyncio.Task[None]] = []
+        self._servers: dict[str, asyncio.Task[None]] = {}
+        self._starting: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._saved = set[str]()
+        self._warnings = deque[str](maxlen=WARNINGS_KEPT)
 
     async def start(self) -> None:
         """Begin to make the gangs; clips may be given at once and wait for the first."""
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._start())
+        await asyncio.shield(self._starting)
+
+    async def _start(self) -> None:
+        remove_gangs(self._name)  # of a pool that Ray has started anew as this one
+        self._saved |= await asyncio.to_thread(self._checkpoints.clip_ids)
         for shape in self._recipe.gangs:
             for number in range(shape.count):
                 name = f"{shape.name}-{number}"
-                self._servers.append(asyncio.create_task(self._serve(name, shape)))
+                self._servers[name] = asyncio.create_task(self._serve(name, shape))
 
     async def render(
-        self, key: str, request: RenderRequest, conditioning: list[Any], urgent: bool = False
+        self, key: str, request: RenderRequest, conditioning: bytes, urgent: bool = False
     ) -> Rendered:
         """Render a clip's latents; returns when they are done or the clip has failed.
 
-        `key` names the clip; `conditioning` is one reference to packed `Conditioning`.
+        `key` is the clip's id; `conditioning` is packed `Conditioning`. A clip that is asked for
+        again while it waits or is made is the same clip.
 
         Raises:
             PoolBrokenError: no gang can be built.
         """
+        await self.start()
         urgency = Urgency.ONLINE if urgent else Urgency.BATCH
         shape = self._recipe.find_gang(request.width, request.height, request.num_frames)
         if shape is None:
             raise ValueError(f"{key}: too large for every gang; plan it first")
-        job = _Job(
-            Task(key, request, urgency, shape.max_tokens),
-            conditioning[0],
-            asyncio.get_running_loop().create_future(),
-        )
         if key in self._jobs:
             return await asyncio.shield(self._jobs[key].result)
         if self._broken:
             raise PoolBrokenError(self._broken)
+        job = _Job(
+            Task(key, request, urgency, shape.max_tokens),
+            ray.put(conditioning),  # the pool's own: a client may die before the clip's turn
+            asyncio.get_running_loop().create_future(),
+        )
         self._jobs[key] = job
-        await self._enqueue(job.task)
         try:
-            return await job.result
+            saved = await self._load(key)
+            if saved and saved[0].kind == "latents":
+                return _finished(*saved)
+            await self._enqueue(job.task)
+            return await asyncio.shield(job.result)
         finally:
             self._jobs.pop(key, None)
 
@@ -126,19 +166,27 @@ class GangPool:
         counts = self._counts
         return PoolProgress(
             waiting=len(self._schedule),
-            running=counts.running,
+            running=len(counts.running),
             steps_done=counts.steps,
             gangs_ready=len(counts.ready),
             gangs=len(self._servers),
             rebuilds=counts.rebuilds,
             broken=self._broken,
+            warnings=tuple(self._warnings),
+            warned=counts.warned,
         )
 
     async def stop(self) -> None:
-        """End all gangs and give their resources back."""
-        for server in self._servers:
+        """Save every session, within the recipe's grace, then end all gangs."""
+        self._stopping = True
+        async with self._work:
+            self._work.notify_all()
+        busy = [self._servers[name] for name in self._counts.running]
+        if busy:
+            await asyncio.wait(busy, timeout=self._recipe.checkpoint.grace_s)
+        for server in self._servers.values():
             server.cancel()
-        await asyncio.gather(*self._servers, return_exceptions=True)
+        await asyncio.gather(*self._servers.values(), return_exceptions=True)
         for gang in self._gangs.values():
             gang.kill()
         self._gangs.clear()
@@ -150,20 +198,21 @@ class GangPool:
 
     async def _take(self, room: int | None) -> _Job:
         async with self._work:
-            while True:
+            while not self._stopping:
                 task = self._schedule.take(room)
                 if task is None:
                     await self._work.wait()
                 elif task.key in self._jobs:
                     self._jobs[task.key].task = task
                     return self._jobs[task.key]
+        raise _StoppedError
 
     async def _serve(self, name: str, shape: GangShape) -> None:
         """Keep one gang alive and give it clips, for as long as the pool lives."""
         failed_starts = 0
-        while True:
+        while not self._stopping:
             try:
-                gang = await Gang.create(name, self._recipe.model, shape, self._recipe.pool)
+                gang = await Gang.create(name, self._name, shape, self._recipe, self._checkpoints)
             except UnusableModelError as error:
                 self._give_up(str(error))
                 return
@@ -173,6 +222,7 @@ class GangPool:
                 if failed_starts >= MAX_FAILED_STARTS and not any(alike):
                     self._give_up(f"no gang like {name} can be started: {error}")
                     return
+                self._warn(f"gang {name} could not be started: {error}")
                 await asyncio.sleep(RESTART_PAUSE_S * failed_starts)
                 continue
             failed_starts = 0
@@ -181,8 +231,11 @@ class GangPool:
             try:
                 while True:
                     await self._run(gang, await self._take(shape.max_tokens))
-            except GangDiedError:
+            except GangDiedError as error:
                 self._counts.rebuilds += 1
+                self._warn(f"gang lost: {error}")
+            except _StoppedError:
+                return
             finally:
                 self._counts.ready.discard(name)
                 self._gangs.pop(name, None)
@@ -191,11 +244,13 @@ class GangPool:
     async def _run(self, gang: Gang, job: _Job) -> None:
         """Render one clip on `gang`; raises GangDiedError once the clip is safe elsewhere."""
         began = time.perf_counter()
-        self._counts.running += 1
+        self._counts.running.add(gang.name)
         try:
             latents = await self._denoise(gang, job)
         except ClipError as error:
             _settle(job, _failed(job, gang, str(error)))
+        except _StoppedError:
+            raise
         except GangDiedError as error:
             await self._retry(gang, job, str(error))
             raise
@@ -213,19 +268,29 @@ class GangPool:
                     layout=str(gang.shape.layout),
                     attempts=job.task.attempts + 1,
                     denoise_s=seconds,
-                    device_seconds=seconds * gang.shape.layout.ranks,
+                    device_seconds=job.device_seconds + seconds * gang.shape.layout.ranks,
                 ),
             )
         finally:
-            self._counts.running -= 1
+            self._counts.running.discard(gang.name)
 
     async def _denoise(self, gang: Gang, job: _Job) -> Any:
-        """Drive a clip's steps in chunks of about `pool.chunk_s`."""
-        pool = self._recipe.pool
-        task = job.task
+        """Drive a clip's steps in chunks of about `pool.chunk_s`, and save them when due."""
+        pool, every_s = self._recipe.pool, self._recipe.checkpoint.every_s
+        task, ranks = job.task, gang.shape.layout.ranks
         timeout_s = pool.start_timeout_s
-        now = await gang.start(task.key, task.request, job.conditioning, timeout_s)
+        saved = await self._load(task.key)
+        job.device_seconds = saved[0].device_seconds if saved else 0.0
+        snapshot = ray.put(saved[1]) if saved and saved[0].kind == "snapshot" else None
+        now = await gang.start(task.key, task.request, job.conditioning, snapshot, timeout_s)
+        if now.passed_over:
+            self._warn(f"clip {task.key[:16]} starts anew: {now.passed_over}")
+        began = saved_at = time.perf_counter()
         chunk = 1
+
+        def spent() -> float:
+            return job.device_seconds + (time.perf_counter() - began) * ranks
+
         while not now.done:
             before = now.step
             now = await gang.advance(task.key, chunk, timeout_s)
@@ -234,7 +299,36 @@ class GangPool:
             step_s = now.seconds / max(made, 1)
             chunk = max(1, round(pool.chunk_s / max(step_s, 1e-6)))
             timeout_s = max(pool.step_timeout_min_s, pool.step_timeout_factor * step_s * chunk)
-        return await gang.finish(task.key, timeout_s)
+            due = time.perf_counter() - saved_at >= every_s
+            if not now.done and (due or self._stopping):
+                saved_at = time.perf_counter()
+                self._saved.add(task.key)
+                wrong = await gang.save(task.key, spent(), timeout_s, wait=self._stopping)
+                self._warn_unsaved(task.key, wrong)
+                if self._stopping:
+                    raise _StoppedError
+        self._saved.add(task.key)
+        latents, wrong = await gang.finish(task.key, spent(), timeout_s)
+        self._warn_unsaved(task.key, wrong)
+        return latents
+
+    async def _load(self, key: str) -> tuple[Checkpoint, bytes] | None:
+        """Return what is saved of a clip; asks the store only where something may be."""
+        if key not in self._saved:
+            return None
+        try:
+            return await asyncio.to_thread(self._checkpoints.load, key, self._warn)
+        except OSError as error:
+            self._warn(f"clip {key[:16]} starts anew: {error}")
+            return None
+
+    def _warn_unsaved(self, key: str, wrong: str) -> None:
+        if wrong:
+            self._warn(f"clip {key[:16]} could not be saved: {wrong}")
+
+    def _warn(self, text: str) -> None:
+        self._warnings.append(text)
+        self._counts.warned += 1
 
     async def _retry(self, gang: Gang, job: _Job, reason: str) -> None:
         task = job.task
@@ -250,6 +344,19 @@ class GangPool:
         for job in list(self._jobs.values()):
             if not job.result.done():
                 job.result.set_exception(PoolBrokenError(reason))
+
+
+def _finished(checkpoint: Checkpoint, latents: bytes) -> Rendered:
+    """Return what an earlier attempt, of this run or another, has finished and saved."""
+    return Rendered(
+        latents=[ray.put(latents)],
+        reasons=(),
+        gang="saved",
+        layout=checkpoint.layout,
+        attempts=1,
+        denoise_s=0.0,
+        device_seconds=checkpoint.device_seconds,
+    )
 
 
 def _failed(job: _Job, gang: Gang, reason: str) -> Rendered:

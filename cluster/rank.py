@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import socket
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 import ray
 
+from pipeline.checkpoints import Checkpoints
 from pipeline.recipe import GangShape, ModelSpec, resolve_checkpoint
 from pipeline.request import RenderRequest
 
@@ -31,6 +33,8 @@ class Progress:
     step: int
     num_steps: int
     seconds: float
+    passed_over: str = ""
+    """Why the session didn't begin where the snapshot that it was given left off."""
 
     @property
     def done(self) -> bool:
@@ -45,11 +49,16 @@ class RankWorker:
     advanced by the thread that started it. A gang's ranks get the same calls in the same order.
     """
 
-    def __init__(self, model: ModelSpec, shape: GangShape, rank: int) -> None:
-        """Hold what `load` needs."""
+    def __init__(
+        self, model: ModelSpec, shape: GangShape, rank: int, checkpoints: Checkpoints
+    ) -> None:
+        """Hold what `load` needs, and where sessions are saved."""
         self._model = model
         self._shape = shape
         self._rank = rank
+        self._checkpoints = checkpoints
+        self._saver = ThreadPoolExecutor(1, "saver")
+        self._saving: Future[Any] | None = None
         self._store: Any = None
         self._sessions: dict[str, DenoiseSession] = {}
 
@@ -114,15 +123,26 @@ class RankWorker:
             raise RuntimeError(f"{self._denoiser.device}: 1 + 1 gave {probe}")
         return str(torch.device(self._denoiser.device))
 
-    def start(self, key: str, request: RenderRequest, conditioning: list[Any]) -> Progress:
-        """Start a session named `key`; `conditioning` is one reference, in a list."""
+    def start(
+        self, key: str, request: RenderRequest, conditioning: bytes, snapshot: bytes | None
+    ) -> Progress:
+        """Start a session named `key`, where `snapshot` left off if it is of this model."""
         from pipeline.handoff import Conditioning
 
         began = time.perf_counter()
-        data = Conditioning.from_bytes(cast(bytes, ray.get(conditioning[0])), self._denoiser.device)
-        session = self._denoiser.start(request, data)
+        data = Conditioning.from_bytes(conditioning, self._denoiser.device)
+        passed_over = ""
+        if snapshot is None:
+            session = self._denoiser.start(request, data)
+        else:
+            try:
+                session = self._denoiser.start(request, data, snapshot)
+            except ValueError as error:
+                passed_over = str(error)
+                session = self._denoiser.start(request, data)
         self._sessions[key] = session
-        return Progress(session.step, session.num_steps, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        return Progress(session.step, session.num_steps, seconds, passed_over)
 
     def advance(self, key: str, max_steps: int) -> Progress:
         """Make up to `max_steps` steps of a session."""
@@ -131,9 +151,51 @@ class RankWorker:
         session.advance(max_steps)
         return Progress(session.step, session.num_steps, time.perf_counter() - began)
 
-    def finish(self, key: str) -> bytes:
-        """Return a finished session's latents, packed, and forget the session."""
-        return self._sessions.pop(key).latents().to_bytes()
+    def save(self, key: str, device_seconds: float, wait: bool = False) -> str:
+        """Write a session's snapshot to the store; without `wait` in the background, if none is.
+
+        Called on rank 0 alone: between two steps every rank holds the whole state. Returns what
+        went wrong with the last save that has ended, if anything.
+        """
+        if self._saving and not self._saving.done() and not wait:
+            return ""
+        wrong = self._settle_save()
+        session = self._sessions[key]
+        self._saving = self._saver.submit(
+            self._checkpoints.save,
+            key,
+            "snapshot",
+            session.step,
+            session.snapshot(),
+            layout=str(self._shape.layout),
+            device_seconds=device_seconds,
+        )
+        return (self._settle_save() if wait else "") or wrong
+
+    def finish(self, key: str, device_seconds: float) -> tuple[bytes, str]:
+        """Return a finished session's latents, packed and saved, and forget the session.
+
+        With them, what went wrong with saving, if anything: the clip needs no saving to go on.
+        """
+        session = self._sessions.pop(key)
+        latents = session.latents().to_bytes()
+        wrong = self._settle_save()
+        self._saving = self._saver.submit(
+            self._checkpoints.save,
+            key,
+            "latents",
+            session.step,
+            latents,
+            layout=str(self._shape.layout),
+            device_seconds=device_seconds,
+        )
+        return latents, self._settle_save() or wrong
+
+    def _settle_save(self) -> str:
+        """Wait for the save that is under way, if any; return why it failed, if it has."""
+        saving, self._saving = self._saving, None
+        error = saving.exception() if saving else None
+        return f"{type(error).__name__}: {error}" if error else ""
 
     def drop(self, key: str) -> None:
         """Forget a session, finished or not."""

@@ -22,12 +22,14 @@ class ExitCode(IntEnum):
     BROKEN = 1
     USAGE = 2
     INCOMPLETE = 3
+    STOPPED = 75
     INTERRUPTED = 130
 
 
 EXIT_CODES = """
 Exit codes: 0 every row committed; 1 the run broke, run it again; 2 the call is wrong, nothing was
-started; 3 some rows failed or were rejected; 130 interrupted, run it again to go on.
+started; 3 some rows failed or were rejected; 75 stopped by SIGTERM, run it again to go on;
+130 interrupted, run it again to go on.
 """
 
 COLUMNS = """
@@ -97,6 +99,19 @@ def render(
             show_default=False,
         ),
     ] = None,
+    retry_failed: Annotated[
+        bool,
+        typer.Option(
+            "--retry-failed/--no-retry-failed",
+            help="Try clips that failed before again, up to pool.max_attempts over all runs.",
+        ),
+    ] = True,
+    wait: Annotated[
+        bool,
+        typer.Option(
+            "--wait", help="Where another run writes the output: wait for its end, don't refuse."
+        ),
+    ] = False,
 ) -> None:
     """Render every clip that the tables ask for and the output doesn't hold yet.
 
@@ -120,15 +135,25 @@ def render(
         chosen = find_recipe(recipe, overrides or ())
         try:
             with ConsoleReporter(console) as reporter:
-                result = render_tables(tables, output, chosen, reporter, limit, address)
+                result = render_tables(
+                    tables,
+                    output,
+                    chosen,
+                    reporter,
+                    limit,
+                    address,
+                    retry_failed=retry_failed,
+                    wait=wait,
+                )
         except RunBrokenError as error:
             _complain(str(error))
             raise typer.Exit(ExitCode.BROKEN) from error
         print_summary(console, result)
         if result.plan.rejected:
             print_rejects(console, result.plan)
-        if result.interrupted:
-            raise typer.Exit(ExitCode.INTERRUPTED)
+        if result.ended_by:
+            stopped = result.ended_by == "SIGTERM"
+            raise typer.Exit(ExitCode.STOPPED if stopped else ExitCode.INTERRUPTED)
         if result.status.failed or result.status.rejected:
             raise typer.Exit(ExitCode.INCOMPLETE)
 

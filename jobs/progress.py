@@ -98,6 +98,12 @@ class ConsoleReporter:
         self._bar.update(self._task, completed=self._done + self._failed)
         self._show(force=self._done + self._failed == self._clips)
 
+    def noted(self, text: str) -> None:
+        """Show what happened beside the clips."""
+        self._console.print(
+            f"note: {text}", style="yellow", highlight=False, markup=False, soft_wrap=True
+        )
+
     def stepped(self, steps_done: int, gangs_ready: int, gangs: int) -> None:
         """Show the rate of steps and the time that is left."""
         now = time.monotonic()
@@ -141,9 +147,11 @@ def print_summary(console: Console, result: RunResult) -> None:
     if result.plan.rejected:
         table.add_row("rejects", f"{result.output}/rejects/*.parquet")
     console.print(table, highlight=False, soft_wrap=True)
-    if result.interrupted:
+    if result.ended_by == "SIGTERM":
+        console.print("Stopped and saved. The same command goes on from here.", style="yellow")
+    elif result.ended_by:
         console.print("Interrupted. The same command goes on from here.", style="yellow")
-    elif not (result.rendered or result.failed or status.remaining):
+    elif not (result.rendered or result.failed or result.given_up or status.remaining):
         console.print("Nothing to do: every row has its end.", style="green")
 
 

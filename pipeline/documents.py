@@ -92,6 +92,22 @@ class Failure(Document):
     failed_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
 
+class Checkpoint(Document):
+    """Denoising that is saved, to go on from; its payload is packed state."""
+
+    clip_id: ClipId
+    attempt: Attempt
+    kind: Literal["snapshot", "latents"]
+    """A session between two steps, or the finished latents."""
+    step: int
+    model_fingerprint: str
+    layout: str
+    device_seconds: float
+    """What denoising took so far."""
+    payload: Artifact
+    saved_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
+
+
 class OutputStatus(Document):
     """How many rows ended how; each row is counted once. Clips are counted without repeats."""
 
@@ -125,7 +141,11 @@ def new_attempt() -> str:
 
 
 def describe_failure(
-    clip_id: str, stage: str, error: Exception | str, chain: tuple[str, ...] = ()
+    clip_id: str,
+    stage: str,
+    error: Exception | str,
+    chain: tuple[str, ...] = (),
+    attempts: int = 1,
 ) -> Failure:
     """Return the failure of a clip in `stage`, its reason in one line."""
     text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
@@ -136,7 +156,7 @@ def describe_failure(
         stage=stage,
         reason=reason,
         chain=(*chain, reason),
-        attempts=max(len(chain), 1),
+        attempts=attempts,
     )
 
 

@@ -7,3 +7,15 @@ class UsageError(Exception):
 
 class OutputMismatchError(UsageError):
     """The output belongs to another model or finishing spec; nothing was written."""
+
+
+class RunEndingError(Exception):
+    """The run can't go on, and no clip is to blame; what is committed stays."""
+
+
+class StoreError(RunEndingError):
+    """The storage failed for longer than its retries last, is full, or refuses us."""
+
+
+class LeaseLostError(RunEndingError):
+    """Another run has taken this output over: nothing more is committed here."""

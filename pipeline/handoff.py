@@ -2,7 +2,7 @@
 
 `pack` and `unpack` turn a tree of tensors, numbers, text, dtypes, lists and dicts into bytes and
 back, exact to the bit and with no code in them: the form in which stages, step checkpoints and
-processes exchange state. The bytes are a BLAKE2b digest, then safetensors.
+processes exchange state. The bytes are a safetensors file that knows its own digest.
 """
 
 # pyright: reportUnknownVariableType=false, reportUnknownMemberType=false
@@ -21,7 +21,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 _TREE = "tree"
-_DIGEST_BYTES = 16
+_NO_DIGEST = "0" * 32
 
 
 class UnpackableError(TypeError):
@@ -36,9 +36,9 @@ def pack(value: Any) -> bytes:
             lists, tuples and dicts with text keys.
     """
     tensors: dict[str, torch.Tensor] = {}
-    tree = _describe(value, tensors)
+    tree = {"digest": _NO_DIGEST, _TREE: _describe(value, tensors)}
     data = save_safetensors(tensors, metadata={_TREE: json.dumps(tree)})
-    return _digest(data) + data
+    return data.replace(_digest_field(_NO_DIGEST), _digest_field(_digest(data)), 1)
 
 
 def unpack(data: bytes, device: torch.device | str = "cpu") -> Any:
@@ -47,17 +47,26 @@ def unpack(data: bytes, device: torch.device | str = "cpu") -> Any:
     Raises:
         ValueError: the bytes are not as `pack` made them.
     """
-    body = data[_DIGEST_BYTES:]
-    if len(data) < _DIGEST_BYTES or _digest(body) != data[:_DIGEST_BYTES]:
+    try:
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])
+        tree = json.loads(header["__metadata__"][_TREE])
+        digest = tree["digest"]
+        blank = data.replace(_digest_field(digest), _digest_field(_NO_DIGEST), 1)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"not packed state: {len(data)} bytes without its header") from error
+    if _digest(blank) != digest:
         raise ValueError(f"not packed state, or damaged: {len(data)} bytes whose digest differs")
-    length = int.from_bytes(body[:8], "little")
-    header = json.loads(body[8 : 8 + length])
-    tree = json.loads(header["__metadata__"][_TREE])
-    return _rebuild(tree, load_safetensors(body), torch.device(device))
+    return _rebuild(tree[_TREE], load_safetensors(data), torch.device(device))
 
 
-def _digest(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=_DIGEST_BYTES).digest()
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=len(_NO_DIGEST) // 2).hexdigest()
+
+
+def _digest_field(digest: str) -> bytes:
+    """Return the place of the digest as it stands in the header: JSON text within JSON."""
+    return json.dumps(f'"digest": "{digest}"')[1:-1].encode()
 
 
 def is_packable(value: Any) -> bool:

@@ -1,11 +1,13 @@
 """`Ledger`: what an output holds and what became of every row, kept in the store alone.
 
     run.json                                what this output is
+    lease/<epoch>.json                      who writes it now: see `pipeline.lease`
     rows/<table>.parquet                    each table's rows as planned, labels included
     rejects/<table>.parquet                 those of them that never became a request
     clips/<ab>/<clip_id>/<attempt>.mp4|.jpg
     commits/<ab>/<clip_id>.json             create-only: THE commit; names the winning attempt
     failures/<ab>/<clip_id>/<attempt>.json  kept for good; a later commit outweighs them
+    checkpoints/<ab>/<clip_id>/...          work saved on the way: see `pipeline.checkpoints`
 
 `ab` is a clip id's first two digits. A clip is done when its commit exists, and a commit exists
 only after its files were read back whole.
@@ -44,6 +46,7 @@ from pipeline.documents import (
     row_status,
 )
 from pipeline.errors import OutputMismatchError, UsageError
+from pipeline.lease import check_epoch
 from pipeline.places import AlreadyExistsError, map_threads
 from pipeline.store import ObjectStore
 
@@ -64,15 +67,15 @@ _D = TypeVar("_D", bound=Document)
 class Ledger:
     """Reads and writes one output. Safe in threads and processes; can be pickled."""
 
-    def __init__(self, store: ObjectStore) -> None:
-        """Touch nothing yet."""
+    def __init__(self, store: ObjectStore, epoch: int | None = None) -> None:
+        """Touch nothing yet; with `epoch`, nothing is written once another run has taken over."""
         self.store = store
+        self.epoch = epoch
 
     def open_output(self, identity: OutputIdentity) -> OutputIdentity:
         """Begin to write here: probe the store, and make `run.json` or check the one there is.
 
-        Returns `run.json`. A `_SUCCESS` of an earlier run is removed: it holds for what is here
-        only once the manifest is written again.
+        Returns `run.json`.
 
         Raises:
             OutputMismatchError: the output is of another model, finishing spec or format.
@@ -86,7 +89,6 @@ class Ledger:
                 self.store.create(RUN_KEY, identity.model_dump_json(indent=1).encode())
             found = self._read(OutputIdentity, RUN_KEY)
         self._compare(found, identity)
-        self.store.delete(SUCCESS_KEY)
         return found
 
     def check_output(self, identity: OutputIdentity) -> bool:
@@ -124,6 +126,7 @@ class Ledger:
 
         Raises:
             UploadError: the store doesn't hold what was uploaded.
+            LeaseLostError: another run has taken over.
         """
         started = time.monotonic()
         stem = f"clips/{draft.clip_id[:2]}/{draft.clip_id}/{draft.attempt}"
@@ -134,6 +137,7 @@ class Ledger:
         fields: dict[str, Any] = {**dict(draft), **artifacts, "committed_at": datetime.now(UTC)}
         fields["timings"] = {**draft.timings, "upload": time.monotonic() - started}
         commit = Commit(**fields)
+        self._check_epoch()
         try:
             self.store.create(_commit_key(draft.clip_id), commit.model_dump_json().encode())
         except AlreadyExistsError:
@@ -164,6 +168,7 @@ class Ledger:
 
     def record_failure(self, failure: Failure) -> None:
         """Keep the failure of an attempt, beside those of earlier ones."""
+        self._check_epoch()
         key = f"failures/{failure.clip_id[:2]}/{failure.clip_id}/{failure.attempt}.json"
         self.store.put(key, failure.model_dump_json().encode())
 
@@ -174,6 +179,17 @@ class Ledger:
         """
         return set(self._latest_failure_keys())
 
+    def count_attempts(self, ids: Container[str]) -> Counter[str]:
+        """Return how many attempts have failed at each of these clips, over all runs."""
+        counts = Counter[str]()
+        keys = (key for key in self.store.list_shards("failures") if _FAILURE.fullmatch(key))
+        wanted = (key for key in keys if key.split("/")[2] in ids)
+        for failure in map_threads(
+            lambda key: self._read(Failure, key), wanted, self.store.concurrency
+        ):
+            counts[failure.clip_id] += failure.attempts
+        return counts
+
     def latest_failures(self, ids: Container[str] | None = None) -> Iterator[Failure]:
         """Yield the last failure of each of these clips, or of all that ever failed."""
         keys = self._latest_failure_keys()
@@ -182,6 +198,8 @@ class Ledger:
 
     def save_rows(self, name: str, rows: pa.Table) -> None:
         """Keep a table's rows as planned, in place of those kept under the same name before.
+
+        A `_SUCCESS` is removed: it holds for what is here only once the manifest is written again.
 
         Raises:
             ValueError: a column of `ROW_COLUMNS` is missing, two have one name, or a row has
@@ -197,6 +215,7 @@ class Ledger:
         lost = rows.filter(pc.and_(pc.is_null(rows["clip_id"]), pc.is_null(rows["reject"])))
         if lost.num_rows:
             raise ValueError(f"rows of {name!r}: {lost.num_rows} have neither clip_id nor reject")
+        self.store.delete(SUCCESS_KEY)
         try:
             self.put_table(f"rows/{name}.parquet", rows)
         except pa.ArrowNotImplementedError as error:  # an empty struct, as {} in JSON
@@ -223,6 +242,7 @@ class Ledger:
 
     def put_table(self, key: str, table: pa.Table) -> None:
         """Write a table as Parquet, whole or not at all."""
+        self._check_epoch()
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
         self.store.put(key, sink.getvalue().to_pybytes())
@@ -262,6 +282,10 @@ class Ledger:
             f"{self.store.locate(key)} holds {got} (SHA-256, bytes) after {UPLOAD_TRIES} uploads; "
             f"expected {expected}; check the storage and render the clip again"
         )
+
+    def _check_epoch(self) -> None:
+        if self.epoch is not None:
+            check_epoch(self.store, self.epoch)
 
     def _latest_failure_keys(self) -> dict[str, str]:
         latest: dict[str, str] = {}

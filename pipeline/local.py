@@ -9,6 +9,7 @@ import torch
 from pipeline.denoise import Denoiser
 from pipeline.documents import Commit, Failure, describe_failure
 from pipeline.encode import Encoder
+from pipeline.errors import RunEndingError
 from pipeline.graph import Graph
 from pipeline.ledger import Ledger
 from pipeline.publish import Denoised, Publisher
@@ -30,7 +31,11 @@ class LocalRunner:
         self._publisher = Publisher(recipe, graph, model_fingerprint, ledger)
 
     def render(self, clip_id: str, request: RenderRequest) -> Commit | Failure:
-        """Render and commit one clip; what goes wrong with it is recorded and returned."""
+        """Render and commit one clip; what goes wrong with it is recorded and returned.
+
+        Raises:
+            RunEndingError: no clip is to blame.
+        """
         stage = "encode"
         began = time.perf_counter()
         try:
@@ -48,6 +53,8 @@ class LocalRunner:
             )
             stage = "develop"
             return self._publisher.publish(clip_id, request, denoised)
+        except RunEndingError:
+            raise
         except Exception as error:  # noqa: BLE001 - whatever a model raises is this clip's failure
             failure = describe_failure(clip_id, stage, error)
             self._ledger.record_failure(failure)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from av.error import FFmpegError
+
+from pipeline.checkpoints import Checkpoints
 from pipeline.develop import Developer
 from pipeline.documents import Commit, CommitDraft, new_attempt
+from pipeline.errors import StoreError
 from pipeline.graph import Graph
 from pipeline.ledger import Ledger
 from pipeline.recipe import Recipe
@@ -39,18 +44,22 @@ class Publisher:
         self._recipe = recipe
         self._fingerprint = model_fingerprint
         self._ledger = ledger
+        self._checkpoints = Checkpoints(ledger.store, model_fingerprint, ledger.epoch)
         develop = recipe.develop
         self._developer = Developer(graph, recipe.finish, develop.device, develop.onednn)
 
     def publish(self, clip_id: str, request: RenderRequest, denoised: Denoised) -> Commit:
         """Return the commit that holds for this clip; temporary files are gone afterwards.
 
+        What was saved of the clip on the way is removed after the commit.
+
         Raises:
             ValueError, ProbeError: the clip is bad.
-            UploadError, OSError: the store is.
+            StoreError: the store is, or this machine's disk is full.
+            LeaseLostError: another run has taken over.
         """
         began = time.perf_counter()
-        with tempfile.TemporaryDirectory(prefix="rushes-") as folder:
+        with _blaming_store(), tempfile.TemporaryDirectory(prefix="rushes-") as folder:
             developed = self._developer.develop(request, denoised.latents, Path(folder))
             seen = developed.probe
             draft = CommitDraft(
@@ -71,4 +80,17 @@ class Publisher:
                 timings={**denoised.timings, "develop": time.perf_counter() - began},
                 device_seconds=denoised.device_seconds,
             )
-            return self._ledger.commit_clip(draft, developed.video, developed.poster)
+            commit = self._ledger.commit_clip(draft, developed.video, developed.poster)
+            self._checkpoints.discard(clip_id)
+            return commit
+
+
+@contextlib.contextmanager
+def _blaming_store() -> Generator[None]:
+    """Tell a place that fails from a clip that is bad: FFmpeg's errors are OSErrors, too."""
+    try:
+        yield
+    except FFmpegError:
+        raise
+    except OSError as error:
+        raise StoreError(f"{type(error).__name__}: {error}") from error

@@ -149,6 +149,22 @@ class PoolSpec(_Section):
     """Longest wait for a gang's resources and weights."""
 
 
+class CheckpointSpec(_Section):
+    """[checkpoint]: what is saved of denoising that isn't done."""
+
+    every_s: Annotated[float, Field(gt=0)] = 60.0
+    """A clip's state is saved about this often: the most that a lost gang makes again."""
+    grace_s: Annotated[float, Field(gt=0)] = 20.0
+    """Longest wait for a last save when a run is stopped; below what the machine grants."""
+
+
+class LeaseSpec(_Section):
+    """[lease]: how long a run that gives no sign of life still holds its output."""
+
+    limit_s: Annotated[float, Field(gt=0)] = 60.0
+    """Signs of life are four times as frequent."""
+
+
 class FinishSpec(_Section):
     """[finish]: how frames become files. Part of a clip's identity."""
 
@@ -173,6 +189,8 @@ class Recipe(_Section):
     gangs: Annotated[tuple[GangShape, ...], Field(min_length=1)]
     develop: DevelopSpec = DevelopSpec()
     pool: PoolSpec = PoolSpec()
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    lease: LeaseSpec = LeaseSpec()
     finish: FinishSpec = FinishSpec()
 
     @property

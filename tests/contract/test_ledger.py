@@ -189,11 +189,13 @@ def test_resume_set(ledger: Ledger, files: tuple[Path, Path]) -> None:
         again.read_commit(C)
 
 
-def test_output_is_opened_again_and_loses_a_stale_success(ledger: Ledger) -> None:
+def test_output_is_opened_again_and_loses_a_stale_success_with_new_rows(ledger: Ledger) -> None:
     ledger.store.put(SUCCESS_KEY, b"")
     found = ledger.open_output(IDENTITY.model_copy(update={"recipe": "other", "versions": {}}))
     assert found.recipe == "tiny-cpu"
     assert found == ledger.read_output()
+    assert ledger.store.exists(SUCCESS_KEY), "another run may be writing; this one hasn't begun"
+    ledger.save_rows("ads", plan_rows((A, None)))
     assert not ledger.store.exists(SUCCESS_KEY)
 
 

@@ -55,6 +55,8 @@ class Disturber:
 
     def stepped(self, *what: int) -> None: ...
 
+    def noted(self, text: str) -> None: ...
+
     def ended(self, outcome: Commit | Failure) -> None:
         assert isinstance(outcome, Commit), outcome
         self.sizes.add(outcome.num_frames)

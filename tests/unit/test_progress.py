@@ -32,7 +32,7 @@ def test_a_failure_shows_at_once_and_in_one_line() -> None:
 def test_summary_says_where_to_look_and_how_it_ended() -> None:
     console, text = make_console()
     status = OutputStatus(rows=3, committed=2, remaining=1, clips=3, clips_committed=2)
-    result = RunResult(status, "s3://ads/tonight", 2, 0, Plan(()), True, 61.0)
+    result = RunResult(status, "s3://ads/tonight", 2, 0, Plan(()), "Ctrl-C", 0, 61.0)
     print_summary(console, result)
     shown = text.getvalue()
     assert "s3://ads/tonight/index.html" in shown
@@ -45,7 +45,7 @@ def test_summary_says_where_to_look_and_how_it_ended() -> None:
 def test_a_run_without_work_says_so() -> None:
     console, text = make_console()
     status = OutputStatus(rows=2, committed=2, clips=2, clips_committed=2)
-    print_summary(console, RunResult(status, "out", 0, 0, Plan(()), False, 0.5))
+    print_summary(console, RunResult(status, "out", 0, 0, Plan(()), None, 0, 0.5))
     assert "Nothing to do" in text.getvalue()
 
 
