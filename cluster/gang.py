@@ -11,6 +11,7 @@ from collections.abc import Awaitable
 from typing import Any, Self, TypeVar, cast
 
 import ray
+from ray._private import state
 from ray.exceptions import RayError, RayTaskError
 from ray.util import placement_group_table
 from ray.util.placement_group import (
@@ -143,6 +144,11 @@ class Gang:
         await self._blame("drop", key, timeout_s=timeout_s)
         return latents, await _wait(wrong, timeout_s, f"{self.name}: finish")
 
+    def nodes(self) -> set[str]:
+        """Return the ids of the nodes that the ranks are on."""
+        entry = placement_group_table(self._group)
+        return set(map(str, entry["bundles_to_node_id"].values()))
+
     def kill(self) -> None:
         """End all ranks and give the resources back; may be called twice."""
         for rank in self._ranks:
@@ -179,6 +185,14 @@ class Gang:
             except RayTaskError as broken:
                 raise GangDiedError(f"{self.name}: device: {broken.cause}") from broken
             raise ClipError(f"{type(error.cause).__name__}: {error.cause}") from error
+
+
+def find_leaving_nodes() -> set[str]:
+    """Return the ids of the nodes that Ray drains: they end soon, and take nothing new.
+
+    By what Serve asks, too; Ray has no public way.
+    """
+    return set(map(str, cast(Any, state).state.get_draining_nodes()))
 
 
 def remove_gangs(owner: str) -> None:

@@ -21,7 +21,14 @@ from typing import Any
 
 import ray
 
-from cluster.gang import ClipError, Gang, GangDiedError, UnusableModelError, remove_gangs
+from cluster.gang import (
+    ClipError,
+    Gang,
+    GangDiedError,
+    UnusableModelError,
+    find_leaving_nodes,
+    remove_gangs,
+)
 from cluster.schedule import Schedule, Task, Urgency
 from pipeline.checkpoints import Checkpoints
 from pipeline.documents import Checkpoint
@@ -31,6 +38,7 @@ from pipeline.request import RenderRequest
 RESTART_PAUSE_S = 1.0
 MAX_FAILED_STARTS = 5
 WARNINGS_KEPT = 50
+LEAVING_POLL_S = 2.0
 
 
 class PoolBrokenError(Exception):
@@ -39,6 +47,10 @@ class PoolBrokenError(Exception):
 
 class _StoppedError(Exception):
     """The pool stops; the clip is saved as far as it came."""
+
+
+class _LeavingError(Exception):
+    """The gang's node is about to end; the clip is saved as far as it came."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +121,8 @@ class GangPool:
         self._servers: dict[str, asyncio.Task[None]] = {}
         self._starting: asyncio.Task[None] | None = None
         self._stopping = False
+        self._leaving = set[Gang]()
+        self._watcher: asyncio.Task[None] | None = None
         self._saved = set[str]()
         self._warnings = deque[str](maxlen=WARNINGS_KEPT)
 
@@ -125,6 +139,7 @@ class GangPool:
             for number in range(shape.count):
                 name = f"{shape.name}-{number}"
                 self._servers[name] = asyncio.create_task(self._serve(name, shape))
+        self._watcher = asyncio.create_task(self._watch_nodes())
 
     async def render(
         self, key: str, request: RenderRequest, conditioning: bytes, urgent: bool = False
@@ -184,9 +199,10 @@ class GangPool:
         busy = [self._servers[name] for name in self._counts.running]
         if busy:
             await asyncio.wait(busy, timeout=self._recipe.checkpoint.grace_s)
-        for server in self._servers.values():
-            server.cancel()
-        await asyncio.gather(*self._servers.values(), return_exceptions=True)
+        tasks = [*self._servers.values(), *([self._watcher] if self._watcher else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         for gang in self._gangs.values():
             gang.kill()
         self._gangs.clear()
@@ -234,11 +250,14 @@ class GangPool:
             except GangDiedError as error:
                 self._counts.rebuilds += 1
                 self._warn(f"gang lost: {error}")
+            except _LeavingError:
+                self._warn(f"gang {name} leaves its node, which is about to end")
             except _StoppedError:
                 return
             finally:
                 self._counts.ready.discard(name)
                 self._gangs.pop(name, None)
+                self._leaving.discard(gang)
                 gang.kill()
 
     async def _run(self, gang: Gang, job: _Job) -> None:
@@ -250,6 +269,9 @@ class GangPool:
         except ClipError as error:
             _settle(job, _failed(job, gang, str(error)))
         except _StoppedError:
+            raise
+        except _LeavingError:
+            await self._enqueue(job.task)
             raise
         except GangDiedError as error:
             await self._retry(gang, job, str(error))
@@ -276,6 +298,8 @@ class GangPool:
 
     async def _denoise(self, gang: Gang, job: _Job) -> Any:
         """Drive a clip's steps in chunks of about `pool.chunk_s`, and save them when due."""
+        if gang in self._leaving:
+            raise _LeavingError
         pool, every_s = self._recipe.pool, self._recipe.checkpoint.every_s
         task, ranks = job.task, gang.shape.layout.ranks
         timeout_s = pool.start_timeout_s
@@ -299,18 +323,31 @@ class GangPool:
             step_s = now.seconds / max(made, 1)
             chunk = max(1, round(pool.chunk_s / max(step_s, 1e-6)))
             timeout_s = max(pool.step_timeout_min_s, pool.step_timeout_factor * step_s * chunk)
+            last = self._stopping or gang in self._leaving
             due = time.perf_counter() - saved_at >= every_s
-            if not now.done and (due or self._stopping):
+            if not now.done and (due or last):
                 saved_at = time.perf_counter()
                 self._saved.add(task.key)
-                wrong = await gang.save(task.key, spent(), timeout_s, wait=self._stopping)
+                wrong = await gang.save(task.key, spent(), timeout_s, wait=last)
                 self._warn_unsaved(task.key, wrong)
-                if self._stopping:
-                    raise _StoppedError
+                if last:
+                    raise _StoppedError if self._stopping else _LeavingError
         self._saved.add(task.key)
         latents, wrong = await gang.finish(task.key, spent(), timeout_s)
         self._warn_unsaved(task.key, wrong)
         return latents
+
+    async def _watch_nodes(self) -> None:
+        """Have gangs leave nodes that are about to end: preempted, or scaled down."""
+        while True:
+            await asyncio.sleep(LEAVING_POLL_S)
+            try:
+                leaving = await asyncio.to_thread(find_leaving_nodes)
+                for gang in list(self._gangs.values()) if leaving else ():
+                    if leaving & await asyncio.to_thread(gang.nodes):
+                        self._leaving.add(gang)
+            except Exception as error:  # noqa: BLE001 - a look that fails is taken again
+                self._warn(f"Ray's nodes can't be looked at: {error}")
 
     async def _load(self, key: str) -> tuple[Checkpoint, bytes] | None:
         """Return what is saved of a clip; asks the store only where something may be."""

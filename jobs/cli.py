@@ -201,6 +201,31 @@ def status(
         print_status(_console(), ledger.store.uri, ledger.status())
 
 
+@app.command()
+def clean(
+    output: Annotated[str, typer.Argument(help="Folder or s3:// URI of an output.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without, it is listed.")] = False,
+    unfinished: Annotated[
+        bool,
+        typer.Option(
+            "--unfinished", help="Also saved work that a run would go on from: no run will come."
+        ),
+    ] = False,
+) -> None:
+    """List, and with --yes remove, what nobody will read: lost attempts, spent saves, leftovers.
+
+    Commits, the files that they name, rows, manifests and failures are never touched. Nothing is
+    removed while a run writes the output.
+    """
+    with _errors():
+        from jobs.clean import clean_output
+        from jobs.progress import print_garbage
+
+        console = _console()
+        kinds = clean_output(output, remove=yes, unfinished=unfinished, say=console.print)
+        print_garbage(console, kinds, removed=yes)
+
+
 def main() -> None:
     """Run the command line."""
     app()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -22,6 +24,7 @@ from pipeline.plan import Plan
 from pipeline.request import RenderRequest
 
 if TYPE_CHECKING:  # planning shows its result without what rendering needs
+    from jobs.clean import Kind
     from jobs.plan import PlannedCall
     from jobs.render import RunResult
 
@@ -163,6 +166,22 @@ def print_status(console: Console, output: str, status: OutputStatus) -> None:
     _add_states(table, status)
     table.add_row("clips", f"{status.clips_committed:,} of {status.clips:,} committed")
     console.print(table, highlight=False, soft_wrap=True)
+
+
+def print_garbage(console: Console, kinds: Sequence[Kind], *, removed: bool) -> None:
+    """Show what there was to clean, and what became of it."""
+    table = Table.grid(padding=(0, 2))
+    for kind in kinds:
+        fate = "kept (--unfinished)" if not kind.goes else "removed" if removed else ""
+        table.add_row(
+            kind.name,
+            _count(kind.objects, "object"),
+            decimal(kind.size_bytes),
+            fate if kind.objects else "",
+        )
+    console.print(table, highlight=False, soft_wrap=True)
+    if not removed and any(kind.objects for kind in kinds if kind.goes):
+        console.print("Nothing was removed: --yes removes it.", style="yellow")
 
 
 def print_plan(console: Console, call: PlannedCall, done: int | None) -> None:

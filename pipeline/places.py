@@ -291,9 +291,14 @@ def map_threads(function: Callable[[_T], _R], items: Iterable[_T], threads: int)
         pool.shutdown(cancel_futures=True)
 
 
+def is_visible(key: str) -> bool:
+    """Return whether a key is not that of an unfinished write."""
+    return not key.rpartition("/")[2].startswith(TEMPORARY)
+
+
 def visible(keys: Iterator[str]) -> Iterator[str]:
     """Yield the keys that are not temporary."""
-    return (key for key in keys if not key.rpartition("/")[2].startswith(TEMPORARY))
+    return filter(is_visible, keys)
 
 
 @contextlib.contextmanager

@@ -30,6 +30,7 @@ from pipeline.places import (
     Folder,
     Memory,
     Place,
+    is_visible,
     visible,
 )
 
@@ -146,6 +147,10 @@ class ObjectStore:
     def list(self, prefix: str = "") -> Iterator[str]:
         """Yield the keys below a folder, at any depth and in no particular order."""
         return visible(self._places.walk(prefix and _check_key(prefix)))
+
+    def list_unfinished(self) -> Iterator[str]:
+        """Yield the keys of what writers that were cut off have left, which `list` passes over."""
+        return (key for key in self._places.walk("") if not is_visible(key))
 
     def list_shards(self, prefix: str) -> Iterator[str]:
         """Yield the keys below a folder of two-hex-digit folders, its shards side by side on S3.

@@ -1,0 +1,97 @@
+"""What an output holds that nobody will read: attempts that lost or were cut off, spent saves.
+
+Only of use while no run writes the output: what a live run has uploaded and not yet committed looks
+the same. Whoever deletes holds the lease.
+"""
+# pyarrow carries no types.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+from pipeline import checkpoints
+from pipeline.ledger import Ledger
+from pipeline.places import map_threads
+
+_FILE = re.compile(r"clips/(..)/(\1[0-9a-f]{62})/([0-9A-Za-z-]+)\.(?:mp4|jpg)")
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """Keys by kind; every one can go without a loss, but for `unfinished`."""
+
+    attempts: tuple[str, ...]
+    """Videos and posters that no commit names."""
+    checkpoints: tuple[str, ...]
+    """Saved work of clips that are committed, or that no row asks for any more."""
+    unfinished: tuple[str, ...]
+    """Saved work that the next run would go on from."""
+    leftovers: tuple[str, ...]
+    """What writers that were cut off have left: work tables, parts of files."""
+
+
+def find_garbage(ledger: Ledger) -> Garbage:
+    """Return all garbage of an output.
+
+    Raises:
+        UsageError: there is no output here.
+    """
+    ledger.read_output()
+    committed = ledger.committed_ids()
+    wanted = set[str]()
+    for _, rows in ledger.load_rows(("clip_id",)):
+        wanted.update(rows["clip_id"].drop_null().to_pylist())
+    saved = defaultdict[bool, list[str]](list)
+    for key in ledger.store.list(checkpoints.FOLDER):
+        clip_id = key.split("/")[2]
+        saved[clip_id in wanted and clip_id not in committed].append(key)
+    return Garbage(
+        attempts=tuple(_find_attempts(ledger, committed)),
+        checkpoints=tuple(saved[False]),
+        unfinished=tuple(saved[True]),
+        leftovers=(*ledger.store.list("work"), *ledger.store.list_unfinished()),
+    )
+
+
+def remove_garbage(ledger: Ledger, keys: tuple[str, ...]) -> None:
+    """Delete objects; the caller holds the lease."""
+    for _ in map_threads(ledger.store.delete, keys, ledger.store.concurrency):
+        pass
+
+
+def measure(ledger: Ledger, keys: tuple[str, ...]) -> int:
+    """Return the size of objects in bytes; those that are gone count nothing."""
+
+    def size(key: str) -> int:
+        try:
+            return ledger.store.size(key)
+        except FileNotFoundError:
+            return 0
+
+    return sum(map_threads(size, keys, ledger.store.concurrency))
+
+
+def _find_attempts(ledger: Ledger, committed: set[str]) -> Iterator[str]:
+    """Yield the files of clips that no commit names.
+
+    Commits are read for clips with several attempts alone: a commit names files that are there, so
+    of one attempt there is nothing to ask.
+    """
+    files = sorted(key for key in ledger.store.list_shards("clips") if _FILE.fullmatch(key))
+    for clip_id, group in groupby(files, key=lambda key: key.split("/")[2]):
+        attempts = defaultdict[str, list[str]](list)
+        for key in group:
+            attempts[key.rpartition("/")[2].partition(".")[0]].append(key)
+        if clip_id in committed:
+            named = (
+                ledger.read_commit(clip_id).attempt if len(attempts) > 1 else next(iter(attempts))
+            )
+            del attempts[named]
+        for keys in attempts.values():
+            yield from keys

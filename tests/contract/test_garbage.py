@@ -1,0 +1,94 @@
+"""`clean` finds what nobody will read, on every store, and never anything else."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from jobs.clean import clean_output
+from pipeline.checkpoints import Checkpoints
+from pipeline.garbage import find_garbage
+from pipeline.lease import Lease, LeaseHeldError
+from pipeline.ledger import Ledger
+from pipeline.places import TEMPORARY
+from pipeline.store import ObjectStore
+from tests.contract.test_ledger import IDENTITY, A, B, C, D, draft, failure, plan_rows
+
+MODEL = "f" * 64
+
+
+@pytest.fixture
+def output(store: ObjectStore, tmp_path: Path) -> Ledger:
+    """A is done by a second attempt, B too and at once, C is unfinished, D no longer asked for."""
+    ledger, saved = Ledger(store), Checkpoints(store, MODEL)
+    ledger.open_output(IDENTITY)
+    ledger.save_rows("ads", plan_rows((A, None), (B, None), (C, None), (None, "no prompt")))
+    video, poster = tmp_path / "a.mp4", tmp_path / "a.jpg"
+    video.write_bytes(b"video")
+    poster.write_bytes(b"poster")
+    cut_off = "20260101T000000000000-0123456789abcdef"
+    for clip_id in (A, C):
+        store.put(f"clips/{clip_id[:2]}/{clip_id}/{cut_off}.mp4", video)
+    for clip_id in (A, B):
+        ledger.commit_clip(draft(clip_id), video, poster)
+    for clip_id in (A, C, D):
+        saved.save(clip_id, "snapshot", 3, b"three")
+    ledger.record_failure(failure(C))
+    store.put("work/20260101T000000000000-0123456789abcdef.parquet", b"work")
+    store.put(f"commits/{A[:2]}/{TEMPORARY}cut", b"half")
+    store.put("notes/mine.txt", b"mine")
+    return ledger
+
+
+def listed(store: ObjectStore) -> set[str]:
+    return {*store.list(), *store.list_unfinished()}
+
+
+def is_garbage(key: str) -> bool:
+    cut_off = re.search(r"/20260101T000000000000-", key)
+    spent = key.startswith((f"checkpoints/{A[:2]}/{A}", f"checkpoints/{D[:2]}/{D}"))
+    return bool(cut_off) or spent or TEMPORARY in key
+
+
+def test_what_is_removed_and_what_is_kept(output: Ledger) -> None:
+    before = listed(output.store)
+    kinds = clean_output(output.store.uri, remove=False, unfinished=False, say=pytest.fail)
+    assert listed(output.store) == before, "a listing removes nothing"
+    assert [(each.objects, each.goes) for each in kinds] == [
+        (2, True), (4, True), (2, False), (2, True),
+    ]  # fmt: skip
+    assert all(each.size_bytes > 0 for each in kinds)
+    assert clean_output(output.store.uri, remove=True, unfinished=False, say=pytest.fail) == kinds
+    after = listed(output.store)
+    expected = {key for key in before if not is_garbage(key)}
+    assert {key for key in after if not key.startswith("lease/")} == expected
+    assert output.committed_ids() == {A, B}
+    for commit in output.read_commits():
+        assert output.store.checksum(commit.video.key)[0] == commit.video.sha256
+    assert not any(
+        each.objects
+        for each in clean_output(output.store.uri, remove=True, unfinished=False, say=pytest.fail)
+        if each.goes
+    )
+
+
+def test_unfinished_work_goes_only_when_asked(output: Ledger) -> None:
+    clean_output(output.store.uri, remove=True, unfinished=True, say=pytest.fail)
+    assert Checkpoints(output.store, MODEL).clip_ids() == set()
+    assert not any(
+        getattr(find_garbage(output), kind)
+        for kind in ("attempts", "checkpoints", "unfinished", "leftovers")
+    )
+
+
+def test_nothing_is_cleaned_while_a_run_writes(output: Ledger) -> None:
+    lease = Lease.acquire(output.store, 1.0)
+    before = listed(output.store)
+    with lease.kept(pytest.fail):
+        for remove in (False, True):
+            with pytest.raises(LeaseHeldError, match=str(os.getpid())):
+                clean_output(output.store.uri, remove=remove, unfinished=True, say=lambda _: None)
+    assert listed(output.store) == before
