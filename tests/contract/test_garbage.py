@@ -15,7 +15,7 @@ from pipeline.lease import Lease, LeaseHeldError
 from pipeline.ledger import Ledger
 from pipeline.places import TEMPORARY
 from pipeline.store import ObjectStore
-from tests.contract.test_ledger import IDENTITY, A, B, C, D, draft, failure, plan_rows
+from tests.support.outputs import IDENTITY, A, B, C, D, draft, failure, plan_rows
 
 MODEL = "f" * 64
 

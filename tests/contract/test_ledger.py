@@ -7,24 +7,17 @@ import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from pipeline import ledger as ledger_module
-from pipeline.documents import Commit, CommitDraft, Failure, OutputIdentity, new_attempt
+from pipeline.documents import Commit, OutputIdentity, new_attempt
 from pipeline.errors import OutputMismatchError, UsageError
-from pipeline.identity import digest
-from pipeline.ledger import ROW_COLUMNS, SUCCESS_KEY, Ledger, UploadError
+from pipeline.ledger import SUCCESS_KEY, Ledger, UploadError
 from pipeline.manifest import write_manifest
-from pipeline.request import RenderRequest
 from pipeline.store import ObjectStore
-
-IDENTITY = OutputIdentity(
-    model="tiny", model_fingerprint="f" * 64, finish={"codec": "h264", "crf": 18}, recipe="tiny-cpu"
-)
-A, B, C, D = (digest(name) for name in "abcd")
+from tests.support.outputs import IDENTITY, A, B, C, D, draft, failure, plan_rows
 
 
 @pytest.fixture
@@ -40,54 +33,6 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
     video.write_bytes(b"video" * 1000)
     poster.write_bytes(b"poster")
     return video, poster
-
-
-def draft(clip_id: str) -> CommitDraft:
-    request = RenderRequest(
-        prompt="a red bottle",
-        width=64,
-        height=64,
-        num_frames=17,
-        fps=8.0,
-        seed=1,
-        num_inference_steps=4,
-        guidance_scale=4.0,
-    )
-    return CommitDraft(
-        clip_id=clip_id,
-        attempt=new_attempt(),
-        request=request,
-        width=64,
-        height=64,
-        num_frames=17,
-        fps=8.0,
-        duration_s=17 / 8,
-        model="tiny",
-        model_fingerprint="f" * 64,
-        layout="1",
-        gang="cpu",
-        timings={"encode": 0.1, "denoise": 1.5, "develop": 0.2},
-        device_seconds=1.5,
-    )
-
-
-def failure(clip_id: str, reason: str = "out of memory") -> Failure:
-    return Failure(
-        clip_id=clip_id,
-        attempt=new_attempt(),
-        stage="denoise",
-        reason=reason,
-        chain=("rank 0 died", reason),
-        attempts=2,
-    )
-
-
-def plan_rows(*rows: tuple[str | None, str | None]) -> pa.Table:
-    columns: dict[str, Any] = {name: [None] * len(rows) for name in ROW_COLUMNS}
-    columns["row"] = list(range(len(rows)))
-    columns["clip_id"] = pa.array([clip_id for clip_id, _ in rows], pa.string())
-    columns["reject"] = pa.array([reject for _, reject in rows], pa.string())
-    return pa.table({**columns, "locale": ["de"] * len(rows)})
 
 
 def test_commit_then_read_back(ledger: Ledger, files: tuple[Path, Path]) -> None:
