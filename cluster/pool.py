@@ -14,13 +14,12 @@ from there. An actor that Ray starts anew, the pool needs nothing of the one bef
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
 
+from cluster.drive import Driver, HaltedError
 from cluster.gang import (
     ClipError,
     Gang,
@@ -37,7 +36,6 @@ from pipeline.request import RenderRequest
 
 RESTART_PAUSE_S = 1.0
 MAX_FAILED_STARTS = 5
-WARNINGS_KEPT = 50
 LEAVING_POLL_S = 2.0
 
 
@@ -46,11 +44,7 @@ class PoolBrokenError(Exception):
 
 
 class _StoppedError(Exception):
-    """The pool stops; the clip is saved as far as it came."""
-
-
-class _LeavingError(Exception):
-    """The gang's node is about to end; the clip is saved as far as it came."""
+    """The pool stops."""
 
 
 @dataclass(frozen=True)
@@ -91,17 +85,13 @@ class _Job:
     conditioning: Any
     result: asyncio.Future[Rendered]
     reasons: tuple[str, ...] = ()
-    device_seconds: float = 0.0
-    """What denoising took before the session that runs now, as far as it was saved."""
 
 
 @dataclass
 class _Counts:
     running: set[str] = field(default_factory=set[str])
-    steps: int = 0
     ready: set[str] = field(default_factory=set[str])
     rebuilds: int = 0
-    warned: int = 0
 
 
 class GangPool:
@@ -111,6 +101,7 @@ class GangPool:
         """Hold the recipe; gangs are made by `start`. `name` is no other pool's."""
         self._recipe = recipe
         self._checkpoints = checkpoints
+        self._driver = Driver(recipe, checkpoints)
         self._name = name
         self._schedule = Schedule()
         self._jobs: dict[str, _Job] = {}
@@ -123,8 +114,6 @@ class GangPool:
         self._stopping = False
         self._leaving = set[Gang]()
         self._watcher: asyncio.Task[None] | None = None
-        self._saved = set[str]()
-        self._warnings = deque[str](maxlen=WARNINGS_KEPT)
 
     async def start(self) -> None:
         """Begin to make the gangs; clips may be given at once and wait for the first."""
@@ -134,7 +123,7 @@ class GangPool:
 
     async def _start(self) -> None:
         remove_gangs(self._name)  # of a pool that Ray has started anew as this one
-        self._saved |= await asyncio.to_thread(self._checkpoints.clip_ids)
+        await self._driver.open()
         for shape in self._recipe.gangs:
             for number in range(shape.count):
                 name = f"{shape.name}-{number}"
@@ -168,10 +157,11 @@ class GangPool:
         )
         self._jobs[key] = job
         try:
-            saved = await self._load(key)
+            saved = await self._driver.load(key)
             if saved and saved[0].kind == "latents":
-                return _finished(*saved)
-            await self._enqueue(job.task)
+                _settle(job, _finished(*saved))
+            else:
+                await self._enqueue(job.task)
             return await asyncio.shield(job.result)
         finally:
             self._jobs.pop(key, None)
@@ -182,13 +172,13 @@ class GangPool:
         return PoolProgress(
             waiting=len(self._schedule),
             running=len(counts.running),
-            steps_done=counts.steps,
+            steps_done=self._driver.steps,
             gangs_ready=len(counts.ready),
             gangs=len(self._servers),
             rebuilds=counts.rebuilds,
             broken=self._broken,
-            warnings=tuple(self._warnings),
-            warned=counts.warned,
+            warnings=tuple(self._driver.warnings),
+            warned=self._driver.warned,
         )
 
     async def stop(self) -> None:
@@ -238,7 +228,7 @@ class GangPool:
                 if failed_starts >= MAX_FAILED_STARTS and not any(alike):
                     self._give_up(f"no gang like {name} can be started: {error}")
                     return
-                self._warn(f"gang {name} could not be started: {error}")
+                self._driver.warn(f"gang {name} could not be started: {error}")
                 await asyncio.sleep(RESTART_PAUSE_S * failed_starts)
                 continue
             failed_starts = 0
@@ -249,9 +239,10 @@ class GangPool:
                     await self._run(gang, await self._take(shape.max_tokens))
             except GangDiedError as error:
                 self._counts.rebuilds += 1
-                self._warn(f"gang lost: {error}")
-            except _LeavingError:
-                self._warn(f"gang {name} leaves its node, which is about to end")
+                self._driver.warn(f"gang lost: {error}")
+            except HaltedError:
+                if not self._stopping:
+                    self._driver.warn(f"gang {name} leaves its node, which is about to end")
             except _StoppedError:
                 return
             finally:
@@ -262,15 +253,16 @@ class GangPool:
 
     async def _run(self, gang: Gang, job: _Job) -> None:
         """Render one clip on `gang`; raises GangDiedError once the clip is safe elsewhere."""
-        began = time.perf_counter()
         self._counts.running.add(gang.name)
         try:
-            latents = await self._denoise(gang, job)
+            if gang in self._leaving:
+                raise HaltedError
+            finished = await self._driver.denoise(
+                gang, job.task, job.conditioning, lambda: self._stopping or gang in self._leaving
+            )
         except ClipError as error:
             _settle(job, _failed(job, gang, str(error)))
-        except _StoppedError:
-            raise
-        except _LeavingError:
+        except HaltedError:
             await self._enqueue(job.task)
             raise
         except GangDiedError as error:
@@ -280,62 +272,20 @@ class GangPool:
             await self._retry(gang, job, f"{type(error).__name__}: {error}")
             raise GangDiedError(f"{gang.name}: {error}") from error
         else:
-            seconds = time.perf_counter() - began
             _settle(
                 job,
                 Rendered(
-                    latents=[latents],
+                    latents=[finished.latents],
                     reasons=job.reasons,
                     gang=gang.name,
                     layout=str(gang.shape.layout),
                     attempts=job.task.attempts + 1,
-                    denoise_s=seconds,
-                    device_seconds=job.device_seconds + seconds * gang.shape.layout.ranks,
+                    denoise_s=finished.seconds,
+                    device_seconds=finished.device_seconds,
                 ),
             )
         finally:
             self._counts.running.discard(gang.name)
-
-    async def _denoise(self, gang: Gang, job: _Job) -> Any:
-        """Drive a clip's steps in chunks of about `pool.chunk_s`, and save them when due."""
-        if gang in self._leaving:
-            raise _LeavingError
-        pool, every_s = self._recipe.pool, self._recipe.checkpoint.every_s
-        task, ranks = job.task, gang.shape.layout.ranks
-        timeout_s = pool.start_timeout_s
-        saved = await self._load(task.key)
-        job.device_seconds = saved[0].device_seconds if saved else 0.0
-        snapshot = ray.put(saved[1]) if saved and saved[0].kind == "snapshot" else None
-        now = await gang.start(task.key, task.request, job.conditioning, snapshot, timeout_s)
-        if now.passed_over:
-            self._warn(f"clip {task.key[:16]} starts anew: {now.passed_over}")
-        began = saved_at = time.perf_counter()
-        chunk = 1
-
-        def spent() -> float:
-            return job.device_seconds + (time.perf_counter() - began) * ranks
-
-        while not now.done:
-            before = now.step
-            now = await gang.advance(task.key, chunk, timeout_s)
-            made = now.step - before
-            self._counts.steps += made
-            step_s = now.seconds / max(made, 1)
-            chunk = max(1, round(pool.chunk_s / max(step_s, 1e-6)))
-            timeout_s = max(pool.step_timeout_min_s, pool.step_timeout_factor * step_s * chunk)
-            last = self._stopping or gang in self._leaving
-            due = time.perf_counter() - saved_at >= every_s
-            if not now.done and (due or last):
-                saved_at = time.perf_counter()
-                self._saved.add(task.key)
-                wrong = await gang.save(task.key, spent(), timeout_s, wait=last)
-                self._warn_unsaved(task.key, wrong)
-                if last:
-                    raise _StoppedError if self._stopping else _LeavingError
-        self._saved.add(task.key)
-        latents, wrong = await gang.finish(task.key, spent(), timeout_s)
-        self._warn_unsaved(task.key, wrong)
-        return latents
 
     async def _watch_nodes(self) -> None:
         """Have gangs leave nodes that are about to end: preempted, or scaled down."""
@@ -347,25 +297,7 @@ class GangPool:
                     if leaving & await asyncio.to_thread(gang.nodes):
                         self._leaving.add(gang)
             except Exception as error:  # noqa: BLE001 - a look that fails is taken again
-                self._warn(f"Ray's nodes can't be looked at: {error}")
-
-    async def _load(self, key: str) -> tuple[Checkpoint, bytes] | None:
-        """Return what is saved of a clip; asks the store only where something may be."""
-        if key not in self._saved:
-            return None
-        try:
-            return await asyncio.to_thread(self._checkpoints.load, key, self._warn)
-        except OSError as error:
-            self._warn(f"clip {key[:16]} starts anew: {error}")
-            return None
-
-    def _warn_unsaved(self, key: str, wrong: str) -> None:
-        if wrong:
-            self._warn(f"clip {key[:16]} could not be saved: {wrong}")
-
-    def _warn(self, text: str) -> None:
-        self._warnings.append(text)
-        self._counts.warned += 1
+                self._driver.warn(f"Ray's nodes can't be looked at: {error}")
 
     async def _retry(self, gang: Gang, job: _Job, reason: str) -> None:
         task = job.task
