@@ -1,6 +1,6 @@
-"""A run that is killed, interrupted or loses a rank: nothing is lost, nothing is rendered twice.
+"""A run that is killed, interrupted, stopped or loses processes: nothing lost, nothing twice.
 
-Three runs of one call, each disturbed in another way once it has committed something new.
+Four runs of one call, each disturbed in another way once it has committed something new.
 """
 
 from __future__ import annotations
@@ -8,14 +8,19 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 
 from jobs.cli import ExitCode
+from jobs.recipes import find_recipe
+from pipeline.checkpoints import Checkpoints
 from pipeline.documents import Commit
+from pipeline.lease import LeaseRecord, read_lease
 from pipeline.ledger import Ledger
+from pipeline.local import LocalRunner
 from pipeline.probe import read_frames
 from pipeline.store import ObjectStore
 from tests.support.command import (
@@ -23,6 +28,7 @@ from tests.support.command import (
     end_process,
     find_children,
     is_alive,
+    rushes,
     start_rushes,
     wait_until,
     write_table,
@@ -30,14 +36,19 @@ from tests.support.command import (
 
 pytestmark = pytest.mark.timeout(600)
 
-NUM_CLIPS = 10
+NUM_CLIPS = 12
 NUM_FRAMES = 17
+STEPS = 32
 RUN_S = 300.0
 """The longest wait for a run to get somewhere on a machine that is busy with other things."""
 GONE_S = 30.0
+RANK = "ray::RankWorker.advance"
 RAYS_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 """They look for their raylet once a minute, and end when it is gone."""
-CALL = ("render", "ads.parquet", "-o", "out", *ONE_GANG)
+RECIPE = (f"request.num_inference_steps={STEPS}", "checkpoint.every_s=0.5", "lease.limit_s=20")
+CALL = ("render", "ads.parquet", "-o", "out", *ONE_GANG, *(f"--set={each}" for each in RECIPE))
+LOST = ("ray::GangPool", "ray::MapWorker(Map(_Publish", "ray::MapWorker(Map(_Denoise", RANK)
+"""What the last run loses, one after another, each after another commit."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +63,17 @@ class Stage:
     """When each file of a clip or commit was written, by path."""
     left: list[str]
     """Processes of the run that outlived it."""
+    saved: set[str]
+    """Clips of which unfinished work is kept."""
+    lease: LeaseRecord | None
 
 
 def read_stage(folder: Path, code: int, shown: tuple[str, str], left: list[str]) -> Stage:
     ledger = Ledger(ObjectStore(folder / "out"))
     files = {str(path): path.stat().st_mtime_ns for path in (folder / "out").glob("c*/*/**/*.*")}
     commits = {each.clip_id: each for each in ledger.read_commits()}
-    return Stage(code, *shown, commits, files, left)
+    saved = Checkpoints(ledger.store, "").clip_ids()
+    return Stage(code, *shown, commits, files, left, saved, read_lease(ledger.store))
 
 
 def count_commits(folder: Path) -> int:
@@ -73,10 +88,10 @@ def find_name(process: psutil.Process) -> str:
         return ""
 
 
-def find_rank(pid: int) -> psutil.Process | None:
-    """Return the process of a rank that is making steps."""
+def find_named(pid: int, name: str) -> psutil.Process | None:
+    """Return a process under another by what it calls itself."""
     children = find_children(pid)
-    return next((each for each in children if find_name(each) == "ray::RankWorker.advance"), None)
+    return next((each for each in children if find_name(each).startswith(name)), None)
 
 
 def run_disturbed(folder: Path, kind: str) -> Stage:
@@ -84,9 +99,9 @@ def run_disturbed(folder: Path, kind: str) -> Stage:
     before = count_commits(folder)
     with start_rushes(*CALL, cwd=folder) as run:
 
-        def has_committed() -> bool:
+        def has_committed(number: int = 1) -> bool:
             assert run.poll() is None, run.communicate()
-            return count_commits(folder) > before
+            return count_commits(folder) >= before + number
 
         wait_until(has_committed, RUN_S, f"a commit before the {kind}")
         started = find_children(run.pid)
@@ -96,8 +111,12 @@ def run_disturbed(folder: Path, kind: str) -> Stage:
             run.kill()
         elif kind == "interrupt":
             os.killpg(run.pid, signal.SIGINT)  # as a terminal does, to all of the group
+        elif kind == "stop":
+            run.terminate()  # as Kubernetes does, to the process that it started
         else:
-            end_process(wait_until(lambda: find_rank(run.pid), RUN_S, "a rank that makes steps"))
+            for number, name in enumerate(LOST, start=1):
+                wait_until(partial(has_committed, number), RUN_S, f"{number} commits")
+                end_process(wait_until(partial(find_named, run.pid, name), RUN_S, name))
         shown = run.communicate(timeout=RUN_S)
         try:
             wait_until(lambda: not any(map(is_alive, started)), GONE_S, "Ray's end")
@@ -127,8 +146,13 @@ def interrupted(folder: Path, killed: Stage) -> Stage:
 
 
 @pytest.fixture(scope="module")
-def lost_a_rank(folder: Path, interrupted: Stage) -> Stage:
-    return run_disturbed(folder, "loss of a rank")
+def stopped(folder: Path, interrupted: Stage) -> Stage:
+    return run_disturbed(folder, "stop")
+
+
+@pytest.fixture(scope="module")
+def last(folder: Path, stopped: Stage) -> Stage:
+    return run_disturbed(folder, "losses")
 
 
 def check_kept(before: Stage, after: Stage) -> None:
@@ -163,23 +187,55 @@ def test_the_run_after_a_kill_goes_on(killed: Stage, interrupted: Stage) -> None
     check_kept(killed, interrupted)
 
 
-def test_the_run_after_an_interrupt_ends_it_all(
-    folder: Path, interrupted: Stage, lost_a_rank: Stage
+def test_a_stopped_run_saves_what_it_had_begun_and_gives_the_lease_back(
+    interrupted: Stage, stopped: Stage
 ) -> None:
-    assert lost_a_rank.returncode == ExitCode.OK, lost_a_rank.stderr
-    assert lost_a_rank.left == []
-    check_kept(interrupted, lost_a_rank)
-    assert len(lost_a_rank.commits) == NUM_CLIPS
-    for commit in lost_a_rank.commits.values():
+    assert stopped.returncode == ExitCode.STOPPED, stopped.stderr
+    assert "Stopped and saved. The same command goes on from here." in stopped.stdout
+    check_kept(interrupted, stopped)
+    assert stopped.left == []
+    for each in (interrupted, stopped):
+        assert each.saved
+        assert not each.saved & each.commits.keys()
+        assert each.lease is not None
+        assert each.lease.released
+    assert stopped.lease is not None
+    assert stopped.lease.epoch == 3
+
+
+def test_the_last_run_ends_it_all_though_it_loses_the_pool_a_client_and_more(
+    folder: Path, stopped: Stage, last: Stage
+) -> None:
+    assert last.returncode == ExitCode.OK, last.stderr
+    assert last.left == []
+    check_kept(stopped, last)
+    assert len(last.commits) == NUM_CLIPS
+    assert last.saved == set()
+    for commit in last.commits.values():
         assert len(read_frames(folder / "out" / commit.video.key)) == NUM_FRAMES
     assert (folder / "out" / "_SUCCESS").exists()
-    assert len(list((folder / "out" / "work").iterdir())) <= 1  # the killed run's
-
-
-def test_a_lost_rank_costs_its_clip_one_attempt(
-    folder: Path, interrupted: Stage, lost_a_rank: Stage
-) -> None:
-    new = lost_a_rank.commits.keys() - interrupted.commits.keys()
-    attempts = sorted(lost_a_rank.commits[key].attempts for key in new)
-    assert attempts == [1] * (len(new) - 1) + [2]
     assert Ledger(ObjectStore(folder / "out")).failed_ids() == set()
+    assert "gang lost" in last.stdout
+
+
+def test_what_was_gone_on_from_is_as_if_made_in_one_go(
+    tmp_path: Path, stopped: Stage, last: Stage
+) -> None:
+    recipe = find_recipe(overrides=RECIPE)
+    alone = Ledger(ObjectStore(tmp_path))
+    for clip_id in stopped.saved:
+        commit = last.commits[clip_id]
+        runner = LocalRunner(recipe, commit.model_fingerprint, alone)
+        made = runner.render(clip_id, commit.request)
+        assert isinstance(made, Commit)
+        assert made.video.sha256 == commit.video.sha256
+
+
+def test_what_the_killed_run_left_is_cleaned(folder: Path, last: Stage) -> None:
+    done = rushes("clean", "out", "--yes", cwd=folder)
+    assert done.returncode == ExitCode.OK, done.stderr
+    store = ObjectStore(folder / "out")
+    named = {each.key for commit in last.commits.values() for each in (commit.video, commit.poster)}
+    assert set(store.list("clips")) == named
+    assert list(store.list("work")) == []
+    assert list(store.list_unfinished()) == []

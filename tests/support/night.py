@@ -41,15 +41,17 @@ def final_state(clip_id: str) -> bytes:
     return state
 
 
-def run_night(store: ObjectStore, folder: Path, made: Counter[str]) -> None:
+def run_night(
+    store: ObjectStore, folder: Path, made: Counter[str], clips: tuple[str, ...] = CLIPS
+) -> None:
     """Bring every clip to its commit, and write down what became of each; `made` counts steps."""
     Ledger(store).open_output(IDENTITY)
     lease = Lease.acquire(store, LIMIT_S)
     ledger = Ledger(store, lease.epoch)
     saves = Checkpoints(store, MODEL, lease.epoch)
     done, saved = ledger.committed_ids(), saves.clip_ids()
-    ledger.save_rows("ads", plan_rows(*((clip_id, None) for clip_id in CLIPS)))
-    for clip_id in CLIPS:
+    ledger.save_rows("ads", plan_rows(*((clip_id, None) for clip_id in clips)))
+    for clip_id in clips:
         if clip_id not in done:
             state = denoise(saves, clip_id, made, resume=clip_id in saved)
             lease.renew()
@@ -83,18 +85,18 @@ def commit(ledger: Ledger, each: CommitDraft, state: bytes, folder: Path) -> Non
     ledger.commit_clip(each, video, poster)
 
 
-def check_night(store: ObjectStore) -> None:
+def check_night(store: ObjectStore, clips: tuple[str, ...] = CLIPS) -> None:
     """Check that every clip is there once, as an undisturbed run makes it, and is accounted for."""
     ledger = Ledger(store)
     commits = list(ledger.read_commits())
-    assert sorted(each.clip_id for each in commits) == sorted(CLIPS)
+    assert sorted(each.clip_id for each in commits) == sorted(clips)
     for each in commits:
         assert store.read(each.video.key) == final_state(each.clip_id)
         assert store.checksum(each.poster.key)[0] == each.poster.sha256
     status = ledger.status()
-    assert (status.rows, status.committed, status.remaining) == (len(CLIPS), len(CLIPS), 0)
+    assert (status.rows, status.committed, status.remaining) == (len(clips), len(clips), 0)
     assert store.exists("_SUCCESS")
     (manifest,) = store.list("manifest")
     rows = ledger.read_table(manifest).to_pylist()
-    assert [row["status"] for row in rows] == ["committed"] * len(CLIPS)
+    assert [row["status"] for row in rows] == ["committed"] * len(clips)
     assert {row["uri"] for row in rows} == {store.locate(each.video.key) for each in commits}
