@@ -8,8 +8,9 @@ is compared by its hash with an undisturbed run's.
 
 Prints a line a round and last `rounds=N faults=N clips=N lost=0 duplicated=0 differing=0
 repeated_steps=x%`; exits with 1 where a clip was lost, made twice or differs. `repeated_steps` is
-the denoising steps that were made more than once; the count is read ten times a second, so the
-last tenth before each kill of a driver or a pool may be missing from it.
+the denoising steps that were made more than once, as the pools counted them. What a gang made of
+a chunk (a quarter second) when it was killed isn't counted, nor what a pool made in the tenth of a
+second before it or its driver was.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ class Tally:
         return (
             f"faults={self.faults.total()} clips={self.clips} lost={self.lost} "
             f"duplicated={self.duplicated} differing={self.differing} "
-            f"repeated_steps={max(repeated, 0):.1f}%"
+            f"repeated_steps={repeated:.1f}%"
         )
 
     def add(self, other: Tally) -> None:
@@ -112,6 +113,7 @@ def write_table(path: Path) -> int:
     """Write the round's table; return how many denoising steps it asks for."""
     long = [number % (ROWS // LONG_ROWS) == 1 for number in range(ROWS)][:ROWS]
     steps = [LONG_STEPS if each else SHORT_STEPS for each in long]
+    print(f"{ROWS} clips, {sum(steps)} steps", flush=True)
     table = {
         "prompt": [f"a red ball moving left, take {number}" for number in range(ROWS)],
         "width": [64 if each else 32 for each in long],
@@ -329,6 +331,7 @@ def render_undisturbed(folder: Path, table: Path) -> dict[str, str]:
     code, log = call.end()
     if code:
         raise SystemExit(f"the undisturbed run ended with {code}: {log}")
+    print(f"undisturbed: {read_steps(log)} steps", flush=True)
     return {each.clip_id: each.video.sha256 for each in read_all(folder / "out")}
 
 

@@ -294,8 +294,9 @@ def _pool(call: PlannedCall, ledger: Ledger, reporter: Reporter) -> Generator[An
     ended = threading.Event()
 
     def watch() -> None:
-        warned = 0
-        while not ended.wait(POLL_S):
+        warned, last = 0, False
+        while not last:
+            last = ended.wait(POLL_S)  # once more at the end
             try:
                 now = cast(PoolProgress, ray.get(pool.progress.remote(), timeout=10))
             except (RayError, TimeoutError):
@@ -311,12 +312,12 @@ def _pool(call: PlannedCall, ledger: Ledger, reporter: Reporter) -> Generator[An
         watcher.start()
         yield pool
     finally:
-        ended.set()
         try:
             ray.get(pool.stop.remote(), timeout=recipe.checkpoint.grace_s + STOP_TIMEOUT_S)
         except (RayError, TimeoutError):
             pass
         finally:
+            ended.set()
+            if watcher.ident:
+                watcher.join(STOP_TIMEOUT_S)
             ray.kill(pool)
-        if watcher.ident:
-            watcher.join(STOP_TIMEOUT_S)
