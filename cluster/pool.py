@@ -196,6 +196,7 @@ class GangPool:
         for gang in self._gangs.values():
             gang.kill()
         self._gangs.clear()
+        self._give_up("the pool was stopped")
 
     async def _enqueue(self, task: Task) -> None:
         async with self._work:
