@@ -41,8 +41,10 @@ from pipeline.store import ObjectStore
 
 ROWS = 40
 LONG_ROWS = 6
-SHORT_STEPS, LONG_STEPS = 4, 60
+SHORT_STEPS, LONG_STEPS = 4, 100
 FAULTS_A_ROUND = 4
+EARLY = 0.2
+"""The share of calls that are struck while they start; the others once ranks are at work."""
 EVERY_S = 0.5
 CALLS = 25
 CALL_TIMEOUT_S = 600.0
@@ -99,7 +101,7 @@ class Tally:
         return (
             f"faults={self.faults.total()} clips={self.clips} lost={self.lost} "
             f"duplicated={self.duplicated} differing={self.differing} "
-            f"repeated_steps={repeated:.1f}%"
+            f"repeated_steps={repeated:.2f}%"
         )
 
     def add(self, other: Tally) -> None:
@@ -273,13 +275,15 @@ def run_round(folder: Path, table: Path, steps: int, dice: random.Random, faults
     tally, seen = Tally(steps_needed=steps), dict[str, bytes]()
     for number in range(CALLS):
         call = Call(table, output)
+        sign = "ray::GangPool" if dice.random() < EARLY else "ray::RankWorker.advance"
+        while call.process.poll() is None and not call.find(sign):
+            time.sleep(0.2)
         while call.process.poll() is None:
-            pause = dice.uniform(0.5, 14)
-            deadline = time.monotonic() + pause
+            deadline = time.monotonic() + dice.uniform(0.2, 8)
             while time.monotonic() < deadline and call.process.poll() is None:
                 time.sleep(0.2)
                 call.look()
-            if faults and call.process.poll() is None and call.find("ray::GangPool"):
+            if faults and call.process.poll() is None:
                 name = dice.choice(sorted(FAULTS))
                 if FAULTS[name](call, output, dice):
                     tally.faults[name] += 1

@@ -51,10 +51,17 @@ class Gang:
     """
 
     def __init__(
-        self, name: str, shape: GangShape, group: PlacementGroup, checkpoints: Checkpoints
+        self,
+        name: str,
+        title: str,
+        shape: GangShape,
+        group: PlacementGroup,
+        checkpoints: Checkpoints,
     ) -> None:
         """Hold what `create` made; ranks come later."""
         self.name = name
+        self.title = title
+        """What Ray's dashboard knows the gang by; no other has it."""
         self.shape = shape
         self._group = group
         self._checkpoints = checkpoints
@@ -75,12 +82,9 @@ class Gang:
         ranks = shape.layout.ranks
         bundle = {"CPU": shape.num_cpus, "GPU": shape.num_gpus}
         bundle = {kind: amount for kind, amount in bundle.items() if amount}
-        group = placement_group(
-            [bundle] * ranks,
-            strategy=shape.placement,
-            name=f"{owner}/{name}/{secrets.token_hex(4)}",
-        )
-        gang = cls(name, shape, group, checkpoints)
+        title = f"{owner}/{name}/{secrets.token_hex(4)}"
+        group = placement_group([bundle] * ranks, strategy=shape.placement, name=title)
+        gang = cls(name, title, shape, group, checkpoints)
         model, timeout_s = recipe.model, recipe.pool.start_timeout_s
         try:
             await _wait(group.ready(), timeout_s, f"{name}: resources {ranks} x {bundle}")
@@ -159,6 +163,7 @@ class Gang:
     def _start_rank(self, model: ModelSpec, number: int) -> Any:
         place = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=number)
         actor = cast(Any, ray.remote(RankWorker)).options(
+            name=f"{self.title}/{number}",
             num_cpus=self.shape.num_cpus,
             num_gpus=self.shape.num_gpus,
             scheduling_strategy=place,

@@ -1,10 +1,15 @@
-"""A gang of two ranks renders what one rank renders, and lives through the loss of either."""
+"""A gang of two ranks renders what one rank renders, and lives through the loss of either.
+
+Beside them, a clip that kills its gang every time: that costs itself alone.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +30,27 @@ from tests.support.command import wait_until, write_table
 
 pytestmark = pytest.mark.timeout(600)
 
-NUM_CLIPS, LONG, SHORT = 4, 17, 5
+LONG, SHORT = 17, 5
+FRAMES = [LONG] * 3 + [SHORT] * 2
+POISON = 4
+"""The row whose gang is killed every time. Its many steps make it the first of the short ones."""
+STEPS = [8] * POISON + [100]
+NUM_CLIPS = len(FRAMES)
+MAX_ATTEMPTS = 3
 SAME_DB = 60.0
 """Decoded frames of two layouts differ by less, counted over all clips."""
 
 
-def find_busy_ranks() -> list[int]:
-    """Return the process ids of the ranks that are making steps, in the order of their start."""
-    actors = [each for each in state.actors().values() if each["ActorClassName"] == "RankWorker"]
-    ranks = [psutil.Process(each["Pid"]) for each in actors if each["State"] == "ALIVE"]
-    return sorted(each.pid for each in ranks if each.cmdline()[0] == "ray::RankWorker.advance")
+def find_busy_ranks(gang: str = "pair-0") -> list[int]:
+    """Return the process ids of a gang's ranks that are making steps, in order of their start."""
+    actors = [each for each in state.actors().values() if f"/{gang}/" in each["Name"]]
+    pids = sorted(each["Pid"] for each in actors if each["State"] == "ALIVE")
+    busy: list[int] = []
+    for pid in pids:
+        with suppress(psutil.Error, IndexError):
+            if psutil.Process(pid).cmdline()[0] == "ray::RankWorker.advance":
+                busy.append(pid)
+    return busy
 
 
 def find_pair() -> list[int] | None:
@@ -43,13 +59,29 @@ def find_pair() -> list[int] | None:
     return ranks if len(ranks) == 2 else None
 
 
+def poison() -> None:
+    """Kill the rank for short clips as often as a clip may lose one, each time at work."""
+    killed = set[int]()
+
+    def find_next() -> set[int]:
+        return set(find_busy_ranks("single-0")) - killed
+
+    while len(killed) < MAX_ATTEMPTS:
+        pid = wait_until(find_next, 120, "a rank for short clips at work").pop()
+        os.kill(pid, signal.SIGKILL)
+        killed.add(pid)
+
+
+Render = Callable[[int, signal.Signals], tuple[Ledger, list[Failure]]]
+
+
 class Disturber:
-    """A reporter that sends a signal to a rank of two once a clip of either size is committed."""
+    """A reporter that sends a signal to a rank of two once it has made a clip."""
 
     def __init__(self, victim: int, number: signal.Signals) -> None:
         self.victim, self.number = victim, number
-        self.sizes: set[int] = set()
         self.pid = 0
+        self.failed: list[Failure] = []
 
     def planned(self, *what: Any) -> None: ...
 
@@ -58,9 +90,10 @@ class Disturber:
     def noted(self, text: str) -> None: ...
 
     def ended(self, outcome: Commit | Failure) -> None:
-        assert isinstance(outcome, Commit), outcome
-        self.sizes.add(outcome.num_frames)
-        if not self.pid and self.sizes == {SHORT, LONG}:
+        if isinstance(outcome, Failure):
+            self.failed.append(outcome)
+            return
+        if not self.pid and outcome.num_frames == LONG:
             ranks = wait_until(find_pair, 60, "both ranks of the pair at work")
             self.pid = ranks[self.victim]
             os.kill(self.pid, self.number)
@@ -71,7 +104,8 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_table(
         tmp_path_factory.mktemp("table") / "ads.parquet",
         prompt=[f"a red ball moving left, take {number}" for number in range(NUM_CLIPS)],
-        num_frames=[LONG] * (NUM_CLIPS - 1) + [SHORT],
+        num_frames=FRAMES,
+        num_inference_steps=STEPS,
     )
 
 
@@ -85,7 +119,7 @@ def recipe() -> Recipe:
     return find_recipe(
         overrides=[
             gangs,
-            "request.num_inference_steps=8",
+            f"pool.max_attempts={MAX_ATTEMPTS}",
             "pool.step_timeout_min_s=10",
             "finish.crf=0",
         ]
@@ -95,39 +129,67 @@ def recipe() -> Recipe:
 @pytest.fixture(scope="module")
 def render(
     ray_cluster: None, recipe: Recipe, table: str, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[int, signal.Signals], Ledger]:
+) -> Render:
     """Render the table on two ranks, one of which is disturbed."""
 
-    def run(victim: int, number: signal.Signals) -> Ledger:
+    def run(victim: int, number: signal.Signals) -> tuple[Ledger, list[Failure]]:
         folder = tmp_path_factory.mktemp("output")
         disturber = Disturber(victim, number)
         result = render_tables([table], str(folder), recipe, disturber)
         assert disturber.pid
         assert not psutil.pid_exists(disturber.pid)
-        assert (result.rendered, result.failed) == (NUM_CLIPS, 0)
-        return Ledger(ObjectStore(folder))
+        assert (result.rendered, result.failed) == (
+            NUM_CLIPS - len(disturber.failed),
+            len(disturber.failed),
+        )
+        return Ledger(ObjectStore(folder)), disturber.failed
 
     return run
 
 
 @pytest.fixture(scope="module")
-def killed(render: Callable[[int, signal.Signals], Ledger]) -> Ledger:
-    return render(0, signal.SIGKILL)
+def poisoned(render: Render) -> tuple[Ledger, list[Failure]]:
+    with ThreadPoolExecutor(1) as threads:
+        poisoning = threads.submit(poison)
+        outcome = render(0, signal.SIGKILL)
+        poisoning.result(10)
+    return outcome
+
+
+@pytest.fixture(scope="module")
+def killed(poisoned: tuple[Ledger, list[Failure]]) -> Ledger:
+    return poisoned[0]
 
 
 def test_a_gang_that_loses_its_first_rank_is_rebuilt(killed: Ledger) -> None:
     commits = list(killed.read_commits())
-    assert sorted(each.attempts for each in commits) == [1] * (NUM_CLIPS - 1) + [2]
+    assert sorted(each.attempts for each in commits) == [1] * (NUM_CLIPS - 2) + [2]
     layouts = {(each.num_frames, each.layout, each.gang) for each in commits}
     assert layouts == {(LONG, "tensor=2", "pair-0"), (SHORT, "1", "single-0")}
 
 
-def test_a_gang_with_a_rank_that_hangs_is_rebuilt_and_makes_the_same_bytes(
-    killed: Ledger, render: Callable[[int, signal.Signals], Ledger]
+def test_a_clip_that_kills_its_gang_every_time_costs_itself_alone(
+    poisoned: tuple[Ledger, list[Failure]],
 ) -> None:
-    hung = render(1, signal.SIGSTOP)
+    ledger, (failure,) = poisoned
+    assert ledger.read_output()
+    assert failure.stage == "denoise"
+    assert failure.attempts == MAX_ATTEMPTS
+    assert failure.reason == f"lost {MAX_ATTEMPTS} gangs"
+    assert len(failure.chain) == MAX_ATTEMPTS + 1
+    assert all("single-0" in each for each in failure.chain[:-1])
+    assert ledger.count_attempts({failure.clip_id}) == {failure.clip_id: MAX_ATTEMPTS}
+    status = ledger.status()
+    assert (status.committed, status.failed, status.remaining) == (NUM_CLIPS - 1, 1, 0)
+
+
+def test_a_gang_with_a_rank_that_hangs_is_rebuilt_and_makes_the_same_bytes(
+    killed: Ledger, render: Render
+) -> None:
+    hung, failed = render(1, signal.SIGSTOP)
+    assert failed == []
     assert sum(each.attempts for each in hung.read_commits()) == NUM_CLIPS + 1
-    for commit in hung.read_commits():
+    for commit in map(hung.read_commit, killed.committed_ids()):
         assert commit.video.sha256 == killed.read_commit(commit.clip_id).video.sha256
 
 
