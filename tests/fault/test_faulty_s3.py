@@ -76,7 +76,7 @@ def test_a_night_on_a_faulty_storage(
 ) -> None:
     output = f"s3://{BUCKET}/{uuid.uuid4().hex}"
     faults, clips = (FAULTS, CLIPS) if fault == "all of them" else ((fault,), CLIPS[:1])
-    share = 0.4 if fault == "not there yet" else 0.12
+    share = 0.25 if fault == "not there yet" else 0.12
     with serve_faults(s3_server, Dice(faults, fault, share)) as proxy, monkeypatch.context() as to:
         to.setenv("AWS_ENDPOINT_URL", proxy.url)
         run_to_the_end(output, tmp_path, clips)

@@ -18,7 +18,7 @@ from tests.support.nodes import start_nodes
 
 pytestmark = pytest.mark.timeout(600)
 
-NUM_CLIPS, STEPS = 6, 100
+NUM_CLIPS, STEPS = 5, 90
 RANK_CPUS = 4
 HEAD_CPUS = RANK_CPUS - 1
 """Room for every actor but a rank; the other nodes have room for one rank, and for others."""
