@@ -56,9 +56,10 @@ OVERRIDES = (
 )
 _DRIVE = """
 import json, sys
-import jobs.render
+import jobs.run
 from jobs.recipes import find_recipe
-from jobs.render import RunBrokenError, render_tables
+from jobs.render import render_tables
+from jobs.run import RunBrokenError
 
 class Counting:
     def __init__(self): self.before = self.last = 0
@@ -70,7 +71,7 @@ class Counting:
         self.last = steps
         print(json.dumps({"steps": self.before + steps}), flush=True)
 
-jobs.render.POLL_S = 0.1
+jobs.run.POLL_S = 0.1
 table, output, *overrides = sys.argv[1:]
 try:
     result = render_tables([table], output, find_recipe(overrides=overrides), Counting())

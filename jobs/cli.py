@@ -129,7 +129,8 @@ def render(
     """
     with _errors():
         from jobs.progress import ConsoleReporter, print_rejects, print_summary
-        from jobs.render import RunBrokenError, render_tables
+        from jobs.render import render_tables
+        from jobs.run import RunBrokenError
 
         console = _console()
         chosen = find_recipe(recipe, overrides or ())

@@ -1,26 +1,18 @@
-"""Render tables into an output: plan, resume, run on Ray, and write down what became of each row.
-
-The composition root of the batch: everything it needs is made here and handed down.
-"""
-
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUnknownArgumentType=false, reportMissingTypeStubs=false
+"""Render tables into an output: plan, resume, run, and write down what became of each row."""
 
 from __future__ import annotations
 
 import _thread
-import signal
-import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast
+from typing import Literal, Protocol
 
 from jobs.contact_sheet import render_contact_sheet
 from jobs.plan import PlannedCall, find_done, plan_call
-from pipeline.checkpoints import Checkpoints
-from pipeline.documents import Commit, Failure, OutputStatus, new_attempt
+from jobs.run import RunBrokenError, StopSignal, run_on_ray
+from pipeline.documents import Commit, Failure, OutputStatus
 from pipeline.errors import RunEndingError
 from pipeline.lease import Lease
 from pipeline.ledger import Ledger
@@ -29,11 +21,6 @@ from pipeline.plan import Plan
 from pipeline.recipe import Recipe
 from pipeline.request import RenderRequest
 from pipeline.store import ObjectStore
-
-POLL_S = 0.5
-START_TIMEOUT_S = 300.0
-STOP_TIMEOUT_S = 30.0
-POOL_RESTARTS = 10
 
 
 class Reporter(Protocol):
@@ -74,10 +61,6 @@ class RunResult:
     seconds: float
 
 
-class StopSignal(KeyboardInterrupt):
-    """SIGTERM: Kubernetes or a spot market wants the machine back, and gives us seconds."""
-
-
 def render_tables(
     tables: Sequence[str],
     output: str,
@@ -96,7 +79,8 @@ def render_tables(
     end with `wait`, and is refused without.
 
     An interrupt (Ctrl-C) or SIGTERM stops the run cleanly: what is committed stays, what is
-    unfinished is saved, and the same call again goes on from there.
+    unfinished is saved, and the same call again goes on from there. After SIGTERM, which leaves no
+    time for them, manifest and page are as an earlier run left them.
 
     Raises:
         UsageError: the call is wrong; nothing was written.
@@ -128,7 +112,7 @@ def render_tables(
             reporter.noted(_describe_given_up(len(given_up), recipe, retry=retry_failed))
         try:
             if requests:
-                for outcome in _run(call, ledger, requests, reporter, address):
+                for outcome in run_on_ray(call, ledger, requests, reporter, address):
                     ended.count(outcome)
                     reporter.ended(outcome)
         except KeyboardInterrupt as stop:
@@ -137,9 +121,10 @@ def render_tables(
             with suppress(OSError, RunEndingError):  # the store may be what broke
                 _write_results(ledger)
             raise
-        status = _write_results(ledger)
+        # After SIGTERM seconds are left: the lease goes back, and the next run writes the manifest.
+        status = None if ended.by == "SIGTERM" else _write_results(ledger)
     return RunResult(
-        status=status,
+        status=status or ledger.status(),
         output=store.uri,
         rendered=ended.rendered,
         failed=ended.failed,
@@ -203,27 +188,6 @@ def _kept(lease: Lease) -> Generator[None]:
         raise
 
 
-@contextmanager
-def _stop_signals() -> Generator[None]:
-    """Raise StopSignal in this thread, the main one, at a first SIGTERM; later ones are ignored.
-
-    Elsewhere than in a main thread, signals are somebody else's.
-    """
-
-    def stop(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise StopSignal
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _write_results(ledger: Ledger) -> OutputStatus:
     """Write the manifest and the page of what the output holds now."""
     status = write_manifest(ledger)
@@ -231,93 +195,3 @@ def _write_results(ledger: Ledger) -> OutputStatus:
     title = ledger.store.uri.rstrip("/").rpartition("/")[2]
     ledger.store.put("index.html", render_contact_sheet(tables, title).encode())
     return status
-
-
-class RunBrokenError(Exception):
-    """The run can't go on; what is committed stays, and the same call again continues."""
-
-
-def _run(
-    call: PlannedCall,
-    ledger: Ledger,
-    requests: dict[str, RenderRequest],
-    reporter: Reporter,
-    address: str | None,
-) -> Iterator[Commit | Failure]:
-    """Start Ray and the pool, render, and leave nothing behind."""
-    from cluster.batch import BatchSpec, make_work, run_batch
-    from cluster.session import ray_session
-
-    work_key = f"work/{new_attempt()}.parquet"
-    ledger.put_table(work_key, make_work(requests))
-    try:
-        # Signals after Ray, which installs a handler of its own.
-        with (
-            ray_session(call.recipe, address),
-            _stop_signals(),
-            _pool(call, ledger, reporter) as pool,
-        ):
-            spec = BatchSpec(call.recipe, call.model_fingerprint, ledger)
-            try:
-                yield from run_batch(spec, pool, work_key)
-            except Exception as error:
-                raise RunBrokenError(f"the run broke: {_find_cause(error)}") from error
-    finally:
-        ledger.store.delete(work_key)
-
-
-def _find_cause(error: BaseException) -> str:
-    """Return what first went wrong, out of what Ray wrapped around it, in one line."""
-    while True:
-        inner = getattr(error, "cause", None) or error.__cause__
-        if not isinstance(inner, BaseException):
-            break
-        error = inner
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"
-
-
-@contextmanager
-def _pool(call: PlannedCall, ledger: Ledger, reporter: Reporter) -> Generator[Any]:
-    """Hold a pool of the recipe's gangs, and tell the reporter of its steps and troubles."""
-    import ray
-    from ray.exceptions import RayError
-
-    from cluster.pool import GangPool, PoolProgress
-
-    recipe = call.recipe
-    actor = cast(Any, ray.remote(GangPool)).options(
-        num_cpus=0, max_concurrency=10_000, max_restarts=POOL_RESTARTS, max_task_retries=-1
-    )
-    checkpoints = Checkpoints(ledger.store, call.model_fingerprint, ledger.epoch)
-    pool = actor.remote(recipe, checkpoints, new_attempt())
-    ended = threading.Event()
-
-    def watch() -> None:
-        warned, last = 0, False
-        while not last:
-            last = ended.wait(POLL_S)  # once more at the end
-            try:
-                now = cast(PoolProgress, ray.get(pool.progress.remote(), timeout=10))
-            except (RayError, TimeoutError):
-                continue
-            reporter.stepped(now.steps_done, now.gangs_ready, now.gangs)
-            for text in now.warnings[-(now.warned - warned) :] if now.warned > warned else ():
-                reporter.noted(text)
-            warned = now.warned
-
-    watcher = threading.Thread(target=watch, name="progress", daemon=True)
-    try:
-        ray.get(pool.start.remote(), timeout=START_TIMEOUT_S)
-        watcher.start()
-        yield pool
-    finally:
-        try:
-            ray.get(pool.stop.remote(), timeout=recipe.checkpoint.grace_s + STOP_TIMEOUT_S)
-        except (RayError, TimeoutError):
-            pass
-        finally:
-            ended.set()
-            if watcher.ident:
-                watcher.join(STOP_TIMEOUT_S)
-            ray.kill(pool)

@@ -173,6 +173,17 @@ class Memory:
     walk_shards = walk
 
 
+@contextlib.contextmanager
+def _as_os_errors() -> Generator[None]:
+    """Raise what a connection that fails for good makes botocore raise as an OSError, as others."""
+    from botocore.exceptions import BotoCoreError
+
+    try:
+        yield
+    except BotoCoreError as error:
+        raise ConnectionError(f"{type(error).__name__}: {error}") from error
+
+
 class Bucket:
     """A folder of an S3 bucket, through s3fs with its listing cache off."""
 
@@ -212,6 +223,7 @@ class Bucket:
         except (BotoCoreError, ValueError) as error:
             raise OSError(str(error)) from error
 
+    @_as_os_errors()
     def write(self, key: str, data: bytes | Path, *, exclusive: bool) -> None:
         content_type, _ = mimetypes.guess_type(key)
         options: dict[str, Any] = {"ContentType": content_type} if content_type else {}
@@ -234,9 +246,11 @@ class Bucket:
             else:
                 return
 
+    @_as_os_errors()
     def read(self, key: str, start: int | None = None, end: int | None = None) -> bytes:
         return self._files.cat_file(self._path(key), start=start, end=end, max_concurrency=1)
 
+    @_as_os_errors()
     def size(self, key: str) -> int | None:
         try:
             info = self._files.info(self._path(key), refresh=True)
@@ -244,6 +258,7 @@ class Bucket:
             return None
         return info["size"] if info["type"] == "file" else None
 
+    @_as_os_errors()
     def delete(self, key: str) -> None:
         self._files.rm_file(self._path(key))
 
@@ -265,6 +280,7 @@ class Bucket:
         ):
             yield from shard
 
+    @_as_os_errors()
     def _list_page(self, prefix: str, token: str | None) -> tuple[list[str], str | None]:
         under = self.folder + (f"{prefix}/" if prefix else "")
         more = {"ContinuationToken": token} if token else {}

@@ -16,13 +16,15 @@ from pipeline.documents import Commit
 from pipeline.errors import UsageError
 from pipeline.ledger import Ledger
 from pipeline.store import ObjectStore
-from tests.support.faulty_s3 import FAULTS, FaultyProxy, serve_faults
+from tests.support.faulty_s3 import FAULTS, serve_faults
 from tests.support.night import CLIPS, check_night, commit, final_state, run_night
 from tests.support.outputs import IDENTITY, A, draft
 from tests.support.s3 import BUCKET
 
 CALLS = 12
 """A call that the storage ends is made again, as a user or Kubernetes would."""
+LAST_GOOD = 40
+"""The request after which a storage is broken for good."""
 READS = ("GET", "HEAD")
 
 
@@ -123,20 +125,22 @@ def test_writers_race_for_one_clip_through_a_faulty_storage(
     assert ledger.store.read(winner.video.key) == final_state(A)
 
 
+@pytest.mark.parametrize("fault", ["internal error", "gone"])
 def test_a_storage_that_stays_broken_ends_the_call_and_harms_nothing(
-    s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fault: str, s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = f"s3://{BUCKET}/{uuid.uuid4().hex}"
     requests = Counter[str]()
 
     def choose(method: str, path: str) -> str | None:
         requests["all"] += 1
-        return "internal error" if requests["all"] > 40 else None
+        if requests["all"] == LAST_GOOD and fault == "gone":
+            threading.Thread(target=proxy.close).start()
+        return fault if requests["all"] > LAST_GOOD and fault != "gone" else None
 
-    proxy: FaultyProxy
-    with serve_faults(s3_server, choose) as proxy, monkeypatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        with pytest.raises(OSError, match="fault"):
+    with serve_faults(s3_server, choose) as proxy, monkeypatch.context() as to:
+        to.setenv("AWS_ENDPOINT_URL", proxy.url)
+        with pytest.raises(OSError, match=r"fault|Could not connect"):
             run_night(ObjectStore(output), tmp_path, Counter())
     run_night(ObjectStore(output), tmp_path, Counter())
     check_night(ObjectStore(output))

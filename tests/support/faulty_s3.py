@@ -47,6 +47,11 @@ class FaultyProxy(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
+    def close(self) -> None:
+        """Answer nothing more; may be called twice."""
+        self.shutdown()
+        self.server_close()
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients hang up on a proxy that cuts replies; that is no news."""
 
@@ -143,6 +148,5 @@ def serve_faults(endpoint: str, choose: Callable[[str, str], str | None]) -> Ite
     try:
         yield proxy
     finally:
-        proxy.shutdown()
-        proxy.server_close()
+        proxy.close()
         thread.join()

@@ -1,0 +1,154 @@
+"""One run on Ray: a cluster, a pool of gangs, the batch, and a clean end whatever ends it.
+
+The composition root of the batch: everything it needs is made here and handed down.
+"""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportMissingTypeStubs=false
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+from pipeline.checkpoints import Checkpoints
+from pipeline.documents import Commit, Failure, new_attempt
+from pipeline.ledger import Ledger
+from pipeline.request import RenderRequest
+
+if TYPE_CHECKING:
+    from jobs.plan import PlannedCall
+    from jobs.render import Reporter
+
+POLL_S = 0.5
+START_TIMEOUT_S = 300.0
+STOP_TIMEOUT_S = 30.0
+POOL_RESTARTS = 10
+
+
+class RunBrokenError(Exception):
+    """The run can't go on; what is committed stays, and the same call again continues."""
+
+
+class StopSignal(KeyboardInterrupt):
+    """SIGTERM: Kubernetes or a spot market wants the machine back, and gives us seconds."""
+
+
+def run_on_ray(
+    call: PlannedCall,
+    ledger: Ledger,
+    requests: dict[str, RenderRequest],
+    reporter: Reporter,
+    address: str | None,
+) -> Iterator[Commit | Failure]:
+    """Start Ray and the pool, render, and leave nothing behind; yield each clip's end.
+
+    Raises:
+        RunBrokenError: the run can't go on.
+        StopSignal: SIGTERM came; what is unfinished is saved.
+    """
+    from cluster.batch import BatchSpec, make_work, run_batch
+    from cluster.session import ray_session
+
+    work_key = f"work/{new_attempt()}.parquet"
+    ledger.put_table(work_key, make_work(requests))
+    try:
+        # Signals after Ray, which installs a handler of its own.
+        with (
+            ray_session(call.recipe, address),
+            _stop_signals(),
+            _pool(call, ledger, reporter) as pool,
+        ):
+            spec = BatchSpec(call.recipe, call.model_fingerprint, ledger)
+            try:
+                yield from run_batch(spec, pool, work_key)
+            except Exception as error:
+                raise RunBrokenError(f"the run broke: {_find_cause(error)}") from error
+    finally:
+        ledger.store.delete(work_key)
+
+
+def _find_cause(error: BaseException) -> str:
+    """Return what first went wrong, out of what Ray wrapped around it, in one line."""
+    while True:
+        inner = getattr(error, "cause", None) or error.__cause__
+        if not isinstance(inner, BaseException):
+            break
+        error = inner
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"
+
+
+@contextmanager
+def _pool(call: PlannedCall, ledger: Ledger, reporter: Reporter) -> Generator[Any]:
+    """Hold a pool of the recipe's gangs, and tell the reporter of its steps and troubles."""
+    import ray
+    from ray.exceptions import RayError
+
+    from cluster.pool import GangPool, PoolProgress
+
+    recipe = call.recipe
+    actor = cast(Any, ray.remote(GangPool)).options(
+        num_cpus=0, max_concurrency=10_000, max_restarts=POOL_RESTARTS, max_task_retries=-1
+    )
+    checkpoints = Checkpoints(ledger.store, call.model_fingerprint, ledger.epoch)
+    pool = actor.remote(recipe, checkpoints, new_attempt())
+    ended = threading.Event()
+
+    def watch() -> None:
+        warned, last = 0, False
+        while not last:
+            last = ended.wait(POLL_S)  # once more at the end
+            try:
+                now = cast(PoolProgress, ray.get(pool.progress.remote(), timeout=10))
+            except (RayError, TimeoutError):
+                continue
+            reporter.stepped(now.steps_done, now.gangs_ready, now.gangs)
+            for text in now.warnings[-(now.warned - warned) :] if now.warned > warned else ():
+                reporter.noted(text)
+            warned = now.warned
+
+    watcher = threading.Thread(target=watch, name="progress", daemon=True)
+    try:
+        ray.get(pool.start.remote(), timeout=START_TIMEOUT_S)
+        watcher.start()
+        yield pool
+    except KeyboardInterrupt:
+        reporter.noted(
+            f"stopping: saving what is unfinished, up to {recipe.checkpoint.grace_s:.0f} s"
+        )
+        raise
+    finally:
+        try:
+            ray.get(pool.stop.remote(), timeout=recipe.checkpoint.grace_s + STOP_TIMEOUT_S)
+        except (RayError, TimeoutError):
+            pass
+        finally:
+            ended.set()
+            if watcher.ident:
+                watcher.join(STOP_TIMEOUT_S)
+            ray.kill(pool)
+
+
+@contextmanager
+def _stop_signals() -> Generator[None]:
+    """Raise StopSignal in this thread, the main one, at a first SIGTERM; later ones are ignored.
+
+    Elsewhere than in a main thread, signals are somebody else's.
+    """
+
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise StopSignal
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
