@@ -1,5 +1,8 @@
 """Render tables into an output: plan, resume, run, and write down what became of each row."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import _thread
