@@ -20,6 +20,8 @@ from pipeline.documents import Checkpoint
 from pipeline.recipe import Recipe
 
 WARNINGS_KEPT = 50
+FINISH_TIMEOUT_S = 300.0
+"""The latents are saved before they are handed over: a store's own retries take minutes."""
 
 
 class HaltedError(Exception):
@@ -109,7 +111,7 @@ class Driver:
                 if halted:
                     raise HaltedError
         self._saved.add(key)
-        latents, wrong = await gang.finish(key, spent(), timeout_s)
+        latents, wrong = await gang.finish(key, spent(), max(timeout_s, FINISH_TIMEOUT_S))
         self._warn_unsaved(key, wrong)
         return Finished(latents, time.perf_counter() - began, spent())
 

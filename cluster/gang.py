@@ -150,8 +150,8 @@ class Gang:
 
     def nodes(self) -> set[str]:
         """Return the ids of the nodes that the ranks are on."""
-        entry = placement_group_table(self._group)
-        return set(map(str, entry["bundles_to_node_id"].values()))
+        entry = placement_group_table(self._group)  # empty once the group is removed
+        return set(map(str, entry.get("bundles_to_node_id", {}).values()))
 
     def kill(self) -> None:
         """End all ranks and give the resources back; may be called twice."""
