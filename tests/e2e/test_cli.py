@@ -359,7 +359,7 @@ def test_help_names_every_column_option_and_exit_code() -> None:
         assert result.exit_code == ExitCode.OK
         options = [each for param in command.params for each in param.opts if "--" in each]
         assert [each for each in options if each not in result.stdout] == [], name
-        if name != "status":
+        if any(param.name == "tables" for param in command.params):
             words = set(re.findall(r"\w+", result.stdout))
             assert set(KNOWN_COLUMNS) <= words, name
     shown = call("render", "--help").stdout
