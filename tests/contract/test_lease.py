@@ -15,6 +15,7 @@ from pipeline.errors import LeaseLostError
 from pipeline.lease import FOLDER, Lease, LeaseHeldError, LeaseRecord, check_epoch, read_lease
 from pipeline.store import ObjectStore
 from tests.support.command import wait_until
+from tests.support.outputs import lose_replies
 
 LIMIT_S = 0.8
 LONG_S = 60.0
@@ -129,13 +130,7 @@ def test_of_many_that_take_over_one_wins(store: ObjectStore) -> None:
 def test_a_lost_reply_to_the_taking_is_a_win(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    create = ObjectStore.create
-
-    def create_twice(self: ObjectStore, key: str, data: bytes) -> None:
-        create(self, key, data)
-        create(self, key, data)
-
-    monkeypatch.setattr(ObjectStore, "create", create_twice)
+    lose_replies(monkeypatch)
     assert Lease.acquire(store, LONG_S).epoch == 1
 
 

@@ -17,7 +17,7 @@ from pipeline.errors import OutputMismatchError, UsageError
 from pipeline.ledger import SUCCESS_KEY, Ledger, UploadError
 from pipeline.manifest import write_manifest
 from pipeline.store import ObjectStore
-from tests.support.outputs import IDENTITY, A, B, C, D, draft, failure, plan_rows
+from tests.support.outputs import IDENTITY, A, B, C, D, draft, failure, lose_replies, plan_rows
 
 
 @pytest.fixture
@@ -55,13 +55,7 @@ def test_commit_then_read_back(ledger: Ledger, files: tuple[Path, Path]) -> None
 def test_lost_reply_is_a_win(
     ledger: Ledger, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    create = ObjectStore.create
-
-    def create_twice(self: ObjectStore, key: str, data: bytes) -> None:
-        create(self, key, data)
-        create(self, key, data)
-
-    monkeypatch.setattr(ObjectStore, "create", create_twice)
+    lose_replies(monkeypatch)
     each = draft(A)
     commit = ledger.commit_clip(each, *files)
     assert commit.attempt == each.attempt

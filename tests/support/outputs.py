@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pyarrow as pa
+import pytest
 
 from pipeline.columns import ROW_COLUMNS
 from pipeline.documents import CommitDraft, Failure, OutputIdentity, new_attempt
 from pipeline.identity import digest
 from pipeline.request import RenderRequest
+from pipeline.store import ObjectStore
 
 IDENTITY = OutputIdentity(
     model="tiny", model_fingerprint="f" * 64, finish={"codec": "h264", "crf": 18}, recipe="tiny-cpu"
@@ -63,3 +65,14 @@ def plan_rows(*rows: tuple[str | None, str | None]) -> pa.Table:
     columns["clip_id"] = pa.array([clip_id for clip_id, _ in rows], pa.string())
     columns["reject"] = pa.array([reject for _, reject in rows], pa.string())
     return pa.table({**columns, "locale": ["de"] * len(rows)})
+
+
+def lose_replies(patch: pytest.MonkeyPatch) -> None:
+    """Have every create done and then tried again, as where the reply to the first was lost."""
+    create = ObjectStore.create
+
+    def create_twice(self: ObjectStore, key: str, data: bytes) -> None:
+        create(self, key, data)
+        create(self, key, data)
+
+    patch.setattr(ObjectStore, "create", create_twice)
