@@ -17,8 +17,10 @@ import atexit
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError
 
+from cluster.leaving import leave_in_time
 from cluster.pool import Rendered
 from pipeline.documents import Commit, Failure, describe_failure
 from pipeline.errors import RunEndingError
@@ -114,6 +117,8 @@ class _Encode:
         from pipeline.encode import Encoder
 
         self._encoder = Encoder(_load_graph(spec, spec.recipe.encode), spec.recipe.encode.device)
+        self._busy = threading.Lock()
+        leave_in_time(self._busy)
 
     def __call__(self, row: Row) -> Row:
         def encode(request: RenderRequest) -> Row:
@@ -122,7 +127,8 @@ class _Encode:
             timings = {"encode": time.perf_counter() - began}
             return {"payload": conditioning, "record": json.dumps({"timings": timings})}
 
-        return _step("encode", row, encode)
+        with self._busy:
+            return _step("encode", row, encode)
 
 
 class _Denoise:
@@ -133,6 +139,7 @@ class _Denoise:
         # borrower left at exit, its destructors wait for ever on a thread that has ended.
         atexit.register(os._exit, 0)
         self._pool = pool
+        leave_in_time(nullcontext())  # whoever asks the pool again gets the same clip
 
     async def __call__(self, row: Row) -> Row:
         if row["failure"]:
@@ -175,8 +182,14 @@ class _Publish:
         graph = _load_graph(spec, spec.recipe.develop)
         self._ledger = spec.ledger
         self._publisher = Publisher(spec.recipe, graph, spec.model_fingerprint, spec.ledger)
+        self._busy = threading.Lock()
+        leave_in_time(self._busy)
 
     def __call__(self, row: Row) -> Row:
+        with self._busy:
+            return self._publish(row)
+
+    def _publish(self, row: Row) -> Row:
         from pipeline.publish import Denoised
 
         def publish(request: RenderRequest) -> Row:

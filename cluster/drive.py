@@ -86,7 +86,9 @@ class Driver:
         began = time.perf_counter()
         saved = await self.load(key)
         before_s = saved[0].device_seconds if saved else 0.0
-        snapshot = ray.put(saved[1]) if saved and saved[0].kind == "snapshot" else None
+        if saved and saved[0].kind == "latents":  # a gang was lost between their save and its word
+            return Finished(ray.put(saved[1]), 0.0, before_s)
+        snapshot = ray.put(saved[1]) if saved else None
         now = await gang.start(key, task.request, conditioning, snapshot, timeout_s)
         if now.passed_over:
             self.warn(f"clip {key[:16]} starts anew: {now.passed_over}")

@@ -11,7 +11,6 @@ from collections.abc import Awaitable
 from typing import Any, Self, TypeVar, cast
 
 import ray
-from ray._private import state
 from ray.exceptions import RayError, RayTaskError
 from ray.util import placement_group_table
 from ray.util.placement_group import (
@@ -190,14 +189,6 @@ class Gang:
             except RayTaskError as broken:
                 raise GangDiedError(f"{self.name}: device: {broken.cause}") from broken
             raise ClipError(f"{type(error.cause).__name__}: {error.cause}") from error
-
-
-def find_leaving_nodes() -> set[str]:
-    """Return the ids of the nodes that Ray drains: they end soon, and take nothing new.
-
-    By what Serve asks, too; Ray has no public way.
-    """
-    return set(map(str, cast(Any, state).state.get_draining_nodes()))
 
 
 def remove_gangs(owner: str) -> None:

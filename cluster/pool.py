@@ -14,7 +14,7 @@ from there. An actor that Ray starts anew, the pool needs nothing of the one bef
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -25,9 +25,9 @@ from cluster.gang import (
     Gang,
     GangDiedError,
     UnusableModelError,
-    find_leaving_nodes,
     remove_gangs,
 )
+from cluster.leaving import LEAVING_POLL_S, find_leaving_nodes
 from cluster.schedule import Schedule, Task, Urgency
 from pipeline.checkpoints import Checkpoints
 from pipeline.documents import Checkpoint
@@ -36,7 +36,6 @@ from pipeline.request import RenderRequest
 
 RESTART_PAUSE_S = 1.0
 MAX_FAILED_STARTS = 5
-LEAVING_POLL_S = 2.0
 
 
 class PoolBrokenError(Exception):
@@ -84,7 +83,6 @@ class _Job:
     task: Task
     conditioning: Any
     result: asyncio.Future[Rendered]
-    reasons: tuple[str, ...] = ()
 
 
 @dataclass
@@ -105,6 +103,7 @@ class GangPool:
         self._name = name
         self._schedule = Schedule()
         self._jobs: dict[str, _Job] = {}
+        self._losses: dict[str, tuple[str, ...]] = {}  # of clips that lost gangs: how, each time
         self._counts = _Counts()
         self._work = asyncio.Condition()
         self._broken: str | None = None
@@ -159,7 +158,7 @@ class GangPool:
         try:
             saved = await self._driver.load(key)
             if saved and saved[0].kind == "latents":
-                _settle(job, _finished(*saved))
+                _settle(job, self._finished(*saved))
             else:
                 await self._enqueue(job.task)
             return await asyncio.shield(job.result)
@@ -210,7 +209,6 @@ class GangPool:
                 if task is None:
                     await self._work.wait()
                 elif task.key in self._jobs:
-                    self._jobs[task.key].task = task
                     return self._jobs[task.key]
         raise _StoppedError
 
@@ -262,7 +260,7 @@ class GangPool:
                 gang, job.task, job.conditioning, lambda: self._stopping or gang in self._leaving
             )
         except ClipError as error:
-            _settle(job, _failed(job, gang, str(error)))
+            self._fail(job, gang, str(error), attempts=len(self._lost(job)) + 1)
         except HaltedError:
             await self._enqueue(job.task)
             raise
@@ -277,10 +275,10 @@ class GangPool:
                 job,
                 Rendered(
                     latents=[finished.latents],
-                    reasons=job.reasons,
+                    reasons=self._lost(job),
                     gang=gang.name,
                     layout=str(gang.shape.layout),
-                    attempts=job.task.attempts + 1,
+                    attempts=len(self._lost(job)) + 1,
                     denoise_s=finished.seconds,
                     device_seconds=finished.device_seconds,
                 ),
@@ -301,44 +299,46 @@ class GangPool:
                 self._driver.warn(f"Ray's nodes can't be looked at: {error}")
 
     async def _retry(self, gang: Gang, job: _Job, reason: str) -> None:
-        task = job.task
-        job.reasons = (*job.reasons, reason)
-        attempts = task.attempts + 1
-        if attempts >= self._recipe.pool.max_attempts:
-            _settle(job, _failed(job, gang, f"lost {attempts} gangs"))
-            return
-        await self._enqueue(replace(task, attempts=attempts))
+        losses = self._losses[job.task.key] = (*self._lost(job), reason)
+        if len(losses) < self._recipe.pool.max_attempts:
+            await self._enqueue(job.task)
+        else:
+            self._fail(job, gang, f"lost {len(losses)} gangs", attempts=len(losses))
+
+    def _lost(self, job: _Job) -> tuple[str, ...]:
+        return self._losses.get(job.task.key, ())
+
+    def _fail(self, job: _Job, gang: Gang, reason: str, attempts: int) -> None:
+        chain = self._losses.pop(job.task.key, ())
+        rendered = Rendered(
+            latents=[],
+            reasons=(*chain, reason),
+            gang=gang.name,
+            layout=str(gang.shape.layout),
+            attempts=attempts,
+            denoise_s=0.0,
+            device_seconds=0.0,
+        )
+        _settle(job, rendered)
+
+    def _finished(self, checkpoint: Checkpoint, latents: bytes) -> Rendered:
+        """Return what an earlier attempt, of this run or another, has finished and saved."""
+        losses = self._losses.get(checkpoint.clip_id, ())
+        return Rendered(
+            latents=[ray.put(latents)],
+            reasons=losses,
+            gang="saved",
+            layout=checkpoint.layout,
+            attempts=len(losses) + 1,
+            denoise_s=0.0,
+            device_seconds=checkpoint.device_seconds,
+        )
 
     def _give_up(self, reason: str) -> None:
         self._broken = reason
         for job in list(self._jobs.values()):
             if not job.result.done():
                 job.result.set_exception(PoolBrokenError(reason))
-
-
-def _finished(checkpoint: Checkpoint, latents: bytes) -> Rendered:
-    """Return what an earlier attempt, of this run or another, has finished and saved."""
-    return Rendered(
-        latents=[ray.put(latents)],
-        reasons=(),
-        gang="saved",
-        layout=checkpoint.layout,
-        attempts=1,
-        denoise_s=0.0,
-        device_seconds=checkpoint.device_seconds,
-    )
-
-
-def _failed(job: _Job, gang: Gang, reason: str) -> Rendered:
-    return Rendered(
-        latents=[],
-        reasons=(*job.reasons, reason),
-        gang=gang.name,
-        layout=str(gang.shape.layout),
-        attempts=job.task.attempts + 1,
-        denoise_s=0.0,
-        device_seconds=0.0,
-    )
 
 
 def _settle(job: _Job, rendered: Rendered) -> None:

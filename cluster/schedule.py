@@ -25,8 +25,6 @@ class Task:
     urgency: Urgency = Urgency.BATCH
     room: int | None = None
     """The `max_tokens` of the gangs that take it."""
-    attempts: int = 0
-    """Gangs that it has lost so far."""
 
 
 @dataclass

@@ -27,6 +27,8 @@ POLL_S = 0.5
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 30.0
 POOL_RESTARTS = 10
+HEAD_NODE = "node:__internal_head__"
+"""What Ray gives one of to the head node alone."""
 
 
 class RunBrokenError(Exception):
@@ -92,7 +94,11 @@ def _pool(call: PlannedCall, ledger: Ledger, reporter: Reporter) -> Generator[An
 
     recipe = call.recipe
     actor = cast(Any, ray.remote(GangPool)).options(
-        num_cpus=0, max_concurrency=10_000, max_restarts=POOL_RESTARTS, max_task_retries=-1
+        num_cpus=0,
+        resources={HEAD_NODE: 0.001},  # the one that no spot market takes back
+        max_concurrency=10_000,
+        max_restarts=POOL_RESTARTS,
+        max_task_retries=-1,
     )
     checkpoints = Checkpoints(ledger.store, call.model_fingerprint, ledger.epoch)
     pool = actor.remote(recipe, checkpoints, new_attempt())

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import psutil
 import pytest
 
 from jobs.cli import ExitCode
@@ -27,6 +26,8 @@ from tests.support.command import (
     ONE_GANG,
     end_process,
     find_children,
+    find_name,
+    find_named,
     is_alive,
     rushes,
     start_rushes,
@@ -78,20 +79,6 @@ def read_stage(folder: Path, code: int, shown: tuple[str, str], left: list[str])
 
 def count_commits(folder: Path) -> int:
     return len(list((folder / "out" / "commits").glob("*/*.json")))
-
-
-def find_name(process: psutil.Process) -> str:
-    """Return what a process calls itself; nothing once it is gone."""
-    try:
-        return process.cmdline()[0]
-    except (psutil.Error, IndexError):
-        return ""
-
-
-def find_named(pid: int, name: str) -> psutil.Process | None:
-    """Return a process under another by what it calls itself."""
-    children = find_children(pid)
-    return next((each for each in children if find_name(each).startswith(name)), None)
 
 
 def run_disturbed(folder: Path, kind: str) -> Stage:

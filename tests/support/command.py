@@ -97,6 +97,20 @@ def find_children(pid: int) -> list[psutil.Process]:
         return []
 
 
+def find_name(process: psutil.Process) -> str:
+    """Return what a process calls itself; nothing once it is gone."""
+    try:
+        return process.cmdline()[0]
+    except (psutil.Error, IndexError):
+        return ""
+
+
+def find_named(pid: int, name: str) -> psutil.Process | None:
+    """Return a process under another by what it calls itself."""
+    children = find_children(pid)
+    return next((each for each in children if find_name(each).startswith(name)), None)
+
+
 def end_process(process: psutil.Process) -> None:
     """Kill a process; one that is gone already is fine."""
     try:

@@ -1,8 +1,8 @@
 """A Ray cluster of several nodes on this machine, in a process of its own that a test commands.
 
 `python -m tests.support.nodes HEAD_CPUS WORKER_CPUS WORKERS` prints one line of JSON: the address,
-and of each worker node its id and its raylet's process id. Then it drains the node whose id it
-reads, line by line, and ends with its input.
+and of each worker node its id and its raylet's process id. For every line that it reads it adds a
+worker node, if the line is `add`, or else drains the node of that id. It ends with its input.
 """
 
 from __future__ import annotations
@@ -25,17 +25,26 @@ class Nodes:
     """A cluster that runs."""
 
     address: str
-    workers: tuple[str, ...]
     raylets: dict[str, int]
+    """Of each worker node, by its id."""
     process: subprocess.Popen[str]
+
+    def add(self) -> str:
+        """Add a worker node; return its id."""
+        (added,) = json.loads(self._ask("add")).items()
+        self.raylets.update([added])
+        return added[0]
 
     def drain(self, node: str) -> None:
         """Tell Ray that a node is about to end, as Kubernetes or an autoscaler does."""
+        assert self._ask(node) == "drained\n"
+
+    def _ask(self, line: str) -> str:
         assert self.process.stdin
         assert self.process.stdout
-        self.process.stdin.write(f"{node}\n")
+        self.process.stdin.write(f"{line}\n")
         self.process.stdin.flush()
-        assert self.process.stdout.readline() == "drained\n"
+        return self.process.stdout.readline()
 
 
 @contextmanager
@@ -55,8 +64,7 @@ def start_nodes(head_cpus: int, worker_cpus: int, workers: int) -> Iterator[Node
     assert process.stdout
     try:
         started = json.loads(process.stdout.readline())
-        raylets = started["raylets"]
-        yield Nodes(started["address"], tuple(raylets), raylets, process)
+        yield Nodes(started["address"], started["raylets"], process)
     finally:
         left = find_children(process.pid)
         process.stdin.close()
@@ -80,11 +88,18 @@ def main() -> None:
         initialize_head=True,
         head_node_args={"num_cpus": head_cpus, "include_dashboard": False},
     )
-    nodes = [cluster.add_node(num_cpus=worker_cpus) for _ in range(workers)]
-    raylets = {node.node_id: node.all_processes["raylet"][0].process.pid for node in nodes}
+
+    def add() -> tuple[str, int]:
+        node = cluster.add_node(num_cpus=worker_cpus)
+        return node.node_id, node.all_processes["raylet"][0].process.pid
+
+    raylets = dict(add() for _ in range(workers))
     print(json.dumps({"address": cluster.address, "raylets": raylets}), flush=True)
     client = GcsClient(address=cluster.address)
     for line in sys.stdin:
+        if line == "add\n":
+            print(json.dumps(dict([add()])), flush=True)
+            continue
         accepted, why = client.drain_node(
             line.strip(),
             autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION,
