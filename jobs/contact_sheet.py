@@ -31,6 +31,9 @@ from pipeline.columns import MANIFEST_SCHEMA
 FIELDS = tuple(MANIFEST_SCHEMA.names)
 """The manifest's own columns; every other column is a label."""
 
+MAX_ROWS = 50_000
+"""Rows that a browser shows with ease; `rushes render` leaves further ones to the manifest."""
+
 _MAX_SAFE_INTEGER = 2**53 - 1
 _MEDIA_PATH = re.compile(r"(?:^|/)(clips/[^/]+/[^/]+/[^/]+)$")
 _ZERO_FRACTION = re.compile(r"\.0+(?=Z?$)")
@@ -50,12 +53,16 @@ def relative_link(uri: str) -> str:
 
 
 def render_contact_sheet(
-    tables: Sequence[pa.Table], title: str, link: Callable[[str], str] = relative_link
+    tables: Sequence[pa.Table],
+    title: str,
+    link: Callable[[str], str] = relative_link,
+    *,
+    left_out: int = 0,
 ) -> str:
     """Return the page for these manifest tables, rows in their order.
 
     `link` turns the manifest's addresses into links from the page. Labels may differ from table
-    to table, in type too.
+    to table, in type too. `left_out` says how many more rows the manifest has.
     """
     data = json.dumps(
         _collect(tables, link), ensure_ascii=False, allow_nan=False, separators=(",", ":")
@@ -73,6 +80,8 @@ def render_contact_sheet(
         style=Markup(style),
         script=Markup(script),
         data=Markup(data.translate(_JSON_ESCAPES)),
+        shown=sum(table.num_rows for table in tables),
+        left_out=left_out,
     )
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from pipeline.documents import OutputIdentity, describe_output
@@ -39,18 +38,18 @@ class PlannedCall:
             for room in (gang.max_tokens for gang in gangs)
         }
         counts = dict.fromkeys(alike.values(), 0)
-        for size, clips in Counter(self.plan.sizes).items():
-            gang = self.recipe.find_gang(*size)
+        for (width, height, num_frames, _), clips in self.plan.shapes.items():
+            gang = self.recipe.find_gang(width, height, num_frames)
             if gang:
                 counts[alike[gang.max_tokens]] += clips
         return counts
 
-    def remaining(self, done: set[str], limit: int | None = None) -> dict[str, RenderRequest]:
+    def remaining(self, done: Set[str], limit: int | None = None) -> dict[str, RenderRequest]:
         """Return the clips still to render, by clip id, most work first.
 
         `limit` counts clips in table order: the first ones are a sample that doesn't change.
         """
-        requests = {key: each for key, each in self.plan.requests().items() if key not in done}
+        requests = self.plan.requests(done)
         if limit is None:
             return requests
         order = (

@@ -1,7 +1,7 @@
 """Render tables into an output: plan, resume, run, and write down what became of each row."""
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUnknownArgumentType=false
+# pyright: reportUnknownArgumentType=false, reportMissingTypeStubs=false
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal, Protocol
 
-from jobs.contact_sheet import render_contact_sheet
+import pyarrow as pa
+
+from jobs.contact_sheet import MAX_ROWS, render_contact_sheet
 from jobs.plan import PlannedCall, find_done, plan_call
 from jobs.run import RunBrokenError, StopSignal, run_on_ray
 from pipeline.documents import Commit, Failure, OutputStatus
@@ -194,7 +197,14 @@ def _kept(lease: Lease) -> Generator[None]:
 def _write_results(ledger: Ledger) -> OutputStatus:
     """Write the manifest and the page of what the output holds now."""
     status = write_manifest(ledger)
-    tables = [ledger.read_table(key) for key in sorted(ledger.store.list("manifest"))]
+    keys = sorted(ledger.store.list("manifest"))
+    tables, room = list[pa.Table](), MAX_ROWS
+    for part in chain.from_iterable(map(ledger.read_parts, keys)):
+        tables.append(part.slice(0, room))
+        room -= tables[-1].num_rows
+        if not room:
+            break
     title = ledger.store.uri.rstrip("/").rpartition("/")[2]
-    ledger.store.put("index.html", render_contact_sheet(tables, title).encode())
+    page = render_contact_sheet(tables, title, left_out=status.rows - (MAX_ROWS - room))
+    ledger.store.put("index.html", page.encode())
     return status

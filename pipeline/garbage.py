@@ -45,8 +45,9 @@ def find_garbage(ledger: Ledger) -> Garbage:
     ledger.read_output()
     committed = ledger.committed_ids()
     wanted = set[str]()
-    for _, rows in ledger.load_rows(("clip_id",)):
-        wanted.update(rows["clip_id"].drop_null().to_pylist())
+    for _, parts in ledger.load_rows(("clip_id",)):
+        for part in parts:
+            wanted.update(part["clip_id"].drop_null().to_pylist())
     saved = defaultdict[bool, list[str]](list)
     for key in ledger.store.list(checkpoints.FOLDER):
         clip_id = key.split("/")[2]

@@ -26,6 +26,7 @@ import time
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,7 +55,8 @@ RUN_KEY = "run.json"
 SUCCESS_KEY = "_SUCCESS"
 UPLOAD_TRIES = 3
 RETRY_DELAY_S = 0.5
-BATCH_ROWS = 10_000
+PART_ROWS = 20_000
+"""Rows in memory at a time: a ledger may have millions."""
 
 
 class UploadError(OSError):
@@ -228,23 +230,44 @@ class Ledger:
         else:
             self.store.delete(f"rejects/{name}.parquet")
 
-    def load_rows(self, columns: Sequence[str] | None = None) -> Iterator[tuple[str, pa.Table]]:
-        """Yield each planned table's name and rows, by name; of some columns only if given."""
+    def load_rows(
+        self, columns: Sequence[str] | None = None
+    ) -> Iterator[tuple[str, Iterator[pa.Table]]]:
+        """Yield each planned table's name and rows, by name; the rows as `read_parts` does."""
         for key in sorted(self.store.list("rows")):
-            table = self.read_table(key, columns)
-            yield key.removeprefix("rows/").removesuffix(".parquet"), table
+            name = key.removeprefix("rows/").removesuffix(".parquet")
+            yield name, self.read_parts(key, columns)
 
-    def read_table(self, key: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return a Parquet object's table; of some columns, in their order, only if given."""
+    def read_parts(self, key: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Yield a Parquet object's rows, at most `PART_ROWS` at a time and at least once.
+
+        Of some columns, in their order, only if given.
+        """
         file = pq.ParquetFile(open_bytes(self.store.read(key)))
-        table = file.read(columns=columns and list(columns))
-        return table.select(list(columns)) if columns else table
+        names = list(columns) if columns else file.schema_arrow.names
+        parts = (pa.table(part) for part in file.iter_batches(PART_ROWS, columns=names))
+        empty = file.schema_arrow.empty_table()
+        return (part.select(names) for part in (parts if file.metadata.num_rows else (empty,)))
+
+    def read_table(self, key: str) -> pa.Table:
+        """Return a Parquet object's table."""
+        return pa.concat_tables(self.read_parts(key))
 
     def put_table(self, key: str, table: pa.Table) -> None:
         """Write a table as Parquet, whole or not at all."""
-        self._check_epoch()
+        self.put_parts(key, iter((table,)))
+
+    def put_parts(self, key: str, parts: Iterator[pa.Table]) -> None:
+        """Write a table that comes in parts, of which there is one, as Parquet.
+
+        Whole or not at all; what is held meanwhile is one part and the file.
+        """
+        first = next(parts)
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
+        with pq.ParquetWriter(sink, first.schema, compression="zstd") as writer:
+            for part in chain((first,), parts):
+                writer.write_table(part)
+        self._check_epoch()
         self.store.put(key, sink.getvalue().to_pybytes())
 
     def status(self) -> OutputStatus:
@@ -256,9 +279,10 @@ class Ledger:
         self.read_output()
         committed, failed = self.committed_ids(), self.failed_ids()
         counts, clips = Counter[str](), set[str]()
-        for _, table in self.load_rows(("clip_id", "reject")):
-            for batch in table.to_batches(max_chunksize=BATCH_ROWS):
-                for clip_id, reject in zip(*map(pa.Array.to_pylist, batch.columns), strict=True):
+        for _, parts in self.load_rows(("clip_id", "reject")):
+            for part in parts:
+                cells = (column.to_pylist() for column in part.columns)
+                for clip_id, reject in zip(*cells, strict=True):
                     counts[row_status(clip_id, reject, committed, failed)] += 1
                     if reject is None:
                         clips.add(clip_id)

@@ -18,15 +18,14 @@ as JSON. A run removes it when it starts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.columns import MANIFEST_SCHEMA, REQUEST_COLUMNS, ROW_COLUMNS, STAGES
 from pipeline.documents import Commit, Failure, OutputStatus, row_status
-from pipeline.ledger import BATCH_ROWS, SUCCESS_KEY, Ledger
+from pipeline.ledger import SUCCESS_KEY, Ledger
 from pipeline.store import ObjectStore
 
 SHORT_ID_DIGITS = 16
@@ -45,15 +44,20 @@ def write_manifest(ledger: Ledger) -> OutputStatus:
     committed, failed = ledger.committed_ids(), ledger.failed_ids()
     counts = dict.fromkeys(("committed", "failed", "rejected", "remaining"), 0)
     asked = set[str]()
-    for name, rows in ledger.load_rows():
+
+    def describe(rows: pa.Table) -> pa.Table:
         wanted = set(rows.filter(rows["reject"].is_null())["clip_id"].to_pylist())
         commits = ledger.read_commits(wanted & committed)
-        failures = ledger.latest_failures((wanted & failed) - committed)
+        lost = (wanted & failed) - committed
+        failures = ledger.latest_failures(lost) if lost else ()
         manifest = build_manifest(rows, commits, failures, ledger.store)
-        ledger.put_table(f"manifest/{name}.parquet", manifest)
         for status in manifest["status"].to_pylist():
             counts[status] += 1
-        asked |= wanted
+        asked.update(wanted)
+        return manifest
+
+    for name, parts in ledger.load_rows():
+        ledger.put_parts(f"manifest/{name}.parquet", map(describe, parts))
     status = OutputStatus(
         rows=sum(counts.values()),
         clips=len(asked),
@@ -70,7 +74,7 @@ def write_manifest(ledger: Ledger) -> OutputStatus:
 def build_manifest(
     rows: pa.Table, commits: Iterable[Commit], failures: Iterable[Failure], store: ObjectStore
 ) -> pa.Table:
-    """Return the manifest of one table's rows, in their order.
+    """Return the manifest of some rows of a table, in their order.
 
     `commits` and `failures` are of its clips, each clip at most once.
     """
@@ -120,16 +124,13 @@ def build_manifest(
 def _tabulate_commits(
     commits: Iterable[Commit], store: ObjectStore
 ) -> tuple[pa.Table, Mapping[str, int]]:
-    """Return what the manifest needs of commits as a table, and each clip's row in it.
-
-    Compact, as a million commits don't fit in memory as they are.
-    """
+    """Return what the manifest needs of commits as a table, and each clip's row in it."""
     places: dict[str, int] = {}
-
-    def describe(each: Iterator[Commit]) -> Iterator[dict[str, Any]]:
-        for commit in each:
-            places[commit.clip_id] = len(places)
-            yield {
+    described: list[dict[str, Any]] = []
+    for commit in commits:
+        places[commit.clip_id] = len(places)
+        described.append(
+            {
                 "uri": store.locate(commit.video.key),
                 "poster_uri": store.locate(commit.poster.key),
                 "duration_s": commit.duration_s,
@@ -142,12 +143,8 @@ def _tabulate_commits(
                 "device_seconds": commit.device_seconds,
                 **{f"{stage}_s": commit.timings.get(stage) for stage in STAGES},
             }
-
-    described = describe(iter(commits))
-    batches: list[Any] = []
-    while some := list(islice(described, BATCH_ROWS)):
-        batches.append(pa.RecordBatch.from_pylist(some, schema=CLIP_SCHEMA))
-    return pa.Table.from_batches(batches, CLIP_SCHEMA), places
+        )
+    return pa.Table.from_pylist(described, schema=CLIP_SCHEMA), places
 
 
 def _as_column(values: Any, type_: Any) -> Any:

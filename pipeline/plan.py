@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,9 @@ import pyarrow as pa
 
 from pipeline.columns import REQUEST_COLUMNS
 from pipeline.request import RenderRequest
+
+PART_ROWS = 10_000
+"""Rows that are Python's at a time: a plan may have millions."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,9 @@ class PlannedTable:
 
     def read_valid(self, *columns: str) -> Iterator[tuple[Any, ...]]:
         """Yield (clip id, the named columns' values…) of each row that is a request."""
-        cells = (self.rows[name].to_pylist() for name in ("clip_id", *columns))
-        return (each for each in zip(*cells, strict=True) if each[0] is not None)
+        for part in self.rows.select(("clip_id", *columns)).to_batches(PART_ROWS):
+            cells = (column.to_pylist() for column in part.columns)
+            yield from (each for each in zip(*cells, strict=True) if each[0] is not None)
 
 
 @dataclass(frozen=True)
@@ -75,62 +80,69 @@ class Plan:
         """Rows that are requests."""
         return self.rows - self.rejected
 
-    @property
+    @cached_property
     def clip_ids(self) -> Set[str]:
         """The ids of all distinct clips."""
-        return self._clips.keys()
+        return {clip_id for table in self.tables for (clip_id,) in table.read_valid()}
 
     @property
     def clips(self) -> int:
         """Distinct clips."""
-        return len(self._clips)
+        return len(self.clip_ids)
 
     @property
     def duplicates(self) -> int:
         """Valid rows beyond the first of each clip."""
         return self.valid - self.clips
 
-    @property
-    def sizes(self) -> Iterator[tuple[int, int, int]]:
-        """The width, height and frames of each distinct clip."""
-        return ((row["width"], row["height"], row["num_frames"]) for row in self._clips.values())
-
     @cached_property
+    def shapes(self) -> Counter[tuple[int, int, int, float]]:
+        """How many distinct clips have which width, height, frames and frames a second."""
+        each = self._read_clips("width", "height", "num_frames", "fps")
+        return Counter((width, height, frames, fps) for _, width, height, frames, fps in each)
+
+    @property
     def frames(self) -> int:
         """Frames of all distinct clips."""
-        return sum(row["num_frames"] for row in self._clips.values())
+        return sum(n * frames for (_, _, frames, _), n in self.shapes.items())
 
-    @cached_property
+    @property
     def pixels(self) -> int:
         """Pixels of all frames of all distinct clips."""
-        sizes = (row["width"] * row["height"] for row in self._clips.values())
-        frames = (row["num_frames"] for row in self._clips.values())
-        return sum(size * count for size, count in zip(sizes, frames, strict=True))
+        return sum(
+            n * width * height * frames for (width, height, frames, _), n in self.shapes.items()
+        )
 
-    @cached_property
+    @property
     def duration_s(self) -> float:
         """Playing time of all distinct clips, in seconds."""
-        return sum(row["num_frames"] / row["fps"] for row in self._clips.values())
+        return sum(n * frames / fps for (_, _, frames, fps), n in self.shapes.items())
 
     @cached_property
     def reasons(self) -> tuple[Reason, ...]:
         """Why rows are rejected, the most frequent first, each with its first row."""
         return merge_reasons(reason for table in self.tables for reason in table.reasons)
 
-    def requests(self) -> dict[str, RenderRequest]:
-        """Return each distinct clip's request by clip id: most work first, ties by clip id."""
-        requests = {clip_id: RenderRequest(**row) for clip_id, row in self._clips.items()}
+    def requests(self, done: Set[str] = frozenset()) -> dict[str, RenderRequest]:
+        """Return each distinct clip's request but of those `done`, by clip id.
+
+        Most work first, ties by clip id.
+        """
+        requests = {
+            clip_id: RenderRequest(**dict(zip(REQUEST_COLUMNS, values, strict=True)))
+            for clip_id, *values in self._read_clips(*REQUEST_COLUMNS)
+            if clip_id not in done
+        }
         return dict(sorted(requests.items(), key=lambda each: (-each[1].work, each[0])))
 
-    @cached_property
-    def _clips(self) -> dict[str, dict[str, Any]]:
-        """The fields of each distinct clip, in table order."""
-        clips: dict[str, dict[str, Any]] = {}
+    def _read_clips(self, *columns: str) -> Iterator[tuple[Any, ...]]:
+        """Yield (clip id, the named columns' values…) of each distinct clip, in table order."""
+        seen = set[str]()
         for table in self.tables:
-            for clip_id, *values in table.read_valid(*REQUEST_COLUMNS):
-                if clip_id not in clips:
-                    clips[clip_id] = dict(zip(REQUEST_COLUMNS, values, strict=True))
-        return clips
+            for each in table.read_valid(*columns):
+                if each[0] not in seen:
+                    seen.add(each[0])
+                    yield each
 
 
 def merge_reasons(reasons: Iterable[Reason]) -> tuple[Reason, ...]:

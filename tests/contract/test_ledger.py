@@ -236,17 +236,38 @@ def test_every_row_is_in_one_state(ledger: Ledger, files: tuple[Path, Path]) -> 
     ]
 
 
+def test_rows_that_come_in_parts_are_counted_and_written_as_one(
+    ledger: Ledger, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_module, "PART_ROWS", 2)
+    rows = [(A, None), (None, "bad"), (A, None), (B, None), (C, None)]
+    ledger.save_rows("ads", plan_rows(*rows))
+    ledger.save_rows("none", plan_rows((A, None)).slice(0, 0))
+    ledger.commit_clip(draft(A), *files)
+    ledger.record_failure(failure(B))
+    status = write_manifest(ledger)
+    assert status == ledger.status()
+    assert (status.committed, status.failed, status.rejected, status.remaining) == (2, 1, 1, 1)
+    assert (status.clips, status.clips_committed) == (3, 1)
+    assert len(list(ledger.read_parts("manifest/ads.parquet"))) == 3
+    manifest = ledger.read_table("manifest/ads.parquet")
+    assert manifest["clip_id"].to_pylist() == [clip_id for clip_id, _ in rows]
+    assert ledger.read_table("manifest/none.parquet").schema == manifest.schema
+    monkeypatch.undo()
+    assert ledger.read_table("manifest/ads.parquet") == manifest
+
+
 def test_rows_saved_again_replace_theirs(ledger: Ledger) -> None:
     bad = plan_rows((None, "prompt: empty"), (A, None))
     ledger.save_rows("ads", bad)
-    ((name, rows),) = ledger.load_rows()
+    ((name, (rows,)),) = ledger.load_rows()
     assert name == "ads"
     assert rows.equals(bad)
     assert ledger.store.exists("rejects/ads.parquet")
     ledger.save_rows("ads", plan_rows((A, None), (B, None), (C, None)))
     assert not ledger.store.exists("rejects/ads.parquet")
     assert ledger.status().remaining == 3
-    ((_, some),) = ledger.load_rows(["reject", "row"])
+    ((_, (some,)),) = ledger.load_rows(["reject", "row"])
     assert some.column_names == ["reject", "row"]
     assert ledger.status().rows == 3
 

@@ -209,16 +209,6 @@ def test_sql_over_the_folder(store: ObjectStore) -> None:
     assert uri.startswith(f"{store.uri}/clips/{B[:2]}/{B}/")
 
 
-def test_many_commits_are_tabulated_in_batches(
-    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pipeline.manifest.BATCH_ROWS", 3)
-    ids = [digest(n) for n in range(10)]
-    commits = {clip_id: commit(clip_id) for clip_id in ids}
-    manifest = build_manifest(plan_rows([*ids]), reversed(commits.values()), [], store)
-    assert manifest["attempt"].to_pylist() == [commits[each].attempt for each in ids]
-
-
 def test_empty_table(store: ObjectStore) -> None:
     manifest = build_manifest(plan_rows([]).slice(0, 0), [], [], store)
     assert manifest.num_rows == 0

@@ -1,0 +1,43 @@
+"""A run that finds every clip committed: it writes down what is there, without Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.plan import plan_call
+from jobs.recipes import find_recipe
+from jobs.render import render_tables
+from pipeline.ledger import Ledger
+from pipeline.store import ObjectStore
+from tests.support.command import write_table
+from tests.support.outputs import draft
+from tests.support.reporters import Silent
+
+ROWS = 5
+
+
+def test_the_page_shows_as_many_rows_as_a_browser_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.render.MAX_ROWS", 3)
+    monkeypatch.setattr("pipeline.ledger.PART_ROWS", 2)
+    prompts = [f"a red ball, take {number}" for number in range(ROWS)]
+    table = write_table(tmp_path / "ads.parquet", prompt=prompts)
+    recipe = find_recipe()
+    call = plan_call([table], recipe)
+    ledger = Ledger(ObjectStore(tmp_path / "out"))
+    ledger.open_output(call.identity)
+    media = tmp_path / "media"
+    media.write_bytes(b"media")
+    for clip_id in call.plan.clip_ids:
+        ledger.commit_clip(draft(clip_id), media, media)
+    result = render_tables([table], str(tmp_path / "out"), recipe, Silent())
+    assert (result.rendered, result.status.committed) == (0, ROWS)
+    page = ledger.store.read("index.html").decode()
+    assert "The first 3 rows are here; 2 more are in the manifest alone." in page
+    assert [prompt in page for prompt in prompts] == [True] * 3 + [False] * 2
+    (manifest,) = ledger.store.list("manifest")
+    assert ledger.read_table(manifest)["prompt"].to_pylist() == prompts
+    assert ledger.store.exists("_SUCCESS")
