@@ -147,7 +147,7 @@ def render(
                     wait=wait,
                 )
         except RunBrokenError as error:
-            _complain(str(error))
+            _complain(f"{error}\nWhat is committed stays; the same command goes on from here.")
             raise typer.Exit(ExitCode.BROKEN) from error
         print_summary(console, result)
         if result.plan.rejected:

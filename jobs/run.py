@@ -8,6 +8,7 @@ The composition root of the batch: everything it needs is made here and handed d
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
 from collections.abc import Generator, Iterator
@@ -74,14 +75,24 @@ def run_on_ray(
 
 
 def _find_cause(error: BaseException) -> str:
-    """Return what first went wrong, out of what Ray wrapped around it, in one line."""
-    while True:
-        inner = getattr(error, "cause", None) or error.__cause__
-        if not isinstance(inner, BaseException):
-            break
-        error = inner
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"
+    """Return what first went wrong, out of what Ray and Ray Data wrapped around it, in one line.
+
+    Of an error in an actor they pass on the printed trace: a chain of errors, the last their own.
+    """
+    from ray.exceptions import RayError
+
+    chain = str(error).split(_DIRECT_CAUSE) if isinstance(error, RayError) else ()
+    for link in reversed(chain):
+        said = [line for line in link.splitlines() if _ERROR_LINE.match(line)]
+        if said and not said[0].startswith("ray.exceptions."):
+            return _OUR_MODULES.sub("", said[0])
+    cause = getattr(error, "cause", None) or error
+    return f"{type(cause).__name__}: {next(iter(str(cause).splitlines()), 'no message')}"
+
+
+_DIRECT_CAUSE = "The above exception was the direct cause of the following exception:"
+_OUR_MODULES = re.compile(r"^(?:pipeline|cluster)\.(?:\w+\.)*")
+_ERROR_LINE = re.compile(r"[A-Za-z_][\w.]*(: |$)")
 
 
 @contextmanager
