@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from jobs.contact_sheet import MAX_ROWS, render_contact_sheet
 from jobs.plan import PlannedCall, find_done, plan_call
-from jobs.run import RunBrokenError, StopSignal, run_on_ray
+from jobs.run import RunBrokenError, run_on_ray
+from jobs.stop import StopSignal, stop_signals
 from pipeline.documents import Commit, Failure, OutputStatus
 from pipeline.errors import RunEndingError
 from pipeline.lease import Lease
@@ -104,31 +105,34 @@ def render_tables(
     Ledger(store).open_output(call.identity)
     lease = Lease.acquire(store, recipe.lease.limit_s, wait=wait, say=reporter.noted)
     ended = _Ended()
-    with _kept(lease):
+    with _kept(lease), stop_signals():
         ledger = Ledger(store, lease.epoch)
-        done = find_done(call, ledger)
-        requests = call.remaining(done, limit)
-        given_up = _find_given_up(ledger, set(requests), recipe, retry=retry_failed)
-        for key in given_up:
-            del requests[key]
-        for table in call.plan.tables:
-            ledger.save_rows(table.name, table.rows)
-        reporter.planned(call, len(done), requests)
-        if given_up:
-            reporter.noted(_describe_given_up(len(given_up), recipe, retry=retry_failed))
+        status, given_up = None, set[str]()
         try:
+            done = find_done(call, ledger)
+            requests = call.remaining(done, limit)
+            given_up = _find_given_up(ledger, set(requests), recipe, retry=retry_failed)
+            for key in given_up:
+                del requests[key]
+            for table in call.plan.tables:
+                ledger.save_rows(table.name, table.rows)
+            reporter.planned(call, len(done), requests)
+            if given_up:
+                reporter.noted(_describe_given_up(len(given_up), recipe, retry=retry_failed))
             if requests:
                 for outcome in run_on_ray(call, ledger, requests, reporter, address):
                     ended.count(outcome)
                     reporter.ended(outcome)
-        except KeyboardInterrupt as stop:
-            ended.by = "SIGTERM" if isinstance(stop, StopSignal) else "Ctrl-C"
+            status = _write_results(ledger)
+        except StopSignal:  # seconds are left: the next run writes the manifest
+            ended.by = "SIGTERM"
+        except KeyboardInterrupt:
+            ended.by = "Ctrl-C"
+            status = _write_results(ledger)
         except RunBrokenError:
             with suppress(OSError, RunEndingError):  # the store may be what broke
                 _write_results(ledger)
             raise
-        # After SIGTERM seconds are left: the lease goes back, and the next run writes the manifest.
-        status = None if ended.by == "SIGTERM" else _write_results(ledger)
     return RunResult(
         status=status or ledger.status(),
         output=store.uri,

@@ -9,12 +9,12 @@ The composition root of the batch: everything it needs is made here and handed d
 from __future__ import annotations
 
 import re
-import signal
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
+from jobs.stop import StopSignal, heed_stop_signals
 from pipeline.checkpoints import Checkpoints
 from pipeline.documents import Commit, Failure, new_attempt
 from pipeline.ledger import Ledger
@@ -36,10 +36,6 @@ class RunBrokenError(Exception):
     """The run can't go on; what is committed stays, and the same call again continues."""
 
 
-class StopSignal(KeyboardInterrupt):
-    """SIGTERM: Kubernetes or a spot market wants the machine back, and gives us seconds."""
-
-
 def run_on_ray(
     call: PlannedCall,
     ledger: Ledger,
@@ -59,17 +55,16 @@ def run_on_ray(
     work_key = f"work/{new_attempt()}.parquet"
     ledger.put_table(work_key, make_work(requests))
     try:
-        # Signals after Ray, which installs a handler of its own.
-        with (
-            ray_session(call.recipe, address),
-            _stop_signals(),
-            _pool(call, ledger, reporter) as pool,
-        ):
-            spec = BatchSpec(call.recipe, call.model_fingerprint, ledger)
-            try:
-                yield from run_batch(spec, pool, work_key)
-            except Exception as error:
-                raise RunBrokenError(f"the run broke: {_find_cause(error)}") from error
+        with ray_session(call.recipe, address):
+            heed_stop_signals()
+            with _pool(call, ledger, reporter) as pool:
+                spec = BatchSpec(call.recipe, call.model_fingerprint, ledger)
+                try:
+                    yield from run_batch(spec, pool, work_key)
+                except Exception as error:
+                    raise RunBrokenError(f"the run broke: {_find_cause(error)}") from error
+    except SystemExit as error:  # what Ray's own handler makes of a SIGTERM while Ray starts
+        raise StopSignal from error
     finally:
         ledger.store.delete(work_key)
 
@@ -148,24 +143,3 @@ def _pool(call: PlannedCall, ledger: Ledger, reporter: Reporter) -> Generator[An
             if watcher.ident:
                 watcher.join(STOP_TIMEOUT_S)
             ray.kill(pool)
-
-
-@contextmanager
-def _stop_signals() -> Generator[None]:
-    """Raise StopSignal in this thread, the main one, at a first SIGTERM; later ones are ignored.
-
-    Elsewhere than in a main thread, signals are somebody else's.
-    """
-
-    def stop(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise StopSignal
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -1,4 +1,4 @@
-"""Gangs that deal out passes or tokens, through Ray, make what one rank makes, and again."""
+"""Gangs that deal out passes or tokens, through Ray, make what one rank makes."""
 
 from __future__ import annotations
 
@@ -44,15 +44,13 @@ def render(recipe: Recipe, table: str, folder: Path) -> tuple[Ledger, Commit]:
         ("context=2, placement='PACK'", "context=2"),
     ],
 )
-def test_a_gang_makes_one_ranks_clip_and_the_same_again(
+def test_a_gang_makes_one_ranks_clip(
     ray_cluster: None, tmp_path: Path, gang: str, layout: str
 ) -> None:
     table = write_table(tmp_path / "ads.parquet", prompt=["a red ball moving left"])
     recipe = recipe_of(gang)
-    ledger, commit = render(recipe, table, tmp_path / "once")
+    ledger, commit = render(recipe, table, tmp_path / "gang")
     assert (commit.layout, commit.attempts) == (layout, 1)
-    _, again = render(recipe, table, tmp_path / "again")
-    assert again.video.sha256 == commit.video.sha256
     alone = Ledger(ObjectStore(tmp_path / "alone"))
     made = LocalRunner(recipe, commit.model_fingerprint, alone).render(
         commit.clip_id, commit.request

@@ -111,6 +111,12 @@ def find_named(pid: int, name: str) -> psutil.Process | None:
     return next((each for each in children if find_name(each).startswith(name)), None)
 
 
+def find_program(pid: int, name: str) -> psutil.Process | None:
+    """Return a process under another that runs the program of a name."""
+    children = find_children(pid)
+    return next((each for each in children if find_name(each).endswith(f"/{name}")), None)
+
+
 def end_process(process: psutil.Process) -> None:
     """Kill a process; one that is gone already is fine."""
     try:

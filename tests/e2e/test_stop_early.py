@@ -1,0 +1,42 @@
+"""SIGTERM before a run has begun to render: it ends at once, and leaves nothing behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.cli import ExitCode
+from pipeline.lease import read_lease
+from pipeline.store import ObjectStore
+from tests.support.command import (
+    QUICK,
+    find_children,
+    find_program,
+    is_alive,
+    start_rushes,
+    wait_until,
+    write_table,
+)
+
+SOON_S = 60.0
+
+
+@pytest.mark.parametrize("sign", ["lease", "raylet"])
+def test_a_run_that_is_stopped_while_it_starts(tmp_path: Path, sign: str) -> None:
+    write_table(tmp_path / "ads.parquet", prompt=["a red ball"])
+    store = ObjectStore(tmp_path / "out")
+    with start_rushes("render", "ads.parquet", "-o", "out", *QUICK, cwd=tmp_path) as run:
+        wait_until(lambda: read_lease(store), SOON_S, "the lease")
+        if sign == "raylet":
+            wait_until(lambda: find_program(run.pid, "raylet"), SOON_S, "a raylet")
+        started = find_children(run.pid)
+        run.terminate()
+        stdout, stderr = run.communicate(timeout=SOON_S)
+        wait_until(lambda: not any(map(is_alive, started)), SOON_S, "Ray's end")
+    assert run.returncode == ExitCode.STOPPED, (stdout, stderr)
+    assert "Stopped and saved. The same command goes on from here." in stdout
+    assert list(store.list("work")) == []
+    held = read_lease(store)
+    assert held is not None
+    assert held.released
