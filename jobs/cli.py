@@ -192,14 +192,19 @@ def plan(
 def status(
     output: Annotated[str, typer.Argument(help="Folder or s3:// URI of an output.")],
 ) -> None:
-    """Count an output's rows: committed, failed, rejected, remaining. Reads the store alone."""
+    """Count an output's rows: committed, failed, rejected, remaining. Reads the store alone.
+
+    While a run writes the output, or has died without giving it back, that run is named.
+    """
     with _errors():
         from jobs.progress import print_status
+        from pipeline.lease import read_lease
         from pipeline.ledger import Ledger
         from pipeline.store import ObjectStore
 
         ledger = Ledger(ObjectStore(output))
-        print_status(_console(), ledger.store.uri, ledger.status())
+        counts = ledger.status()
+        print_status(_console(), ledger.store.uri, counts, read_lease(ledger.store))
 
 
 @app.command()

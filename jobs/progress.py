@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.table import Table
 
 from pipeline.documents import Commit, Failure, OutputStatus
+from pipeline.lease import LeaseRecord
 from pipeline.plan import Plan
 from pipeline.request import RenderRequest
 
@@ -158,13 +159,17 @@ def print_summary(console: Console, result: RunResult) -> None:
         console.print("Nothing to do: every row has its end.", style="green")
 
 
-def print_status(console: Console, output: str, status: OutputStatus) -> None:
-    """Show what an output holds."""
+def print_status(
+    console: Console, output: str, status: OutputStatus, lease: LeaseRecord | None = None
+) -> None:
+    """Show what an output holds, and which run writes it."""
     table = Table.grid(padding=(0, 2))
     table.add_row("output", output)
     table.add_row("rows", f"{status.rows:,}")
     _add_states(table, status)
     table.add_row("clips", f"{status.clips_committed:,} of {status.clips:,} committed")
+    if lease and not lease.is_over():
+        table.add_row("writing", str(lease))
     console.print(table, highlight=False, soft_wrap=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from jobs.cli import ExitCode
 from jobs.plan import plan_call
 from jobs.recipes import find_recipe
 from pipeline.documents import describe_failure
-from pipeline.lease import read_lease
+from pipeline.lease import Lease, read_lease
 from pipeline.ledger import Ledger
 from pipeline.store import ObjectStore
 from tests.support.command import rushes, write_table
@@ -64,10 +65,11 @@ def test_what_is_given_up_is_said_and_counted_and_starts_nothing(
 
 def test_an_output_that_another_run_writes_is_refused(output: Ledger, tmp_path: Path) -> None:
     """The other run is this process: it lives, and gives signs of life."""
-    from pipeline.lease import Lease
-
     with Lease.acquire(output.store, 1.0).kept(pytest.fail):
         done = rushes("render", "ads.parquet", "-o", "out", cwd=tmp_path)
+        status = rushes("status", "out", cwd=tmp_path)
+    assert f"writing    process {os.getpid()} on " in status.stdout
+    assert "writing" not in rushes("status", "out", cwd=tmp_path).stdout
     assert done.returncode == ExitCode.USAGE
     assert "is being written by another run: process" in done.stderr
     assert "--wait" in done.stderr
