@@ -113,7 +113,7 @@ def main() -> None:
             apart.submit(write_table, table, args.commits).result()
             apart.submit(write_commits, table, output).result()
         print(f"{args.commits} commits written in {time.monotonic() - began:.0f} s\n", flush=True)
-        print("| call | wall s | CPU s | MiB |\n|---|---|---|---|", flush=True)
+        print("| call | wall s | CPU s | MiB |\n|---|---:|---:|---:|", flush=True)
         calls = {
             "`plan TABLE`": ("plan", str(table)),
             "`plan TABLE --output`": ("plan", str(table), "--output", output),

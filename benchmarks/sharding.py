@@ -77,7 +77,7 @@ def main() -> None:
         WanTransformer3DModel(**config).to(DTYPE).save_pretrained(folder, max_shard_size="200MB")
         shares: dict[int, list[Share]] = {}
         for ranks in RANKS:
-            run_ranks(ranks, Path(name), measure, folder, Path(name))
+            run_ranks(ranks, Path(name), measure, folder, Path(name), method="spawn")
             shares[ranks] = [
                 Share(**json.loads((Path(name) / f"{ranks}-{rank}.json").read_text()))
                 for rank in range(ranks)

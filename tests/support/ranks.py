@@ -21,6 +21,18 @@ def _run(rank: int, world: int, store: str, job: Callable[..., None], args: Any)
     dist.destroy_process_group()
 
 
-def run_ranks(world: int, folder: Path, job: Callable[..., None], *args: Any) -> None:
-    """Run a picklable `job(*args)` in so many ranks; an error in one fails all."""
-    mp.spawn(_run, args=(world, str(folder / f"store-{world}"), job, args), nprocs=world)
+def run_ranks(
+    world: int, folder: Path, job: Callable[..., None], *args: Any, method: str = "forkserver"
+) -> None:
+    """Run a picklable `job(*args)` in so many ranks; an error in one fails all.
+
+    With `method` "forkserver" they are forks of a process that has imported what takes seconds and
+    done nothing else; with "spawn" each imports for itself.
+    """
+    mp.get_context("forkserver").set_forkserver_preload(["tests.support.layouts", "pipeline.graph"])
+    mp.start_processes(
+        _run,
+        args=(world, str(folder / f"store-{world}"), job, args),
+        nprocs=world,
+        start_method=method,
+    )
