@@ -29,6 +29,15 @@ from pipeline.ledger import Ledger
 from pipeline.store import ObjectStore
 
 WRITERS = 16
+RUSHES = ("-m", "jobs.cli")
+NOTHING_DONE = """
+import sys
+from cluster.batch import make_work
+from jobs.plan import plan_call
+from jobs.recipes import find_recipe
+make_work(plan_call(sys.argv[1:], find_recipe()).remaining(set()))
+"""
+"""What a run that finds nothing done does before it starts Ray."""
 
 
 def write_table(path: Path, rows: int) -> None:
@@ -86,14 +95,12 @@ def write_commits(table: Path, output: str) -> None:
 
 
 def measure(*args: str) -> str:
-    """Call the command; return a row of what it took."""
+    """Call Python; return a row of what it took."""
     began = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "jobs.cli", *args], stdout=subprocess.DEVNULL, text=True
-    )
+    process = subprocess.Popen([sys.executable, *args], stdout=subprocess.DEVNULL, text=True)
     _, code, used = os.wait4(process.pid, 0)
     if code:
-        raise SystemExit(f"rushes {' '.join(args)} ended with {os.waitstatus_to_exitcode(code)}")
+        raise SystemExit(f"{' '.join(args)} ended with {os.waitstatus_to_exitcode(code)}")
     wall_s, cpu_s = time.monotonic() - began, used.ru_utime + used.ru_stime
     return f"{wall_s:.1f} | {cpu_s:.1f} | {used.ru_maxrss / 1024:.0f}"
 
@@ -115,10 +122,11 @@ def main() -> None:
         print(f"{args.commits} commits written in {time.monotonic() - began:.0f} s\n", flush=True)
         print("| call | wall s | CPU s | MiB |\n|---|---:|---:|---:|", flush=True)
         calls = {
-            "`plan TABLE`": ("plan", str(table)),
-            "`plan TABLE --output`": ("plan", str(table), "--output", output),
-            "`render TABLE`, all done": ("render", str(table), "--output", output),
-            "`status`": ("status", output),
+            "`plan TABLE`": (*RUSHES, "plan", str(table)),
+            "`plan TABLE --output`": (*RUSHES, "plan", str(table), "--output", output),
+            "`render TABLE`, all done": (*RUSHES, "render", str(table), "--output", output),
+            "`render TABLE`, nothing done, until Ray starts": ("-c", NOTHING_DONE, str(table)),
+            "`status`": (*RUSHES, "status", output),
         }
         for name, call in calls.items():
             print(f"| {name} | {measure(*call)} |", flush=True)
