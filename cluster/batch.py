@@ -30,8 +30,8 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError
 
+from cluster.answers import Rendered
 from cluster.leaving import leave_in_time
-from cluster.pool import Rendered
 from pipeline.documents import Commit, Failure, describe_failure
 from pipeline.errors import RunEndingError
 from pipeline.ledger import Ledger

@@ -19,6 +19,7 @@ from typing import Any
 
 import ray
 
+from cluster.answers import PoolProgress, Rendered
 from cluster.drive import Driver, HaltedError
 from cluster.gang import (
     ClipError,
@@ -44,38 +45,6 @@ class PoolBrokenError(Exception):
 
 class _StoppedError(Exception):
     """The pool stops."""
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """What became of a clip in the pool: latents, or a reason why there are none."""
-
-    latents: list[Any]
-    """One reference to packed `Latents`; empty when the clip failed."""
-    reasons: tuple[str, ...]
-    """Why each attempt failed, the first one first."""
-    gang: str
-    layout: str
-    attempts: int
-    denoise_s: float
-    device_seconds: float
-
-
-@dataclass(frozen=True)
-class PoolProgress:
-    """The pool at a glance."""
-
-    waiting: int
-    running: int
-    steps_done: int
-    gangs_ready: int
-    gangs: int
-    rebuilds: int
-    broken: str | None
-    """Why no gang can be built, when none can."""
-    warnings: tuple[str, ...] = ()
-    """What went wrong and was got over, the last few; `warned` counts all."""
-    warned: int = 0
 
 
 @dataclass

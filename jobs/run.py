@@ -96,7 +96,8 @@ def _pool(call: PlannedCall, ledger: Ledger, reporter: Reporter) -> Generator[An
     import ray
     from ray.exceptions import RayError
 
-    from cluster.pool import GangPool, PoolProgress
+    from cluster.answers import PoolProgress
+    from cluster.pool import GangPool
 
     recipe = call.recipe
     actor = cast(Any, ray.remote(GangPool)).options(
