@@ -243,6 +243,7 @@ def _resources(stage: StageSpec) -> dict[str, Any]:
 def _configure() -> None:
     """Set Ray Data up for rows that take minutes."""
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    os.environ.setdefault("RAY_DATA_USAGE_DISABLED", "1")  # nothing reports home
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -90,17 +90,41 @@ def ray_session(recipe: Recipe, address: str | None = None) -> Generator[None]:
             cast(Any, ray).shutdown()
 
 
+def describe_shortage(recipe: Recipe) -> str:
+    """Return what the cluster at hand lacks for all of a recipe's actors; nothing if they fit."""
+    here: dict[str, float] = cast(Any, ray).cluster_resources()
+    asked = {"CPU": _asked_cpus(recipe), "GPU": _asked_gpus(recipe)}
+    short = [
+        f"{here.get(kind, 0):g} of {number:g} {kind}s"
+        for kind, number in asked.items()
+        if number > here.get(kind, 0)
+    ]
+    if not short:
+        return ""
+    return (
+        f"the cluster has {' and '.join(short)} that the recipe asks for; the rest waits for more"
+    )
+
+
 def logical_cpus(recipe: Recipe) -> float:
     """Return how many CPUs all actors of a recipe ask for, with some to spare."""
+    return _asked_cpus(recipe) + SPARE_CPUS
+
+
+def _asked_cpus(recipe: Recipe) -> float:
     stages = sum(each.workers * each.num_cpus for each in (recipe.encode, recipe.develop))
     gangs = sum(each.count * each.layout.ranks * each.num_cpus for each in recipe.gangs)
-    return stages + gangs + SPARE_CPUS
+    return stages + gangs
+
+
+def _asked_gpus(recipe: Recipe) -> float:
+    stages = sum(each.workers * each.num_gpus for each in (recipe.encode, recipe.develop))
+    return stages + sum(each.count * each.layout.ranks * each.num_gpus for each in recipe.gangs)
 
 
 def _check_gpus(recipe: Recipe) -> None:
     """Say at once that this machine's GPUs are too few: nobody will add one while we wait."""
-    stages = sum(each.workers * each.num_gpus for each in (recipe.encode, recipe.develop))
-    needed = stages + sum(each.count * each.layout.ranks * each.num_gpus for each in recipe.gangs)
+    needed = _asked_gpus(recipe)
     here = _count_gpus() if needed else 0
     if needed > here:
         raise UsageError(

@@ -50,13 +50,15 @@ def run_on_ray(
         StopSignal: SIGTERM came; what is unfinished is saved.
     """
     from cluster.batch import BatchSpec, make_work, run_batch
-    from cluster.session import ray_session
+    from cluster.session import describe_shortage, ray_session
 
     work_key = f"work/{new_attempt()}.parquet"
     ledger.put_table(work_key, make_work(requests))
     try:
         with ray_session(call.recipe, address):
             heed_stop_signals()
+            if short := describe_shortage(call.recipe):
+                reporter.noted(short)
             with _pool(call, ledger, reporter) as pool:
                 spec = BatchSpec(call.recipe, call.model_fingerprint, ledger)
                 try:

@@ -17,7 +17,7 @@ from tests.support.nodes import start_nodes
 
 pytestmark = pytest.mark.timeout(600)
 
-NUM_CLIPS, STEPS = 5, 60
+NUM_CLIPS, STEPS = 7, 60
 RANK_CPUS = 4
 WORKER_CPUS = 2 * RANK_CPUS - 1
 """Room for one rank and, as the head node has none, for the other actors."""

@@ -7,7 +7,6 @@ import io
 from rich.console import Console
 
 from jobs.progress import ConsoleReporter, print_status, print_summary
-from jobs.recipes import find_recipe
 from jobs.render import RunResult
 from pipeline.documents import Failure, OutputStatus, describe_failure
 from pipeline.plan import Plan
@@ -56,10 +55,3 @@ def test_status_counts() -> None:
     assert "1,234" in shown
     assert "34 rows" in shown
     assert "rejected" not in shown
-
-
-def test_local_cluster_has_room_for_every_actor() -> None:
-    from cluster.session import SPARE_CPUS, logical_cpus
-
-    recipe = find_recipe("tiny-cpu", ["gangs.0.count=3", "encode.num_cpus=2"])
-    assert logical_cpus(recipe) == 3 + 2 + recipe.develop.num_cpus + SPARE_CPUS
