@@ -21,12 +21,12 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.bucket import Bucket
 from pipeline.errors import UsageError
 from pipeline.places import (
     CHUNK_BYTES,
     TEMPORARY,
     AlreadyExistsError,
-    Bucket,
     Folder,
     Memory,
     Place,

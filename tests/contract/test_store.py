@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from pipeline import places as places_module
+from pipeline import bucket as bucket_module
 from pipeline import store as store_module
 from pipeline.errors import UsageError
 from pipeline.places import SHARDS, AlreadyExistsError
@@ -133,7 +133,7 @@ def test_list_shards(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Non
         store.put(key, b"x")
     assert set(store.list_shards("commits")) == keys
     places = store._places
-    if isinstance(places, places_module.Bucket):  # as if the folder took more than one page
+    if isinstance(places, bucket_module.Bucket):  # as if the folder took more than one page
         whole = places._list_page
         calls: list[str] = []
 
@@ -313,7 +313,7 @@ def test_conflicting_conditional_writes_are_retried(
         raise OSError("server") from ClientError(answer, "PutObject")
 
     monkeypatch.setattr(files, "pipe_file", pipe_file)
-    monkeypatch.setattr(places_module, "CONFLICT_DELAY_S", 0.0)
+    monkeypatch.setattr(bucket_module, "CONFLICT_DELAY_S", 0.0)
     with pytest.raises(AlreadyExistsError):  # 412 without S3's own words, as some servers answer
         store.create("a/one", b"1")
     replies.append(409)
