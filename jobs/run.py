@@ -28,8 +28,6 @@ POLL_S = 0.5
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 30.0
 POOL_RESTARTS = 10
-HEAD_NODE = "node:__internal_head__"
-"""What Ray gives one of to the head node alone."""
 
 
 class RunBrokenError(Exception):
@@ -96,6 +94,7 @@ _ERROR_LINE = re.compile(r"[A-Za-z_][\w.]*(: |$)")
 def _pool(call: PlannedCall, ledger: Ledger, reporter: Reporter) -> Generator[Any]:
     """Hold a pool of the recipe's gangs, and tell the reporter of its steps and troubles."""
     import ray
+    from ray._common.constants import HEAD_NODE_RESOURCE_NAME
     from ray.exceptions import RayError
 
     from cluster.answers import PoolProgress
@@ -104,7 +103,7 @@ def _pool(call: PlannedCall, ledger: Ledger, reporter: Reporter) -> Generator[An
     recipe = call.recipe
     actor = cast(Any, ray.remote(GangPool)).options(
         num_cpus=0,
-        resources={HEAD_NODE: 0.001},  # the one that no spot market takes back
+        resources={HEAD_NODE_RESOURCE_NAME: 0.001},  # the one that no spot market takes back
         max_concurrency=10_000,
         max_restarts=POOL_RESTARTS,
         max_task_retries=-1,

@@ -31,7 +31,7 @@ mount -o remount,size={MORE} out
 ( while [ $(find out/commits -name '*.json' | wc -l) -lt {ENOUGH} ]; do sleep 0.1; done
   mount -o remount,ro out ) &
 "$@"; echo "ended $?"
-wait
+kill $! 2>/dev/null; wait  # a run that ended too soon would leave it waiting
 cp -r out kept
 """
 
