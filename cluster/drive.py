@@ -109,12 +109,12 @@ class Driver:
             if not now.done and (halted or time.perf_counter() - saved_at >= every_s):
                 saved_at = time.perf_counter()
                 self._saved.add(key)
-                self._warn_unsaved(key, await gang.save(key, spent(), timeout_s, wait=halted))
+                self._warn_unsaved(await gang.save(key, spent(), timeout_s, wait=halted))
                 if halted:
                     raise HaltedError
         self._saved.add(key)
         latents, wrong = await gang.finish(key, spent(), max(timeout_s, FINISH_TIMEOUT_S))
-        self._warn_unsaved(key, wrong)
+        self._warn_unsaved(wrong)
         return Finished(latents, time.perf_counter() - began, spent())
 
     def warn(self, text: str) -> None:
@@ -122,6 +122,6 @@ class Driver:
         self.warnings.append(text)
         self.warned += 1
 
-    def _warn_unsaved(self, key: str, wrong: str) -> None:
+    def _warn_unsaved(self, wrong: str) -> None:
         if wrong:
-            self.warn(f"clip {key[:16]} could not be saved: {wrong}")
+            self.warn(wrong)

@@ -8,7 +8,8 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import ray
 
@@ -58,7 +59,7 @@ class RankWorker:
         self._rank = rank
         self._checkpoints = checkpoints
         self._saver = ThreadPoolExecutor(1, "saver")
-        self._saving: Future[Any] | None = None
+        self._saving: tuple[str, Future[Any]] | None = None  # a clip, and its save
         self._store: Any = None
         self._sessions: dict[str, DenoiseSession] = {}
 
@@ -157,19 +158,11 @@ class RankWorker:
         Called on rank 0 alone: between two steps every rank holds the whole state. Returns what
         went wrong with the last save that has ended, if anything.
         """
-        if self._saving and not self._saving.done() and not wait:
+        if self._saving and not self._saving[1].done() and not wait:
             return ""
         wrong = self._settle_save()
         session = self._sessions[key]
-        self._saving = self._saver.submit(
-            self._checkpoints.save,
-            key,
-            "snapshot",
-            session.step,
-            session.snapshot(),
-            layout=str(self._shape.layout),
-            device_seconds=device_seconds,
-        )
+        self._begin_save(key, "snapshot", session.step, session.snapshot(), device_seconds)
         return (self._settle_save() if wait else "") or wrong
 
     def finish(self, key: str, device_seconds: float) -> tuple[bytes, str]:
@@ -180,22 +173,30 @@ class RankWorker:
         session = self._sessions.pop(key)
         latents = session.latents().to_bytes()
         wrong = self._settle_save()
-        self._saving = self._saver.submit(
-            self._checkpoints.save,
-            key,
-            "latents",
-            session.step,
-            latents,
-            layout=str(self._shape.layout),
-            device_seconds=device_seconds,
-        )
+        self._begin_save(key, "latents", session.step, latents, device_seconds)
         return latents, self._settle_save() or wrong
 
+    def _begin_save(
+        self,
+        key: str,
+        kind: Literal["snapshot", "latents"],
+        step: int,
+        payload: bytes,
+        device_seconds: float,
+    ) -> None:
+        layout = str(self._shape.layout)
+        save = partial(self._checkpoints.save, layout=layout, device_seconds=device_seconds)
+        self._saving = key, self._saver.submit(save, key, kind, step, payload)
+
     def _settle_save(self) -> str:
-        """Wait for the save that is under way, if any; return why it failed, if it has."""
-        saving, self._saving = self._saving, None
-        error = saving.exception() if saving else None
-        return f"{type(error).__name__}: {error}" if error else ""
+        """Wait for the save that is under way, if any; return whose failed and why, if it has."""
+        if self._saving is None:
+            return ""
+        (key, saving), self._saving = self._saving, None
+        error = saving.exception()
+        return (
+            f"clip {key[:16]} could not be saved: {type(error).__name__}: {error}" if error else ""
+        )
 
     def drop(self, key: str) -> None:
         """Forget a session, finished or not."""

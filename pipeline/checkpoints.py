@@ -49,7 +49,9 @@ class Checkpoints:
         layout: str = "1",
         device_seconds: float = 0.0,
     ) -> Checkpoint:
-        """Save a clip's state, whole or not at all, in place of what was saved of it before.
+        """Save a clip's state, whole or not at all; of those before it, keep the last one only.
+
+        That one is there for the day on which this one turns out to be damaged.
 
         Raises:
             LeaseLostError: another run has taken over.
@@ -71,7 +73,8 @@ class Checkpoints:
         before = list(self.store.list(_folder(clip_id)))
         self.store.put(checkpoint.payload.key, payload)
         self.store.put(f"{stem}.json", checkpoint.model_dump_json().encode())
-        self._delete(before)
+        last = max((_stem(key) for key in before if key.endswith(".json")), default="")
+        self._delete([key for key in before if _stem(key) != last])
         return checkpoint
 
     def load(self, clip_id: str, warn: Callable[[str], None]) -> tuple[Checkpoint, bytes] | None:
@@ -122,6 +125,10 @@ _CHECKPOINT = re.compile(FOLDER + r"/(..)/(\1[0-9a-f]{62})/[0-9A-Za-z-]+\.json")
 
 def _folder(clip_id: str) -> str:
     return f"{FOLDER}/{clip_id[:2]}/{clip_id}"
+
+
+def _stem(key: str) -> str:
+    return key.rpartition(".")[0]
 
 
 def _first_line(error: Exception) -> str:
