@@ -1,4 +1,4 @@
-"""A cluster of several nodes loses one with notice and one without: the run goes on."""
+"""A cluster too small for its recipe loses a node with notice and one without: the run goes on."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ NUM_CLIPS, STEPS = 7, 60
 RANK_CPUS = 4
 WORKER_CPUS = 2 * RANK_CPUS - 1
 """Room for one rank and, as the head node has none, for the other actors."""
+GANGS = 4
+"""Two more than there is room for: they wait for nodes."""
+ASKED_CPUS = GANGS * RANK_CPUS + 1
 RUN_S = 300.0
 RANK = "ray::RankWorker.advance"
 PUBLISHER = "ray::MapWorker(Map(_Publish"
@@ -34,7 +37,7 @@ def test_a_node_that_is_drained_and_one_that_dies(tmp_path: Path) -> None:
     prompts = [f"a red ball moving left, take {number}" for number in range(NUM_CLIPS)]
     write_table(tmp_path / "ads.parquet", prompt=prompts)
     call = ("render", "ads.parquet", "-o", "out", f"--set=request.num_inference_steps={STEPS}",
-            f"--set=gangs.0.num_cpus={RANK_CPUS}")  # fmt: skip
+            f"--set=gangs.0.num_cpus={RANK_CPUS}", f"--set=gangs.0.count={GANGS}")  # fmt: skip
     with start_nodes(0, WORKER_CPUS, workers=2) as nodes:
 
         def find(name: str) -> list[str]:
@@ -59,6 +62,7 @@ def test_a_node_that_is_drained_and_one_that_dies(tmp_path: Path) -> None:
             os.kill(nodes.raylets[dying], signal.SIGKILL)
             stdout, stderr = run.communicate(timeout=RUN_S)
         assert run.returncode == ExitCode.OK, (stdout, stderr)
+    assert f"the cluster has {2 * WORKER_CPUS} of {ASKED_CPUS} CPUs" in stdout
     assert stdout.count("leaves its node") == 1
     assert stdout.count("gang lost") == 1
     commits = list(Ledger(ObjectStore(tmp_path / "out")).read_commits())
