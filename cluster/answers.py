@@ -1,9 +1,11 @@
-"""What the pool answers: what became of a clip, and how it goes."""
+"""What the pool and the dispatcher answer: what became of a clip, and how it goes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pipeline.inbox import VideoEnd, VideoJob
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,21 @@ class Rendered:
 
 
 @dataclass(frozen=True)
+class ClipProgress:
+    """How far a clip is that a gang has."""
+
+    step: int
+    num_steps: int
+    step_s: float
+    """What a step of it takes, in seconds; 0 before the first."""
+
+    @property
+    def left_s(self) -> float:
+        """What its denoising will still take, in seconds."""
+        return (self.num_steps - self.step) * self.step_s
+
+
+@dataclass(frozen=True)
 class PoolProgress:
     """The pool at a glance."""
 
@@ -33,6 +50,21 @@ class PoolProgress:
     rebuilds: int
     broken: str | None
     """Why no gang can be built, when none can."""
+    clips: dict[str, ClipProgress] = field(default_factory=dict[str, ClipProgress])
+    """Those that gangs have, by id."""
     warnings: tuple[str, ...] = ()
     """What went wrong and was got over, the last few; `warned` counts all."""
     warned: int = 0
+
+
+@dataclass(frozen=True)
+class VideoState:
+    """How a video goes that the online endpoint has accepted."""
+
+    job: VideoJob
+    status: Literal["queued", "in_progress", "completed", "failed"]
+    progress: int
+    """Per cent, by denoising steps."""
+    left_s: float | None
+    """What its denoising will still take, in seconds, where a gang has it."""
+    end: VideoEnd | None = None

@@ -3,9 +3,6 @@
 A row that fails carries its failure on to the end, where it is recorded; nothing raises but what
 ends the run. An actor that dies is started anew by Ray Data, which gives it its row again. Only the
 pool's clients are here; the gangs are the pool's.
-
-torch and diffusers are imported by the actors that use them, in their constructors: they take
-seconds and most of a gigabyte, and the driver and the pool's client need neither.
 """
 
 # pyright: reportUnknownVariableType=false, reportUnknownMemberType=false
@@ -14,47 +11,26 @@ seconds and most of a gigabyte, and the driver and the pool's client need neithe
 from __future__ import annotations
 
 import atexit
-import json
 import logging
 import os
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
-import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
-from ray.exceptions import RayError
 
-from cluster.answers import Rendered
 from cluster.leaving import leave_in_time
-from pipeline.documents import Commit, Failure, describe_failure
-from pipeline.errors import RunEndingError
+from cluster.stages import Encode, Publish, RenderSpec, Row, denoise
+from pipeline.documents import Commit, Failure
 from pipeline.ledger import Ledger
-from pipeline.recipe import Recipe, StageSpec, resolve_checkpoint
+from pipeline.recipe import StageSpec
 from pipeline.request import RenderRequest
 
-if TYPE_CHECKING:
-    from pipeline.graph import Graph
-
-Row = dict[str, Any]
 Table = Any
 CLIENT_CPUS = 0.01
-LATENTS_TRIES = 3
 READ_CPUS = 0.25
-
-
-@dataclass(frozen=True)
-class BatchSpec:
-    """What every stage's actors need to know of a run."""
-
-    recipe: Recipe
-    model_fingerprint: str
-    ledger: Ledger
 
 
 def make_work(requests: Mapping[str, RenderRequest]) -> Table:
@@ -67,8 +43,10 @@ def make_work(requests: Mapping[str, RenderRequest]) -> Table:
     )
 
 
-def run_batch(spec: BatchSpec, pool: Any, work_key: str) -> Iterator[Commit | Failure]:
-    """Render every clip of the work table at `work_key`; yield what became of each, as it ends.
+def run_batch(
+    spec: RenderSpec, ledger: Ledger, pool: Any, work_key: str
+) -> Iterator[Commit | Failure]:
+    """Render every clip of the ledger's work table; yield what became of each, as it ends.
 
     `pool` is the handle of a started `GangPool`.
     """
@@ -76,7 +54,7 @@ def run_batch(spec: BatchSpec, pool: Any, work_key: str) -> Iterator[Commit | Fa
     recipe = spec.recipe
     gangs = sum(shape.count for shape in recipe.gangs)
     in_flight = gangs + recipe.encode.workers + 1
-    path, filesystem = spec.ledger.store.locate_for_arrow(work_key)
+    path, filesystem = ledger.store.locate_for_arrow(work_key)
     rows: Any = ray.data.read_parquet(
         path, filesystem=filesystem, num_cpus=READ_CPUS, override_num_blocks=1
     )
@@ -99,7 +77,7 @@ def run_batch(spec: BatchSpec, pool: Any, work_key: str) -> Iterator[Commit | Fa
         )
         .map(
             _Publish,
-            fn_constructor_args=(spec,),
+            fn_constructor_args=(spec, ledger),
             **_resources(recipe.develop),
         )
     )
@@ -110,25 +88,13 @@ def run_batch(spec: BatchSpec, pool: Any, work_key: str) -> Iterator[Commit | Fa
             yield (Failure if failed else Commit).model_validate_json(text)
 
 
-class _Encode:
-    """Row with a request → row with packed conditioning."""
-
-    def __init__(self, spec: BatchSpec) -> None:
-        from pipeline.encode import Encoder
-
-        self._encoder = Encoder(_load_graph(spec, spec.recipe.encode), spec.recipe.encode.device)
-        self._busy = threading.Lock()
-        leave_in_time(self._busy)
+class _Encode(Encode):
+    def __init__(self, spec: RenderSpec) -> None:
+        super().__init__(spec)
+        leave_in_time(self.busy)
 
     def __call__(self, row: Row) -> Row:
-        def encode(request: RenderRequest) -> Row:
-            began = time.perf_counter()
-            conditioning = self._encoder.encode(request).to_bytes()
-            timings = {"encode": time.perf_counter() - began}
-            return {"payload": conditioning, "record": json.dumps({"timings": timings})}
-
-        with self._busy:
-            return _step("encode", row, encode)
+        return self.encode(row)
 
 
 class _Denoise:
@@ -142,94 +108,17 @@ class _Denoise:
         leave_in_time(nullcontext())  # whoever asks the pool again gets the same clip
 
     async def __call__(self, row: Row) -> Row:
-        if row["failure"]:
-            return row
-        rendered, latents = await self._render(row)
-        if not rendered.latents:
-            *chain, last = rendered.reasons
-            failure = describe_failure(
-                row["clip_id"], "denoise", last, tuple(chain), rendered.attempts
-            )
-            return {**row, "payload": b"", "failure": failure.model_dump_json()}
-        timings = {**json.loads(row["record"])["timings"], "denoise": rendered.denoise_s}
-        record = {
-            "timings": timings,
-            "gang": rendered.gang,
-            "layout": rendered.layout,
-            "attempts": rendered.attempts,
-            "device_seconds": rendered.device_seconds,
-        }
-        return {**row, "payload": latents, "record": json.dumps(record)}
-
-    async def _render(self, row: Row, tries: int = LATENTS_TRIES) -> tuple[Rendered, bytes]:
-        """Return what became of a clip in the pool, and its latents if there are any."""
-        request = RenderRequest.model_validate_json(row["request"])
-        rendered = await self._pool.render.remote(row["clip_id"], request, row["payload"])
-        try:
-            return rendered, await rendered.latents[0] if rendered.latents else b""
-        except RayError:  # their node is gone, or the pool's process: what it saved is not
-            if tries == 1:
-                raise
-            return await self._render(row, tries - 1)
+        return await denoise(self._pool, row)
 
 
-class _Publish:
-    """Row with latents → the commit; row with a failure → the failure, recorded."""
-
-    def __init__(self, spec: BatchSpec) -> None:
-        from pipeline.publish import Publisher
-
-        graph = _load_graph(spec, spec.recipe.develop)
-        self._ledger = spec.ledger
-        self._publisher = Publisher(spec.recipe, graph, spec.model_fingerprint, spec.ledger)
-        self._busy = threading.Lock()
-        leave_in_time(self._busy)
+class _Publish(Publish):
+    def __init__(self, spec: RenderSpec, ledger: Ledger) -> None:
+        super().__init__(spec)
+        self._ledger = ledger
+        leave_in_time(self.busy)
 
     def __call__(self, row: Row) -> Row:
-        with self._busy:
-            return self._publish(row)
-
-    def _publish(self, row: Row) -> Row:
-        from pipeline.publish import Denoised
-
-        def publish(request: RenderRequest) -> Row:
-            denoised = Denoised(latents=row["payload"], **json.loads(row["record"]))
-            commit = self._publisher.publish(row["clip_id"], request, denoised)
-            return {"outcome": commit.model_dump_json()}
-
-        done = _step("develop", row, publish)
-        if done["failure"]:
-            failure = Failure.model_validate_json(done["failure"])
-            self._ledger.record_failure(failure)
-            return {"outcome": done["failure"], "failed": True}
-        return {"outcome": done["outcome"], "failed": False}
-
-
-def _step(stage: str, row: Row, make: Callable[[RenderRequest], Row]) -> Row:
-    """Return `row` with what `make` adds, or with the failure that it raised.
-
-    Raises:
-        RunEndingError: no clip is to blame.
-    """
-    row = {"payload": b"", "record": "{}", "failure": "", **row}
-    if row["failure"]:
-        return row
-    try:
-        return {**row, **make(RenderRequest.model_validate_json(row["request"]))}
-    except RunEndingError:
-        raise
-    except Exception as error:  # noqa: BLE001 - whatever a model raises is this clip's failure
-        failure = describe_failure(row["clip_id"], stage, error)
-        return {**row, "payload": b"", "failure": failure.model_dump_json()}
-
-
-def _load_graph(spec: BatchSpec, stage: StageSpec) -> Graph:
-    import torch
-
-    from pipeline.graph import Graph
-
-    torch.set_num_threads(stage.threads)
-    return Graph(spec.recipe.model, resolve_checkpoint(spec.recipe.model))
+        return self.publish(row, self._ledger)
 
 
 def _resources(stage: StageSpec) -> dict[str, Any]:

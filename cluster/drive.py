@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 
+from cluster.answers import ClipProgress
 from cluster.gang import Gang
 from cluster.schedule import Task
 from pipeline.checkpoints import Checkpoints
@@ -50,6 +51,8 @@ class Driver:
         self.warnings = deque[str](maxlen=WARNINGS_KEPT)
         self.warned = 0
         """How many warnings there were; the last are in `warnings`."""
+        self.clips: dict[str, ClipProgress] = {}
+        """How far each clip is that a gang has."""
         self._recipe = recipe
         self._checkpoints = checkpoints
         self._saved = set[str]()
@@ -80,6 +83,14 @@ class Driver:
             ClipError: the model refused the clip.
             HaltedError: `halt` said so.
         """
+        try:
+            return await self._denoise(gang, task, conditioning, halt)
+        finally:
+            self.clips.pop(task.key, None)
+
+    async def _denoise(
+        self, gang: Gang, task: Task, conditioning: Any, halt: Callable[[], bool]
+    ) -> Finished:
         pool, every_s = self._recipe.pool, self._recipe.checkpoint.every_s
         key, ranks = task.key, gang.shape.layout.ranks
         timeout_s = pool.start_timeout_s
@@ -93,6 +104,7 @@ class Driver:
         if now.passed_over:
             self.warn(f"clip {key[:16]} starts anew: {now.passed_over}")
         saved_at, chunk = time.perf_counter(), 1
+        self.clips[key] = ClipProgress(now.step, now.num_steps, 0.0)
 
         def spent() -> float:
             return before_s + (time.perf_counter() - began) * ranks
@@ -103,6 +115,7 @@ class Driver:
             made = now.step - before
             self.steps += made
             step_s = now.seconds / max(made, 1)
+            self.clips[key] = ClipProgress(now.step, now.num_steps, step_s)
             chunk = max(1, round(pool.chunk_s / max(step_s, 1e-6)))
             timeout_s = max(pool.step_timeout_min_s, pool.step_timeout_factor * step_s * chunk)
             halted = halt()

@@ -144,8 +144,12 @@ class Gang:
         """
         finish = self._ranks[0].finish.options(num_returns=2)
         latents, wrong = finish.remote(key, device_seconds)
-        await self._blame("drop", key, timeout_s=timeout_s)
+        await self.drop(key, timeout_s)
         return latents, await _wait(wrong, timeout_s, f"{self.name}: finish")
+
+    async def drop(self, key: str, timeout_s: float) -> None:
+        """Forget a clip's session, finished or not."""
+        await self._blame("drop", key, timeout_s=timeout_s)
 
     def nodes(self) -> set[str]:
         """Return the ids of the nodes that the ranks are on."""

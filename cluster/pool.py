@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import ray
+from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 
 from cluster.answers import PoolProgress, Rendered
 from cluster.drive import Driver, HaltedError
@@ -31,12 +32,28 @@ from cluster.gang import (
 from cluster.leaving import LEAVING_POLL_S, find_leaving_nodes
 from cluster.schedule import Schedule, Task, Urgency
 from pipeline.checkpoints import Checkpoints
-from pipeline.documents import Checkpoint
+from pipeline.documents import Checkpoint, new_attempt
 from pipeline.recipe import GangShape, Recipe
 from pipeline.request import RenderRequest
 
 RESTART_PAUSE_S = 1.0
+POOL_RESTARTS = 10
 MAX_FAILED_STARTS = 5
+
+
+def make_pool(recipe: Recipe, checkpoints: Checkpoints) -> Any:
+    """Return the handle of a new `GangPool`, which Ray starts anew where its process dies.
+
+    It ends with whoever made it.
+    """
+    actor = cast(Any, ray.remote(GangPool)).options(
+        num_cpus=0,
+        resources={HEAD_NODE_RESOURCE_NAME: 0.001},  # the one that no spot market takes back
+        max_concurrency=10_000,
+        max_restarts=POOL_RESTARTS,
+        max_task_retries=-1,
+    )
+    return actor.remote(recipe, checkpoints, new_attempt())
 
 
 class PoolBrokenError(Exception):
@@ -52,6 +69,7 @@ class _Job:
     task: Task
     conditioning: Any
     result: asyncio.Future[Rendered]
+    cancelled: bool = False
 
 
 @dataclass
@@ -147,7 +165,20 @@ class GangPool:
             broken=self._broken,
             warnings=tuple(self._driver.warnings),
             warned=self._driver.warned,
+            clips=dict(self._driver.clips),
         )
+
+    async def cancel(self, key: str) -> None:
+        """Give a clip up: its gang, if it has one, is free at the next step's end.
+
+        Whoever awaits it gets an answer without latents. What was saved of it is removed.
+        """
+        job = self._jobs.get(key)
+        if job and not job.cancelled:
+            job.cancelled = True
+            self._fail(job, None, "cancelled", attempts=0)
+            if key not in self._driver.clips:
+                await asyncio.to_thread(self._checkpoints.discard, key)
 
     async def stop(self) -> None:
         """Save every session, within the recipe's grace, then end all gangs."""
@@ -226,13 +257,19 @@ class GangPool:
             if gang in self._leaving:
                 raise HaltedError
             finished = await self._driver.denoise(
-                gang, job.task, job.conditioning, lambda: self._stopping or gang in self._leaving
+                gang,
+                job.task,
+                job.conditioning,
+                lambda: self._stopping or gang in self._leaving or job.cancelled,
             )
         except ClipError as error:
             self._fail(job, gang, str(error), attempts=len(self._lost(job)) + 1)
         except HaltedError:
-            await self._enqueue(job.task)
-            raise
+            if not job.cancelled:
+                await self._enqueue(job.task)
+            if self._stopping or gang in self._leaving:
+                raise
+            await gang.drop(job.task.key, self._recipe.pool.step_timeout_min_s)
         except GangDiedError as error:
             await self._retry(gang, job, str(error))
             raise
@@ -254,6 +291,8 @@ class GangPool:
             )
         finally:
             self._counts.running.discard(gang.name)
+            if job.cancelled:
+                await asyncio.to_thread(self._checkpoints.discard, job.task.key)
 
     async def _watch_nodes(self) -> None:
         """Have gangs leave nodes that are about to end: preempted, or scaled down."""
@@ -277,13 +316,13 @@ class GangPool:
     def _lost(self, job: _Job) -> tuple[str, ...]:
         return self._losses.get(job.task.key, ())
 
-    def _fail(self, job: _Job, gang: Gang, reason: str, attempts: int) -> None:
+    def _fail(self, job: _Job, gang: Gang | None, reason: str, attempts: int) -> None:
         chain = self._losses.pop(job.task.key, ())
         rendered = Rendered(
             latents=[],
             reasons=(*chain, reason),
-            gang=gang.name,
-            layout=str(gang.shape.layout),
+            gang=gang.name if gang else "",
+            layout=str(gang.shape.layout) if gang else "",
             attempts=attempts,
             denoise_s=0.0,
             device_seconds=0.0,

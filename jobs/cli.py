@@ -80,6 +80,13 @@ Overrides = Annotated[
         show_default=False,
     ),
 ]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="A Ray cluster: auto, or HOST:PORT. Without it a local one is started.",
+        show_default=False,
+    ),
+]
 
 
 @app.command(epilog=COLUMNS + EXIT_CODES)
@@ -92,13 +99,7 @@ def render(
         int | None,
         typer.Option(help="Render at most this many clips: a sample first.", min=1),
     ] = None,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            help="A Ray cluster: auto, or HOST:PORT. Without it a local one is started.",
-            show_default=False,
-        ),
-    ] = None,
+    address: Address = None,
     retry_failed: Annotated[
         bool,
         typer.Option(
@@ -186,6 +187,63 @@ def plan(
         call = plan_call(tables, find_recipe(recipe, overrides or ()))
         done = len(find_done(call, Ledger(ObjectStore(output)))) if output else None
         print_plan(_console(), call, done)
+
+
+@app.command()
+def serve(
+    output: Output,
+    recipe: RecipeName = DEFAULT,
+    overrides: Overrides = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
+    address: Address = None,
+    keys: Annotated[
+        str | None,
+        typer.Option(
+            help="File with the SHA-256 of an API key on each line; also: RUSHES_API_KEYS, the "
+            "keys themselves, comma-separated.",
+            show_default=False,
+        ),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Ask nobody for a key; all videos are everybody's.")
+    ] = False,
+    alias: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Another name for the model, for programs that insist on one: sora-2.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Serve OpenAI's Videos API, for few requests that can't wait for the night.
+
+    Point the openai client at it: OpenAI(base_url="http://127.0.0.1:8000/v1", api_key=...). What is
+    accepted is in the output before it is acknowledged: the same command goes on after any crash.
+    The output is the endpoint's own while it runs; a table's output is another one.
+
+    [bold]Examples[/]
+
+      rushes serve -o out/online --insecure
+
+      RUSHES_API_KEYS=key1,key2 rushes serve -o s3://ads/online -r wan21-1.3b-24gb --alias sora-2
+    """
+    with _errors():
+        from jobs.api.keys import ApiKeys
+        from jobs.serve import ServeCall, serve_endpoint
+
+        console = _console()
+        listed = os.environ.get("RUSHES_API_KEYS", "")
+        call = ServeCall(
+            find_recipe(recipe, overrides or ()),
+            output,
+            ApiKeys.read(keys, listed, insecure=insecure),
+            tuple(alias or ()),
+            host,
+            port,
+        )
+        serve_endpoint(call, address, lambda text: console.print(text, highlight=False))
 
 
 @app.command()

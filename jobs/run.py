@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 POLL_S = 0.5
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 30.0
-POOL_RESTARTS = 10
 
 
 class RunBrokenError(Exception):
@@ -47,8 +46,9 @@ def run_on_ray(
         RunBrokenError: the run can't go on.
         StopSignal: SIGTERM came; what is unfinished is saved.
     """
-    from cluster.batch import BatchSpec, make_work, run_batch
+    from cluster.batch import make_work, run_batch
     from cluster.session import describe_shortage, ray_session
+    from cluster.stages import RenderSpec
 
     work_key = f"work/{new_attempt()}.parquet"
     ledger.put_table(work_key, make_work(requests))
@@ -58,9 +58,9 @@ def run_on_ray(
             if short := describe_shortage(call.recipe):
                 reporter.noted(short)
             with _pool(call, ledger, reporter) as pool:
-                spec = BatchSpec(call.recipe, call.model_fingerprint, ledger)
+                spec = RenderSpec(call.recipe, call.model_fingerprint)
                 try:
-                    yield from run_batch(spec, pool, work_key)
+                    yield from run_batch(spec, ledger, pool, work_key)
                 except Exception as error:
                     raise RunBrokenError(f"the run broke: {_find_cause(error)}") from error
     except SystemExit as error:  # what Ray's own handler makes of a SIGTERM while Ray starts
@@ -94,22 +94,13 @@ _ERROR_LINE = re.compile(r"[A-Za-z_][\w.]*(: |$)")
 def _pool(call: PlannedCall, ledger: Ledger, reporter: Reporter) -> Generator[Any]:
     """Hold a pool of the recipe's gangs, and tell the reporter of its steps and troubles."""
     import ray
-    from ray._common.constants import HEAD_NODE_RESOURCE_NAME
     from ray.exceptions import RayError
 
     from cluster.answers import PoolProgress
-    from cluster.pool import GangPool
+    from cluster.pool import make_pool
 
     recipe = call.recipe
-    actor = cast(Any, ray.remote(GangPool)).options(
-        num_cpus=0,
-        resources={HEAD_NODE_RESOURCE_NAME: 0.001},  # the one that no spot market takes back
-        max_concurrency=10_000,
-        max_restarts=POOL_RESTARTS,
-        max_task_retries=-1,
-    )
-    checkpoints = Checkpoints(ledger.store, call.model_fingerprint, ledger.epoch)
-    pool = actor.remote(recipe, checkpoints, new_attempt())
+    pool = make_pool(recipe, Checkpoints(ledger.store, call.model_fingerprint, ledger.epoch))
     ended = threading.Event()
 
     def watch() -> None:

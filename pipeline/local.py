@@ -7,6 +7,7 @@ import time
 import torch
 
 from pipeline.denoise import Denoiser
+from pipeline.develop import Developer
 from pipeline.documents import Commit, Failure, describe_failure
 from pipeline.encode import Encoder
 from pipeline.errors import RunEndingError
@@ -28,7 +29,9 @@ class LocalRunner:
         graph = Graph(recipe.model, resolve_checkpoint(recipe.model))
         self._encoder = Encoder(graph, recipe.encode.device)
         self._denoiser = Denoiser(graph, self._shape.device)
-        self._publisher = Publisher(recipe, graph, model_fingerprint, ledger)
+        develop = recipe.develop
+        developer = Developer(graph, recipe.finish, develop.device, develop.onednn)
+        self._publisher = Publisher(recipe, developer, model_fingerprint, ledger)
 
     def render(self, clip_id: str, request: RenderRequest) -> Commit | Failure:
         """Render and commit one clip; what goes wrong with it is recorded and returned.

@@ -15,7 +15,6 @@ from pipeline.checkpoints import Checkpoints
 from pipeline.develop import Developer
 from pipeline.documents import Commit, CommitDraft, new_attempt
 from pipeline.errors import StoreError
-from pipeline.graph import Graph
 from pipeline.ledger import Ledger
 from pipeline.recipe import Recipe
 from pipeline.request import RenderRequest
@@ -38,15 +37,14 @@ class Publisher:
     """Develops clips and commits them to one output."""
 
     def __init__(
-        self, recipe: Recipe, graph: Graph, model_fingerprint: str, ledger: Ledger
+        self, recipe: Recipe, developer: Developer, model_fingerprint: str, ledger: Ledger
     ) -> None:
-        """Load the decode stage as the recipe's `develop` says."""
+        """Hold what clips are developed with, and where they are committed."""
         self._recipe = recipe
+        self._developer = developer
         self._fingerprint = model_fingerprint
         self._ledger = ledger
         self._checkpoints = Checkpoints(ledger.store, model_fingerprint, ledger.epoch)
-        develop = recipe.develop
-        self._developer = Developer(graph, recipe.finish, develop.device, develop.onednn)
 
     def publish(self, clip_id: str, request: RenderRequest, denoised: Denoised) -> Commit:
         """Return the commit that holds for this clip; temporary files are gone afterwards.

@@ -106,14 +106,14 @@ class ObjectStore:
             raise ValueError(f"create-only object {key} must not be empty")
         self._places.write(_check_key(key), data, exclusive=True)
 
-    def read(self, key: str) -> bytes:
-        """Return an object's content.
+    def read(self, key: str, start: int | None = None, end: int | None = None) -> bytes:
+        """Return an object's content, or its bytes from `start` up to `end`.
 
         Raises:
             FileNotFoundError: there is no such object.
         """
         try:
-            return self._places.read(_check_key(key))
+            return self._places.read(_check_key(key), start, end)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"no object at {self.locate(key)}") from error
 

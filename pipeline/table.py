@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -31,6 +31,15 @@ from pipeline.rules import Rules
 from pipeline.source import Source, find_source, read_source
 
 Reader = Callable[[Any], tuple[Any, Problem | None]]
+
+
+class RowError(ValueError):
+    """A row is no request."""
+
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        """Hold what is wrong."""
+        super().__init__("; ".join(each.text for each in problems))
+        self.problems = problems
 
 
 def plan_tables(
@@ -54,6 +63,24 @@ def plan_tables(
     plan = Plan(tuple(_plan_table(source, rules, recipe, clip_id_of) for source in found))
     _check_ids(plan)
     return plan
+
+
+def read_request(values: Mapping[str, Any], recipe: Recipe) -> RenderRequest:
+    """Return the request that one row asks for: its values by column, missing ones left out.
+
+    Raises:
+        RowError: a value breaks the recipe's limits.
+        UsageError: the recipe's own values do.
+    """
+    labels = pa.table({})
+    cells = {name: [value] for name, value in values.items()}
+    columns = Columns(1, tuple(values), {"prompt": [None], **cells}, labels)
+    resolved, problems = _resolve(columns, Rules.from_recipe(recipe), recipe)
+    if problems:
+        raise RowError(tuple(problems[0]))
+    unseeded = {name: resolved[name][0] for name in REQUEST_COLUMNS if name != "seed"}
+    seed = resolved["seed"][0]
+    return RenderRequest(**unseeded, seed=derive_seed(unseeded) if seed is None else seed)
 
 
 def _plan_table(

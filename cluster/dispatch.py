@@ -1,0 +1,260 @@
+"""`Dispatcher`: the online endpoint's one desk: takes jobs in, sees each through, says how it goes.
+
+It holds the output's lease, the inbox and the pool. A job is in the store before it is accepted,
+and what the store holds without an end is taken up again by the next dispatcher: processes and
+clusters may die at any moment. Jobs for one clip share it; a clip that is committed already is the
+answer at once.
+"""
+
+# pyright: reportUnknownMemberType=false, reportMissingTypeStubs=false
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from cluster.answers import ClipProgress, PoolProgress, VideoState
+from cluster.pool import make_pool
+from cluster.stages import RenderSpec, denoise
+from pipeline.checkpoints import Checkpoints
+from pipeline.documents import Commit, Failure, OutputIdentity
+from pipeline.inbox import Inbox, VideoEnd, VideoJob
+from pipeline.lease import Lease
+from pipeline.ledger import Ledger
+from pipeline.request import RenderRequest
+from pipeline.store import ObjectStore
+
+POLL_S = 0.25
+TRIES = 4
+PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0
+"""Before what failed is tried again; twice as long each time."""
+LOST_LEASE = 70
+
+_log = logging.getLogger("ray.serve")
+
+
+@dataclass
+class _Clip:
+    """A clip under way, and the videos that are it."""
+
+    request: RenderRequest
+    videos: set[str] = field(default_factory=set[str])
+    started: bool = False
+    task: asyncio.Task[None] | None = None
+
+
+class Dispatcher:
+    """Made by Ray Serve, once; every method is a coroutine on one event loop."""
+
+    async def __init__(
+        self, spec: RenderSpec, output: str, identity: OutputIdentity, encode: Any, publish: Any
+    ) -> None:
+        """Wait for the lease, read the inbox, make the pool, take up what is unfinished.
+
+        `encode` and `publish` are handles of the stages' deployments.
+        """
+        self._spec = spec
+        self._encode, self._publish = encode, publish
+        store = ObjectStore(output)
+        await asyncio.to_thread(Ledger(store).open_output, identity)
+        limit_s = spec.recipe.lease.limit_s
+        lease = await asyncio.to_thread(Lease.acquire, store, limit_s, wait=True)
+        self._held = ExitStack()
+        # Whoever has lost the lease can only end: Serve starts the next dispatcher.
+        self._held.enter_context(lease.kept(lambda _: os._exit(LOST_LEASE)))
+        self._ledger = Ledger(store, lease.epoch)
+        self._inbox = Inbox(store, lease.epoch)
+        self._jobs: dict[str, VideoJob] = {}
+        self._ends: dict[str, VideoEnd] = {}
+        self._idempotent: dict[tuple[str, str], str] = {}
+        self._clips: dict[str, _Clip] = {}
+        self._progress: dict[str, ClipProgress] = {}
+        checkpoints = Checkpoints(store, spec.model_fingerprint, lease.epoch)
+        self._pool = make_pool(spec.recipe, checkpoints)
+        self._starting = self._pool.start.remote()  # models load before anybody asks
+        gangs = sum(shape.count for shape in spec.recipe.gangs)
+        self._room = asyncio.Semaphore(gangs + spec.recipe.encode.workers)
+        for job, end in await asyncio.to_thread(self._inbox.load):
+            self._remember(job)
+            if end:
+                self._ends[job.id] = end
+            else:
+                self._begin(job)
+        self._watcher = asyncio.create_task(self._watch())
+
+    async def submit(self, job: VideoJob) -> VideoState:
+        """Take a job in; it is durable when this returns.
+
+        A job whose idempotency key its owner has used before is that earlier one.
+        """
+        if job.idempotency_key:
+            before = self._idempotent.setdefault((job.owner, job.idempotency_key), job.id)
+            if before != job.id:
+                while before not in self._jobs:  # it is being written
+                    await asyncio.sleep(POLL_S)
+                return self._describe(before)
+        try:
+            await asyncio.to_thread(self._inbox.accept, job)
+        except BaseException:
+            self._idempotent.pop((job.owner, job.idempotency_key or ""), None)
+            raise
+        self._remember(job)
+        self._begin(job)
+        return self._describe(job.id)
+
+    async def find(self, owner: str, video_id: str) -> VideoState | None:
+        """Return how an owner's video goes; None where they have none of that id."""
+        return self._describe(video_id) if self._is_owned(owner, video_id) else None
+
+    async def list(
+        self, owner: str, after: str | None, limit: int, *, newest_first: bool
+    ) -> tuple[list[VideoState], bool] | None:
+        """Return a page of an owner's videos and whether there are more; None: no such `after`."""
+        ids = [each for each, job in self._jobs.items() if job.owner == owner]
+        ids.sort(reverse=newest_first)
+        if after is not None:
+            if after not in ids:
+                return None
+            ids = ids[ids.index(after) + 1 :]
+        return [self._describe(each) for each in ids[:limit]], len(ids) > limit
+
+    async def delete(self, owner: str, video_id: str) -> bool:
+        """Forget an owner's video; what is under way for nobody else is given up."""
+        if not self._is_owned(owner, video_id):
+            return False
+        job = self._jobs[video_id]
+        await asyncio.to_thread(self._inbox.forget, video_id)
+        self._jobs.pop(video_id, None)
+        self._ends.pop(video_id, None)
+        self._idempotent.pop((owner, job.idempotency_key or ""), None)
+        clip = self._clips.get(job.clip_id)
+        if clip:
+            clip.videos.discard(video_id)
+            if not clip.videos and clip.task:
+                clip.task.cancel()
+        return True
+
+    async def close(self) -> None:
+        """Save what is under way, end the pool and give the lease back."""
+        self._watcher.cancel()
+        for clip in self._clips.values():
+            if clip.task:
+                clip.task.cancel()
+        with suppress(RayError):
+            await self._pool.stop.remote()
+        ray.kill(self._pool)
+        await asyncio.to_thread(self._held.close)
+
+    def _remember(self, job: VideoJob) -> None:
+        self._jobs[job.id] = job
+        if job.idempotency_key:
+            self._idempotent[job.owner, job.idempotency_key] = job.id
+
+    def _is_owned(self, owner: str, video_id: str) -> bool:
+        return video_id in self._jobs and self._jobs[video_id].owner == owner
+
+    def _begin(self, job: VideoJob) -> None:
+        clip = self._clips.get(job.clip_id)
+        if clip is None or not clip.videos:  # one that nobody wants any more is about to go
+            clip = self._clips[job.clip_id] = _Clip(job.request)
+            clip.task = asyncio.create_task(self._see_through(job.clip_id, clip))
+        clip.videos.add(job.id)
+
+    async def _see_through(self, clip_id: str, clip: _Clip) -> None:
+        """Bring a clip to its end, and every video that is it."""
+        try:
+            async with self._room:
+                clip.started = True
+                end = await self._render(clip_id, clip.request)
+            while clip.videos:  # more may come while these are written
+                video_id = clip.videos.pop()
+                await self._keep(video_id, end)
+                if video_id in self._jobs:
+                    self._ends[video_id] = end
+        except asyncio.CancelledError:
+            if not clip.videos:  # nobody wants it any more
+                with suppress(RayError):
+                    await self._pool.cancel.remote(clip_id)
+            raise
+        finally:
+            if self._clips.get(clip_id) is clip:
+                del self._clips[clip_id]
+
+    async def _keep(self, video_id: str, end: VideoEnd) -> None:
+        """Write how a video ended, however long the storage is away."""
+        for pause_s in _pauses():
+            try:
+                await asyncio.to_thread(self._inbox.end, video_id, end)
+                break
+            except OSError as error:
+                _log.warning("%s: its end can't be written yet: %s", video_id, error)
+                await asyncio.sleep(pause_s)
+
+    async def _render(self, clip_id: str, request: RenderRequest) -> VideoEnd:
+        """Return how a clip ends; what fails beside it is tried again."""
+        for pause_s in islice(_pauses(), TRIES):
+            try:
+                outcome = await self._make(clip_id, request)
+            except Exception as error:  # noqa: BLE001 - a stage's process, the pool or the storage
+                _log.warning("clip %s is tried again: %s", clip_id[:16], error)
+                await asyncio.sleep(pause_s)
+            else:
+                if isinstance(outcome, Commit):
+                    return VideoEnd(status="completed")
+                return VideoEnd(
+                    status="failed",
+                    code="rendering_failed",
+                    message=f"the model failed on this request in its {outcome.stage} stage",
+                )
+        message = "the renderer could not finish this video; ask for it again later"
+        return VideoEnd(status="failed", code="server_error", message=message)
+
+    async def _make(self, clip_id: str, request: RenderRequest) -> Commit | Failure:
+        with suppress(FileNotFoundError):
+            return await asyncio.to_thread(self._ledger.read_commit, clip_id)
+        row = {"clip_id": clip_id, "request": request.model_dump_json()}
+        row = await self._encode.remote(row)
+        row = await denoise(self._pool, row)
+        done = await self._publish.remote(row, self._ledger)
+        return (Failure if done["failed"] else Commit).model_validate_json(done["outcome"])
+
+    def _describe(self, video_id: str) -> VideoState:
+        job, end = self._jobs[video_id], self._ends.get(video_id)
+        if end:
+            return VideoState(job, end.status, 100 if end.status == "completed" else 0, None, end)
+        clip = self._clips.get(job.clip_id)
+        if clip is None or not clip.started:
+            return VideoState(job, "queued", 0, None)
+        now = self._progress.get(job.clip_id)
+        if now is None:
+            return VideoState(job, "in_progress", 0, None)
+        left_s = now.left_s if now.step_s else None
+        return VideoState(job, "in_progress", 99 * now.step // now.num_steps, left_s)
+
+    async def _watch(self) -> None:
+        """Keep in sight how far the clips are that gangs have."""
+        while True:
+            await asyncio.sleep(POLL_S)
+            if any(clip.started for clip in self._clips.values()):
+                with suppress(RayError):
+                    now: PoolProgress = await self._pool.progress.remote()
+                    gone = self._progress.keys() - now.clips.keys()
+                    self._progress |= now.clips
+                    for clip_id in gone - self._clips.keys():
+                        del self._progress[clip_id]
+
+
+def _pauses() -> Iterator[float]:
+    pause_s = PAUSE_S
+    while True:
+        yield pause_s
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)

@@ -1,0 +1,59 @@
+"""The graph as a Ray Serve application: dispatcher → encode, pool of gangs, develop and commit.
+
+The stages are those of a batch; here they are deployments, which Serve starts anew where they die.
+"""
+
+# pyright: reportUnknownMemberType=false, reportMissingTypeStubs=false
+# pyright: reportUnknownVariableType=false
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+from ray import serve
+from ray._common.constants import HEAD_NODE_RESOURCE_NAME
+
+from cluster.dispatch import Dispatcher
+from cluster.stages import Encode, Publish, RenderSpec, Row
+from pipeline.documents import OutputIdentity
+from pipeline.ledger import Ledger
+from pipeline.recipe import StageSpec
+
+MANY = 10_000
+"""Calls that may be under way at once where each is a moment's work, or a wait."""
+DISPATCHER = "Dispatcher"
+
+
+class _Encode(Encode):
+    async def __call__(self, row: Row) -> Row:
+        return await asyncio.to_thread(self.encode, row)
+
+
+class _Publish(Publish):
+    async def __call__(self, row: Row, ledger: Ledger) -> Row:
+        return await asyncio.to_thread(self.publish, row, ledger)
+
+
+def bind_dispatcher(spec: RenderSpec, output: str, identity: OutputIdentity) -> Any:
+    """Return the application that renders; `serve.run` it, or bind it to an ingress."""
+    encode = _deploy(_Encode, "Encode", spec.recipe.encode).bind(spec)
+    publish = _deploy(_Publish, "Publish", spec.recipe.develop).bind(spec)
+    dispatcher = cast(Any, serve.deployment)(
+        Dispatcher,
+        name=DISPATCHER,
+        num_replicas=1,
+        max_ongoing_requests=MANY,
+        ray_actor_options={"num_cpus": 0, "resources": {HEAD_NODE_RESOURCE_NAME: 0.001}},
+    )
+    return dispatcher.bind(spec, output, identity, encode, publish)
+
+
+def _deploy(stage: type, name: str, resources: StageSpec) -> Any:
+    return cast(Any, serve.deployment)(
+        stage,
+        name=name,
+        num_replicas=resources.workers,
+        max_ongoing_requests=2,
+        ray_actor_options={"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus},
+    )

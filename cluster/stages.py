@@ -1,0 +1,164 @@
+"""The graph's stages as a cluster's actors run them: a row in, the row with more in it out.
+
+Batch and online give rows to the same stages. What goes wrong with a row is data: it carries its
+failure on to the end, where it is recorded. Only what ends a run raises.
+
+torch and diffusers are imported by the actors that use them, in their constructors: they take
+seconds and most of a gigabyte, and the driver and the pool's clients need neither.
+"""
+
+# pyright: reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ray.exceptions import RayError
+
+from cluster.answers import Rendered
+from pipeline.documents import Failure, describe_failure
+from pipeline.errors import RunEndingError
+from pipeline.ledger import Ledger
+from pipeline.recipe import Recipe, StageSpec, resolve_checkpoint
+from pipeline.request import RenderRequest
+
+if TYPE_CHECKING:
+    from pipeline.graph import Graph
+
+Row = dict[str, Any]
+"""A clip on its way. `clip_id` and `request` (JSON) from the start; then `payload`, packed
+conditioning or latents; `record`, how it went so far (JSON); `failure` (JSON), empty if none. At
+the end `outcome`, the commit or the failure (JSON), and whether it `failed`."""
+
+LATENTS_TRIES = 3
+
+
+@dataclass(frozen=True)
+class RenderSpec:
+    """What every stage's actors need to know."""
+
+    recipe: Recipe
+    model_fingerprint: str
+
+
+class Encode:
+    """Row with a request → row with packed conditioning."""
+
+    def __init__(self, spec: RenderSpec) -> None:
+        """Load the stage's weights."""
+        from pipeline.encode import Encoder
+
+        self.busy = threading.Lock()
+        """Held while a row is worked on."""
+        self._encoder = Encoder(_load_graph(spec, spec.recipe.encode), spec.recipe.encode.device)
+
+    def encode(self, row: Row) -> Row:
+        """Return a row with its request encoded."""
+
+        def make(request: RenderRequest) -> Row:
+            began = time.perf_counter()
+            conditioning = self._encoder.encode(request).to_bytes()
+            timings = {"encode": time.perf_counter() - began}
+            return {"payload": conditioning, "record": json.dumps({"timings": timings})}
+
+        with self.busy:
+            return _step("encode", row, make)
+
+
+async def denoise(pool: Any, row: Row) -> Row:
+    """Row with conditioning → row with packed latents, by way of a `GangPool`'s handle."""
+    if row["failure"]:
+        return row
+    rendered, latents = await _render(pool, row)
+    if not rendered.latents:
+        *chain, last = rendered.reasons
+        failure = describe_failure(row["clip_id"], "denoise", last, tuple(chain), rendered.attempts)
+        return {**row, "payload": b"", "failure": failure.model_dump_json()}
+    timings = {**json.loads(row["record"])["timings"], "denoise": rendered.denoise_s}
+    record = {
+        "timings": timings,
+        "gang": rendered.gang,
+        "layout": rendered.layout,
+        "attempts": rendered.attempts,
+        "device_seconds": rendered.device_seconds,
+    }
+    return {**row, "payload": latents, "record": json.dumps(record)}
+
+
+async def _render(pool: Any, row: Row, tries: int = LATENTS_TRIES) -> tuple[Rendered, bytes]:
+    """Return what became of a clip in the pool, and its latents if there are any."""
+    request = RenderRequest.model_validate_json(row["request"])
+    rendered = await pool.render.remote(row["clip_id"], request, row["payload"])
+    try:
+        return rendered, await rendered.latents[0] if rendered.latents else b""
+    except RayError:  # their node is gone, or the pool's process: what it saved is not
+        if tries == 1:
+            raise
+        return await _render(pool, row, tries - 1)
+
+
+class Publish:
+    """Row with latents → the commit; row with a failure → the failure, recorded."""
+
+    def __init__(self, spec: RenderSpec) -> None:
+        """Load the stage's weights."""
+        from pipeline.develop import Developer
+
+        develop = spec.recipe.develop
+        self.busy = threading.Lock()
+        """Held while a row is worked on."""
+        self._spec = spec
+        self._developer = Developer(
+            _load_graph(spec, develop), spec.recipe.finish, develop.device, develop.onednn
+        )
+
+    def publish(self, row: Row, ledger: Ledger) -> Row:
+        """Return a row's outcome, once it is in the ledger."""
+        from pipeline.publish import Denoised, Publisher
+
+        spec = self._spec
+        publisher = Publisher(spec.recipe, self._developer, spec.model_fingerprint, ledger)
+
+        def make(request: RenderRequest) -> Row:
+            denoised = Denoised(latents=row["payload"], **json.loads(row["record"]))
+            commit = publisher.publish(row["clip_id"], request, denoised)
+            return {"outcome": commit.model_dump_json()}
+
+        with self.busy:
+            done = _step("develop", row, make)
+            if done["failure"]:
+                ledger.record_failure(Failure.model_validate_json(done["failure"]))
+                return {"outcome": done["failure"], "failed": True}
+        return {"outcome": done["outcome"], "failed": False}
+
+
+def _step(stage: str, row: Row, make: Callable[[RenderRequest], Row]) -> Row:
+    """Return `row` with what `make` adds, or with the failure that it raised.
+
+    Raises:
+        RunEndingError: no clip is to blame.
+    """
+    row = {"payload": b"", "record": "{}", "failure": "", **row}
+    if row["failure"]:
+        return row
+    try:
+        return {**row, **make(RenderRequest.model_validate_json(row["request"]))}
+    except RunEndingError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever a model raises is this clip's failure
+        failure = describe_failure(row["clip_id"], stage, error)
+        return {**row, "payload": b"", "failure": failure.model_dump_json()}
+
+
+def _load_graph(spec: RenderSpec, stage: StageSpec) -> Graph:
+    import torch
+
+    from pipeline.graph import Graph
+
+    torch.set_num_threads(stage.threads)
+    return Graph(spec.recipe.model, resolve_checkpoint(spec.recipe.model))

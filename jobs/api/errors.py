@@ -1,0 +1,73 @@
+"""Errors as the wire has them, with nothing of what is inside."""
+
+# pyright: reportUnusedFunction=false
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from jobs.api.wire import ApiError, ErrorAnswer, ErrorBody
+
+RETRY_AFTER_S = 2
+
+
+class UnavailableError(Exception):
+    """The desk gives no answer at the moment."""
+
+
+def document_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return what OpenAPI says of a route's errors."""
+    return {status: {"model": ErrorAnswer} for status in (*statuses, 500, 503)}
+
+
+def handle_errors(app: FastAPI) -> None:
+    """Have every error answered in the wire's form, with nothing of what is inside."""
+
+    @app.exception_handler(ApiError)
+    async def answer(_: Request, error: ApiError) -> JSONResponse:
+        return _answer(error.status, error.body, error.headers)
+
+    @app.exception_handler(HTTPException)
+    async def answer_http(request: Request, error: HTTPException) -> JSONResponse:
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        return _answer(error.status_code, ErrorBody(message=message, type="invalid_request_error"))
+
+    @app.exception_handler(RequestValidationError)
+    async def answer_invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        param = str(first["loc"][-1])
+        return _answer(
+            HTTPStatus.BAD_REQUEST,
+            ErrorBody(
+                message=f"{param}: {first['msg']}",
+                type="invalid_request_error",
+                param=param,
+                code="invalid_value",
+            ),
+        )
+
+    @app.exception_handler(UnavailableError)
+    async def answer_unavailable(_: Request, __: UnavailableError) -> JSONResponse:
+        message = "the endpoint is starting anew; what was accepted is kept; try again"
+        return _answer(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            ErrorBody(message=message, type="server_error", code="unavailable"),
+            {"retry-after": str(RETRY_AFTER_S)},
+        )
+
+    @app.exception_handler(Exception)
+    async def answer_broken(_: Request, __: Exception) -> JSONResponse:
+        message = "the endpoint failed on this call; its log says why"
+        return _answer(
+            HTTPStatus.INTERNAL_SERVER_ERROR, ErrorBody(message=message, type="server_error")
+        )
+
+
+def _answer(status: int, body: ErrorBody, headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse(ErrorAnswer(error=body).model_dump(), status, headers)

@@ -1,0 +1,200 @@
+"""The routes of the online endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
+
+from jobs.api.body import VideoBody, read_body
+from jobs.api.content import Variant, read_content
+from jobs.api.endpoint import Endpoint, unknown_video
+from jobs.api.errors import document_errors, handle_errors
+from jobs.api.wire import (
+    ApiError,
+    DeletedVideo,
+    Model,
+    ModelList,
+    Video,
+    VideoPage,
+    describe_video,
+    find_poll_ms,
+)
+
+MAX_PAGE = 100
+
+
+def make_app(endpoint: Endpoint) -> FastAPI:
+    """Return the application that answers for an endpoint."""
+    app = FastAPI(title="Rushes", summary="Videos from prompts.", docs_url=None, redoc_url=None)
+    app.state.endpoint = endpoint
+    app.include_router(_routes)
+    handle_errors(app)
+    return app
+
+
+def _get_endpoint(request: Request) -> Endpoint:
+    return request.app.state.endpoint
+
+
+def _identify(request: Request) -> str:
+    return _get_endpoint(request).keys.identify(request.headers.get("authorization"))
+
+
+def _document_body(*only: str) -> dict[str, Any]:
+    schema = VideoBody.model_json_schema()
+    if only:
+        schema["properties"] = {name: schema["properties"][name] for name in only}
+    content = {kind: {"schema": schema} for kind in ("multipart/form-data", "application/json")}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+At = Annotated[Endpoint, Depends(_get_endpoint)]
+Owner = Annotated[str, Depends(_identify)]
+IdempotencyKey = Annotated[str | None, Header()]
+_routes = APIRouter()
+
+
+@_routes.post(
+    "/v1/videos",
+    openapi_extra=_document_body(),
+    responses=document_errors(400, 401, 404, 413),
+)
+async def create_video(
+    request: Request, at: At, owner: Owner, idempotency_key: IdempotencyKey = None
+) -> Video:
+    """Ask for a video."""
+    fields = await read_body(request)
+    return describe_video(await at.take(owner, fields, idempotency_key))
+
+
+@_routes.get("/v1/videos", responses=document_errors(400, 401, 404))
+async def list_videos(
+    at: At,
+    owner: Owner,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=0, le=MAX_PAGE)] = 20,
+    order: Literal["asc", "desc"] = "desc",
+) -> VideoPage:
+    """List your videos, by the time they were asked for."""
+    page = await at.desk.list(owner, after, limit, newest_first=order == "desc")
+    if page is None:
+        raise unknown_video(after or "", "after")
+    states, has_more = page
+    data = [describe_video(each) for each in states]
+    first, last = (data[0].id, data[-1].id) if data else (None, None)
+    return VideoPage(data=data, first_id=first, last_id=last, has_more=has_more)
+
+
+@_routes.get("/v1/videos/models", responses=document_errors(401))
+async def describe_models(at: At, owner: Owner) -> dict[str, Any]:
+    """Tell what the model can do: sizes, frames, defaults."""
+    recipe = at.recipe
+    described = {
+        "id": recipe.name,
+        "object": "video.model",
+        "description": recipe.description,
+        "aliases": at.aliases,
+        "limits": recipe.limits.model_dump(),
+        "defaults": recipe.request.model_dump(),
+    }
+    return {"object": "list", "data": [described]}
+
+
+@_routes.get("/v1/videos/{video_id}", responses=document_errors(400, 401, 404))
+async def retrieve_video(video_id: str, at: At, owner: Owner, response: Response) -> Video:
+    """Tell how a video goes; `openai-poll-after-ms` says when to ask again."""
+    state = await at.find(owner, video_id)
+    if not state.end:
+        response.headers["openai-poll-after-ms"] = str(find_poll_ms(state))
+    return describe_video(state)
+
+
+@_routes.delete("/v1/videos/{video_id}", responses=document_errors(400, 401, 404))
+async def delete_video(video_id: str, at: At, owner: Owner) -> DeletedVideo:
+    """Delete a video; one that is under way is given up."""
+    if not await at.desk.delete(owner, video_id):
+        raise unknown_video(video_id)
+    return DeletedVideo(id=video_id)
+
+
+@_routes.get(
+    "/v1/videos/{video_id}/content",
+    response_class=Response,
+    responses={
+        **document_errors(400, 401, 404, 409, 416),
+        200: {"content": {"video/mp4": {}, "image/jpeg": {}}},
+        206: {"content": {"video/mp4": {}}},
+    },
+)
+async def download_content(
+    video_id: str, at: At, owner: Owner, request: Request, variant: Variant = "video"
+) -> Response:
+    """Download a completed video, or its `thumbnail` or `spritesheet`."""
+    state = await at.find(owner, video_id)
+    if state.status != "completed":
+        raise ApiError(
+            HTTPStatus.CONFLICT,
+            f"the video is {state.status}, there is nothing to download",
+            code="video_not_ready",
+        )
+    commit = await asyncio.to_thread(at.ledger.read_commit, state.job.clip_id)
+    asked = request.headers.get("range")
+    return await asyncio.to_thread(read_content, at.ledger.store, commit, variant, asked)
+
+
+@_routes.post(
+    "/v1/videos/{video_id}/remix",
+    openapi_extra=_document_body("prompt"),
+    responses=document_errors(400, 401, 404, 413),
+)
+async def remix_video(
+    video_id: str, request: Request, at: At, owner: Owner, idempotency_key: IdempotencyKey = None
+) -> Video:
+    """Ask for a video again with another prompt: its size, length, seed and settings stay."""
+    before = (await at.find(owner, video_id)).job
+    fields = await read_body(request)
+    for name in fields:
+        if name != "prompt":
+            raise ApiError(
+                HTTPStatus.BAD_REQUEST,
+                f"unknown parameter {name[:64]!r}; a remix takes a prompt alone",
+                param=name[:64],
+                code="unknown_parameter",
+            )
+    kept = before.request.model_dump(exclude={"prompt", "width", "height"})
+    asked = {**kept, "size": before.size, "model": before.model, **fields}
+    return describe_video(await at.take(owner, asked, idempotency_key, before))
+
+
+@_routes.post("/v1/videos/edits", responses=document_errors(400, 401))
+@_routes.post("/v1/videos/extensions", responses=document_errors(400, 401))
+@_routes.post("/v1/videos/characters", responses=document_errors(400, 401))
+async def refuse_unsupported(request: Request, at: At, owner: Owner) -> Video:
+    """Refuse what needs a model that takes videos."""
+    what = request.url.path.rpartition("/")[2]
+    raise ApiError(
+        HTTPStatus.BAD_REQUEST,
+        f"{at.recipe.name} renders from text alone: no {what}",
+        code="unsupported",
+    )
+
+
+@_routes.get("/v1/models", responses=document_errors(401))
+async def list_models(at: At, owner: Owner) -> ModelList:
+    """List the models that can be asked for."""
+    return ModelList(data=[Model(id=name, created=at.created) for name in at.models])
+
+
+@_routes.get("/v1/models/{model}", responses=document_errors(401, 404))
+async def retrieve_model(model: str, at: At, owner: Owner) -> Model:
+    """Tell of one model."""
+    return Model(id=at.check_model(model), created=at.created)
+
+
+@_routes.get("/healthz")
+async def check_health() -> dict[str, str]:
+    """Say that the endpoint listens."""
+    return {"status": "ok"}

@@ -1,0 +1,176 @@
+"""`rushes serve`: the online endpoint on Ray Serve, until it is told to stop."""
+
+# pyright: reportUnknownMemberType=false, reportMissingTypeStubs=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from cluster.answers import VideoState
+from cluster.online import MANY, bind_dispatcher
+from cluster.session import check_cluster, describe_shortage, ray_session
+from cluster.stages import RenderSpec
+from jobs.api.endpoint import Endpoint
+from jobs.api.errors import UnavailableError
+from jobs.api.keys import ApiKeys
+from jobs.api.routes import make_app
+from jobs.stop import heed_stop_signals, stop_signals
+from pipeline.documents import describe_output
+from pipeline.errors import UsageError
+from pipeline.identity import digest_renderer, fingerprint_model
+from pipeline.inbox import VideoJob
+from pipeline.lease import read_lease
+from pipeline.ledger import Ledger
+from pipeline.recipe import Recipe, resolve_checkpoint
+from pipeline.store import ObjectStore
+
+APP = "rushes"
+INGRESS_CPUS = 0.1
+CLOSE_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class ServeCall:
+    """What an endpoint is."""
+
+    recipe: Recipe
+    output: str
+    keys: ApiKeys
+    aliases: tuple[str, ...] = ()
+    host: str = "127.0.0.1"
+    port: int = 8000
+
+
+def serve_endpoint(call: ServeCall, address: str | None, say: Callable[[str], None]) -> None:
+    """Serve until Ctrl-C or SIGTERM; then save what is under way and give the output back.
+
+    Raises:
+        UsageError: the call is wrong.
+    """
+    store = ObjectStore(call.output)
+    store.locate_for_arrow("run.json")
+    check_cluster(call.recipe, address)
+    if not address:
+        _check_port(call.host, call.port)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    app, ledger = bind_endpoint(call), Ledger(store)
+    held = read_lease(store)
+    if held and not held.is_over():
+        say(f"another run has not given {store.uri} back: {held}; waiting for its end")
+    with stop_signals(), ray_session(call.recipe, address):
+        heed_stop_signals()
+        try:
+            serve.start(
+                proxy_location="HeadOnly", http_options={"host": call.host, "port": call.port}
+            )
+            serve.run(app, name=APP, route_prefix="/")
+            if short := describe_shortage(call.recipe):
+                say(short)
+            say(f"{call.recipe.name} is ready: base_url=http://{call.host}:{call.port}/v1")
+            say(f"videos go to {ledger.store.uri}; Ctrl-C ends it")
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            say(f"stopping: saving what is under way, up to {call.recipe.checkpoint.grace_s:.0f} s")
+        finally:
+            _close(call.recipe.checkpoint.grace_s + CLOSE_TIMEOUT_S)
+
+
+def bind_endpoint(call: ServeCall) -> Any:
+    """Return the application: the ingress, and behind it the dispatcher with its stages.
+
+    Raises:
+        UsageError: the model can't be found, or the output is another model's.
+    """
+    recipe = call.recipe
+    fingerprint = fingerprint_model(recipe.model, resolve_checkpoint(recipe.model))
+    identity = describe_output(recipe, fingerprint)
+    Ledger(ObjectStore(call.output)).open_output(identity)
+    dispatcher = bind_dispatcher(RenderSpec(recipe, fingerprint), call.output, identity)
+    ingress = cast(Any, serve.deployment)(
+        cast(Any, serve.ingress)()(Ingress),
+        name="Ingress",
+        max_ongoing_requests=MANY,
+        ray_actor_options={"num_cpus": INGRESS_CPUS},
+    )
+    return ingress.bind(dispatcher, call, digest_renderer(fingerprint, recipe.finish))
+
+
+class Ingress:
+    """Answers HTTP calls; holds nothing of its own."""
+
+    def __init__(self, dispatcher: DeploymentHandle[Any], call: ServeCall, renderer: str) -> None:
+        """Hold what calls are answered from."""
+        ledger = Ledger(ObjectStore(call.output))
+        desk = RemoteDesk(dispatcher)
+        self._endpoint = Endpoint(desk, call.recipe, renderer, ledger, call.keys, call.aliases)
+
+    def __serve_build_asgi_app__(self) -> Any:
+        """Return what Serve gives calls to."""
+        return make_app(self._endpoint)
+
+
+class RemoteDesk:
+    """A dispatcher by its handle.
+
+    Every method raises UnavailableError where the dispatcher's process is gone.
+    """
+
+    def __init__(self, dispatcher: DeploymentHandle[Any]) -> None:
+        """Hold the handle."""
+        self._dispatcher: Any = dispatcher
+
+    async def submit(self, job: VideoJob) -> VideoState:
+        """Take a job in."""
+        return await _ask(self._dispatcher.submit, job)
+
+    async def find(self, owner: str, video_id: str) -> VideoState | None:
+        """Return how an owner's video goes."""
+        return await _ask(self._dispatcher.find, owner, video_id)
+
+    async def list(
+        self, owner: str, after: str | None, limit: int, *, newest_first: bool
+    ) -> tuple[list[VideoState], bool] | None:
+        """Return a page of an owner's videos."""
+        return await _ask(self._dispatcher.list, owner, after, limit, newest_first=newest_first)
+
+    async def delete(self, owner: str, video_id: str) -> bool:
+        """Forget an owner's video."""
+        return await _ask(self._dispatcher.delete, owner, video_id)
+
+
+async def _ask(method: Any, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return await method.remote(*args, **kwargs)
+    except (TimeoutError, RayError, RayServeException) as error:
+        logging.getLogger("ray.serve").warning("the dispatcher gives no answer: %s", error)
+        raise UnavailableError from error
+
+
+def _check_port(host: str, port: int) -> None:
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        raise UsageError(
+            f"--host {host} --port {port}: can't be listened on ({error.strerror}); choose another"
+        ) from error
+
+
+def _close(timeout_s: float) -> None:
+    try:
+        handle: Any = serve.get_deployment_handle("Dispatcher", APP)
+        handle.close.remote().result(timeout_s=timeout_s)
+    except (RayError, RayServeException, TimeoutError) as error:
+        logging.getLogger("ray.serve").warning("the dispatcher did not end in order: %s", error)
+    finally:
+        serve.shutdown()
