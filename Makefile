@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install demo test check clean
+.PHONY: help install demo serve-demo test check clean
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,9 @@ install: .venv/installed ## Make .venv with rushes in it
 
 demo: install ## Render examples/ads.parquet into out/demo with the embedded model
 	@$(BIN)/rushes render examples/ads.parquet --output out/demo
+
+serve-demo: install ## Serve the embedded model on http://127.0.0.1:8000/v1, nobody asked for a key
+	@$(BIN)/rushes serve --output out/online --insecure
 
 check: .venv/installed-dev ## Lint, types, import directions, spelling
 	$(BIN)/ruff format --check .

@@ -24,7 +24,8 @@ def make_sprite_sheet(video: bytes) -> bytes:
     with av.open(io.BytesIO(video), "r") as container:
         stream = container.streams.video[0]
         count = stream.frames
-        wanted = {number * count // TILES for number in range(min(TILES, count))}
+        tiles_wanted = min(TILES, count)
+        wanted = {number * count // tiles_wanted for number in range(tiles_wanted)}
         tiles = [
             frame.to_image() for number, frame in enumerate(container.decode(stream))
             if number in wanted

@@ -1,0 +1,355 @@
+"""The online endpoint, by the official client: every method, and what survives a crash."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from openai import OpenAI
+from PIL import Image
+
+from jobs.cli import ExitCode
+from jobs.recipes import find_recipe
+from pipeline.checkpoints import FOLDER as CHECKPOINTS
+from pipeline.documents import Commit
+from pipeline.identity import fingerprint_model
+from pipeline.lease import read_lease
+from pipeline.ledger import Ledger
+from pipeline.local import LocalRunner
+from pipeline.probe import probe, read_frames
+from pipeline.recipe import resolve_checkpoint
+from pipeline.store import ObjectStore
+from tests.support.command import (
+    end_process,
+    find_children,
+    find_named,
+    start_rushes,
+    wait_until,
+)
+
+pytestmark = [
+    pytest.mark.timeout(600),
+    pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning"),
+]
+
+MINE, OTHERS = "my-key", "their-key"
+READY_S, CLIP_S = 240.0, 120.0
+PROMPT = "a red ball moving left"
+LONG = {"num_inference_steps": "100"}
+DISPATCHER = "ray::ServeReplica:rushes:Dispatcher"
+
+
+class Server:
+    """`rushes serve` in processes of its own, on one output, as often as it is started."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}/v1"
+        self.folder = folder
+        self.output = folder / "online"
+        self.process: subprocess.Popen[str]
+        self._stack = ExitStack()
+
+    def start(self) -> None:
+        call = ("serve", "-o", "online", "--port", str(self.port), "--alias", "sora-2",
+                "--set", "checkpoint.every_s=0.5", "--set", "lease.limit_s=6")  # fmt: skip
+        self.process = self._stack.enter_context(start_rushes(*call, cwd=self.folder))
+        assert self.process.stdout
+        line = ""
+        while "is ready" not in line:
+            line = self.process.stdout.readline()
+            assert line, self.process.communicate()
+        assert self.url in line
+
+    def find(self, name: str) -> Any:
+        return wait_until(lambda: find_named(self.process.pid, name), READY_S, name)
+
+    def kill(self) -> None:
+        """Kill every process there is, as where a machine's power goes."""
+        for each in find_children(self.process.pid):
+            end_process(each)
+        self.process.kill()
+        self.process.wait()
+
+    def end(self) -> None:
+        self._stack.close()
+
+    def client(self, key: str = MINE) -> OpenAI:
+        return OpenAI(base_url=self.url, api_key=key, max_retries=0)
+
+    def count_attempts(self) -> int:
+        return len(list((self.output / "clips").rglob("*.mp4")))
+
+    def read_commit(self, prompt: str) -> Commit:
+        commits = Ledger(ObjectStore(self.output)).read_commits()
+        (found,) = (each for each in commits if each.request.prompt == prompt)
+        return found
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("serve"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RUSHES_API_KEYS", f"{MINE},{OTHERS}")
+        server.start()
+        yield server
+        server.end()
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[OpenAI]:
+    with server.client() as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def video(server: Server) -> Any:
+    """A video that is completed; what is seen of it on the way is checked."""
+    with server.client() as client:
+        made = client.videos.create(prompt=PROMPT, seconds="2", size="64x64", model="sora-2",
+                                    extra_body={"seed": 7, "metadata": {"campaign": "spring"}})  # type: ignore[arg-type]  # fmt: skip
+        assert (made.status, made.progress, made.seconds, made.size) == ("queued", 0, "2", "64x64")
+        assert made.model == "sora-2"
+        assert made.model_extra == {"metadata": {"campaign": "spring"}}
+        seen: list[tuple[str, int]] = []
+        while True:
+            answer = client.videos.with_raw_response.retrieve(made.id)
+            now = answer.parse()
+            seen.append((now.status, now.progress))
+            if now.status not in ("queued", "in_progress"):
+                break
+            assert 250 <= int(answer.headers["openai-poll-after-ms"]) <= 10_000
+            time.sleep(0.1)
+    assert now.status == "completed", now
+    assert now.completed_at
+    assert now.completed_at >= now.created_at
+    steps = [progress for status, progress in seen if status == "in_progress"]
+    assert steps == sorted(steps)
+    assert len(set(steps)) > 2, "progress is by steps"
+    return now
+
+
+def test_the_video_is_what_was_asked_for(client: OpenAI, video: Any, tmp_path: Path) -> None:
+    file = tmp_path / "video.mp4"
+    client.videos.download_content(video.id).write_to_file(file)
+    seen = probe(file)
+    assert (seen.width, seen.height, seen.num_frames, float(seen.fps)) == (64, 64, 17, 8.0)
+    sizes = {"thumbnail": (64, 64), "spritesheet": (900, 90)}
+    for variant, size in sizes.items():
+        content = client.videos.download_content(video.id, variant=variant)  # type: ignore[arg-type]
+        assert content.response.headers["content-type"] == "image/jpeg"
+        assert Image.open(io.BytesIO(content.read())).size == size
+
+
+def test_a_player_may_ask_for_ranges(server: Server, client: OpenAI, video: Any) -> None:
+    whole = client.videos.download_content(video.id).read()
+    headers = {"Authorization": f"Bearer {MINE}", "Range": "bytes=100-199"}
+    part = httpx2.get(f"{server.url}/videos/{video.id}/content", headers=headers)
+    assert part.status_code == 206
+    assert part.content == whole[100:200]
+
+
+def test_it_is_the_clip_that_a_batch_renders(server: Server, video: Any, tmp_path: Path) -> None:
+    commit = server.read_commit(PROMPT)
+    recipe = find_recipe()
+    fingerprint = fingerprint_model(recipe.model, resolve_checkpoint(recipe.model))
+    runner = LocalRunner(recipe, fingerprint, Ledger(ObjectStore(tmp_path)))
+    other = runner.render(commit.clip_id, commit.request)
+    assert isinstance(other, Commit)
+    assert other.video.sha256 == commit.video.sha256
+    here = read_frames(str(tmp_path / other.video.key))
+    assert (here == read_frames(str(server.output / commit.video.key))).all()
+
+
+def test_who_asks_again_is_answered_at_once(server: Server, client: OpenAI, video: Any) -> None:
+    before = server.count_attempts()
+    began = time.monotonic()
+    again = client.videos.create_and_poll(
+        prompt=f" {PROMPT} ", seconds="2", size="64x64", extra_body={"seed": "7"},
+        poll_interval_ms=50,
+    )  # fmt: skip
+    assert again.status == "completed"
+    assert again.id != video.id
+    assert time.monotonic() - began < 5
+    assert server.count_attempts() == before
+
+
+def test_a_list_is_in_pages(server: Server, client: OpenAI, video: Any) -> None:
+    everything = list(client.videos.list(limit=1))
+    assert video.id in [each.id for each in everything]
+    times = [each.created_at for each in everything]
+    assert times == sorted(times, reverse=True)
+    oldest = client.videos.list(limit=1, order="asc")
+    assert [each.id for each in oldest.data] == [everything[-1].id]
+    with server.client(OTHERS) as others:
+        assert list(others.videos.list()) == []
+
+
+def test_a_remix_has_another_prompt_and_all_else_the_same(
+    server: Server, client: OpenAI, video: Any
+) -> None:
+    remix = client.videos.remix(video.id, prompt="a green ring grows")
+    assert (remix.remixed_from_video_id, remix.seconds, remix.size) == (video.id, "2", "64x64")
+    assert client.videos.poll(remix.id, poll_interval_ms=100).status == "completed"
+    request = server.read_commit("a green ring grows").request
+    assert request == server.read_commit(PROMPT).request.model_copy(
+        update={"prompt": "a green ring grows"}
+    )
+
+
+def test_an_idempotency_key_makes_one_video(client: OpenAI, server: Server, video: Any) -> None:
+    sent: dict[str, Any] = {"prompt": PROMPT, "extra_headers": {"Idempotency-Key": "order 66"}}
+    ids = {client.videos.create(**sent).id for _ in range(3)}
+    assert len(ids) == 1
+    with server.client(OTHERS) as others:
+        mine = others.videos.create(**sent).id
+        assert mine not in ids
+        others.videos.delete(mine)
+
+
+def test_a_deleted_video_is_given_up(server: Server, client: OpenAI, video: Any) -> None:
+    slow = [client.videos.create(prompt=f"slow {n}", extra_body=LONG) for n in range(3)]
+    wait_until(lambda: client.videos.retrieve(slow[0].id).progress > 5, CLIP_S, "steps")
+    for each in slow:
+        deleted = client.videos.delete(each.id)
+        assert (deleted.id, deleted.deleted) == (each.id, True)
+        with pytest.raises(openai.NotFoundError):
+            client.videos.retrieve(each.id)
+    began = time.monotonic()
+    quick = client.videos.create_and_poll(prompt="quick", extra_body={"num_inference_steps": 1})
+    assert quick.status == "completed"
+    assert time.monotonic() - began < 20, "the gangs are free at once"
+    prompts = {each.request.prompt for each in Ledger(ObjectStore(server.output)).read_commits()}
+    assert not prompts & {"slow 0", "slow 1", "slow 2"}
+    saved = server.output / CHECKPOINTS
+    wait_until(lambda: not list(saved.rglob("*.json")), CLIP_S, "no saves left")
+
+
+def test_nobody_sees_what_is_anothers(server: Server, video: Any) -> None:
+    with server.client(OTHERS) as others:
+        calls: list[Callable[[], Any]] = [
+            lambda: others.videos.retrieve(video.id),
+            lambda: others.videos.delete(video.id),
+            lambda: others.videos.download_content(video.id),
+            lambda: others.videos.remix(video.id, prompt="mine"),
+            lambda: others.videos.list(after=video.id),
+        ]
+        for call in calls:
+            with pytest.raises(openai.NotFoundError) as refused:
+                call()
+            assert refused.value.code == "video_not_found"
+    with server.client("no-key") as nobody, pytest.raises(openai.AuthenticationError) as refused:
+        nobody.videos.list()
+    assert refused.value.code == "invalid_api_key"
+
+
+def test_models(client: OpenAI, server: Server) -> None:
+    assert [each.id for each in client.models.list()] == ["tiny-cpu", "sora-2"]
+    assert client.models.retrieve("sora-2").owned_by == "rushes"
+    headers = {"Authorization": f"Bearer {MINE}"}
+    (told,) = httpx2.get(f"{server.url}/videos/models", headers=headers).json()["data"]
+    assert told["limits"]["size_multiple"] == 16
+    assert told["defaults"]["width"] == 64
+
+
+def test_a_wrong_call_is_told_what_is_wrong(server: Server, client: OpenAI, video: Any) -> None:
+    create: Any = client.videos.create
+    with pytest.raises(openai.BadRequestError) as size:
+        create(prompt=PROMPT, size="1280x720")
+    assert (size.value.param, size.value.code) == ("size", "invalid_value")
+    with pytest.raises(openai.NotFoundError) as model:
+        create(prompt=PROMPT, model="sora-3")
+    assert model.value.code == "model_not_found"
+    assert "'tiny-cpu' or 'sora-2'" in model.value.message
+    with pytest.raises(openai.BadRequestError) as image:
+        create(prompt=PROMPT, input_reference=("a.png", b"\x89PNG", "image/png"))
+    assert image.value.code == "unsupported"
+    with pytest.raises(openai.BadRequestError) as edit:
+        client.videos.edit(prompt=PROMPT, video=b"mp4")
+    assert edit.value.code == "unsupported"
+    headers = {"Authorization": f"Bearer {MINE}"}
+    odd: list[tuple[str, dict[str, Any], int]] = [
+        ("POST /videos", {"json": ["no object"]}, 400),
+        ("POST /videos", {"content": b"{", "headers": {"content-type": "application/json"}}, 400),
+        ("POST /videos", {"content": b"x", "headers": {"content-type": "text/plain"}}, 400),
+        ("POST /videos", {"content": b"x" * (17 << 20),
+                          "headers": {"content-type": "application/json"}}, 413),
+        ("POST /videos", {"json": {"prompt": PROMPT, "metadata": "x"}}, 400),
+        ("GET /videos?limit=1000", {}, 400),
+        ("GET /videos/nothing", {}, 404),
+        ("GET /nowhere", {}, 404),
+        ("PATCH /videos", {}, 405),
+        (f"GET /videos/{video.id}/content?variant=gif", {}, 400),
+    ]  # fmt: skip
+    for call, sent, status in odd:
+        verb, path = call.split()
+        sent = {**sent, "headers": {**headers, **sent.get("headers", {})}}
+        answer = httpx2.request(verb, f"{server.url}{path}", **sent)
+        assert answer.status_code == status, (call, answer.text)
+        error = answer.json()["error"]
+        assert error["message"]
+        assert error["type"] == "invalid_request_error"
+        assert "Traceback" not in answer.text
+        assert str(server.folder) not in answer.text
+
+
+def test_json_does_as_well_as_multipart(server: Server, video: Any) -> None:
+    sent = {"prompt": PROMPT, "seconds": 2, "size": "64x64", "seed": 7}
+    headers = {"Authorization": f"Bearer {MINE}"}
+    answer = httpx2.post(f"{server.url}/videos", json=sent, headers=headers)
+    assert answer.status_code == 200
+    with server.client() as client:
+        assert client.videos.poll(answer.json()["id"], poll_interval_ms=50).status == "completed"
+
+
+def test_what_was_accepted_survives_the_dispatcher_and_the_whole_machine(
+    server: Server, client: OpenAI, video: Any
+) -> None:
+    """Last in this file: the server is killed and started anew."""
+    patient = client.with_options(max_retries=10)
+    ids = [patient.videos.create(prompt=f"flood {n}", extra_body=LONG).id for n in range(3)]
+    wait_until(lambda: client.videos.retrieve(ids[0]).progress > 5, CLIP_S, "steps")
+    end_process(server.find(DISPATCHER))
+    ids.append(patient.videos.create(prompt="flood 3", extra_body=LONG).id)
+    wait_until(lambda: client.videos.retrieve(ids[0]).progress > 20, CLIP_S, "steps again")
+    server.kill()
+    server.start()
+    ends = [patient.videos.poll(each, poll_interval_ms=200) for each in ids]
+    assert [each.status for each in ends] == ["completed"] * 4
+    for number in range(4):
+        commit = server.read_commit(f"flood {number}")
+        attempts = list((server.output / commit.video.key).parent.glob("*.mp4"))
+        assert len(attempts) == 1, "rendered once"
+    assert patient.videos.retrieve(video.id) == video
+    late = [patient.videos.create(prompt=f"late {n}", extra_body=LONG).id for n in range(3)]
+    wait_until(lambda: client.videos.retrieve(late[0]).progress > 5, CLIP_S, "steps")
+    os.kill(server.process.pid, signal.SIGTERM)
+    stdout, stderr = server.process.communicate(timeout=60)
+    assert server.process.returncode == ExitCode.OK, (stdout, stderr)
+    held = read_lease(ObjectStore(server.output))
+    assert held
+    assert held.released
+    assert list((server.output / CHECKPOINTS).rglob("*.json")), "what was under way is saved"
+
+
+def test_a_port_that_is_taken_is_told_of(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        call = [sys.executable, "-m", "jobs.cli", "serve", "-o", str(tmp_path / "o"),
+                "--port", str(port), "--insecure"]  # fmt: skip
+        done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert done.returncode == ExitCode.USAGE
+    assert f"--port {port}: can't be listened on" in done.stderr
