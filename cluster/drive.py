@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,11 +72,18 @@ class Driver:
             return None
 
     async def denoise(
-        self, gang: Gang, task: Task, conditioning: Any, halt: Callable[[], bool]
+        self,
+        gang: Gang,
+        task: Task,
+        conditioning: Any,
+        halt: Callable[[], bool],
+        give_way: Callable[[], Awaitable[None] | None],
     ) -> Finished:
         """Make a clip's steps in chunks of about `pool.chunk_s`, saving it when due.
 
-        `conditioning` refers to packed `Conditioning`. `halt` is asked after every chunk.
+        `conditioning` refers to packed `Conditioning`. After every chunk `halt` is asked whether
+        the clip is to be left, and `give_way` for something else to be done on the gang first:
+        meanwhile the clip's session stays in the ranks' memory, and is saved.
 
         Raises:
             GangDiedError: the gang is lost.
@@ -84,12 +91,17 @@ class Driver:
             HaltedError: `halt` said so.
         """
         try:
-            return await self._denoise(gang, task, conditioning, halt)
+            return await self._denoise(gang, task, conditioning, halt, give_way)
         finally:
             self.clips.pop(task.key, None)
 
     async def _denoise(
-        self, gang: Gang, task: Task, conditioning: Any, halt: Callable[[], bool]
+        self,
+        gang: Gang,
+        task: Task,
+        conditioning: Any,
+        halt: Callable[[], bool],
+        give_way: Callable[[], Awaitable[None] | None],
     ) -> Finished:
         pool, every_s = self._recipe.pool, self._recipe.checkpoint.every_s
         key, ranks = task.key, gang.shape.layout.ranks
@@ -103,11 +115,14 @@ class Driver:
         now = await gang.start(key, task.request, conditioning, snapshot, timeout_s)
         if now.passed_over:
             self.warn(f"clip {key[:16]} starts anew: {now.passed_over}")
-        saved_at, chunk = time.perf_counter(), 1
+        saved_at, chunk, paused_s = time.perf_counter(), 1, 0.0
         self.clips[key] = ClipProgress(now.step, now.num_steps, 0.0)
 
+        def seconds() -> float:
+            return time.perf_counter() - began - paused_s
+
         def spent() -> float:
-            return before_s + (time.perf_counter() - began) * ranks
+            return before_s + seconds() * ranks
 
         while not now.done:
             before = now.step
@@ -125,10 +140,17 @@ class Driver:
                 self._warn_unsaved(await gang.save(key, spent(), timeout_s, wait=halted))
                 if halted:
                     raise HaltedError
+            if not now.done and (other := give_way()):
+                self._saved.add(key)
+                self._warn_unsaved(await gang.save(key, spent(), timeout_s))
+                paused_at = time.perf_counter()
+                await other
+                saved_at = time.perf_counter()
+                paused_s += saved_at - paused_at
         self._saved.add(key)
         latents, wrong = await gang.finish(key, spent(), max(timeout_s, FINISH_TIMEOUT_S))
         self._warn_unsaved(wrong)
-        return Finished(latents, time.perf_counter() - began, spent())
+        return Finished(latents, seconds(), spent())
 
     def warn(self, text: str) -> None:
         """Keep word of something that went wrong and was got over."""

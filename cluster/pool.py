@@ -14,6 +14,9 @@ from there. An actor that Ray starts anew, the pool needs nothing of the one bef
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -64,6 +67,10 @@ class _StoppedError(Exception):
     """The pool stops."""
 
 
+class _BystanderError(GangDiedError):
+    """A gang was lost by an urgent clip that another one had given way to."""
+
+
 @dataclass
 class _Job:
     task: Task
@@ -74,7 +81,8 @@ class _Job:
 
 @dataclass
 class _Counts:
-    running: set[str] = field(default_factory=set[str])
+    running: Counter[str] = field(default_factory=Counter[str])
+    """Clips on each gang: two where one has given way."""
     ready: set[str] = field(default_factory=set[str])
     rebuilds: int = 0
 
@@ -99,6 +107,7 @@ class GangPool:
         self._starting: asyncio.Task[None] | None = None
         self._stopping = False
         self._leaving = set[Gang]()
+        self._owed: dict[Gang, float] = {}  # until when batch has it to itself
         self._watcher: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -117,12 +126,18 @@ class GangPool:
         self._watcher = asyncio.create_task(self._watch_nodes())
 
     async def render(
-        self, key: str, request: RenderRequest, conditioning: bytes, urgent: bool = False
+        self,
+        key: str,
+        request: RenderRequest,
+        conditioning: bytes,
+        urgent: bool = False,
+        owner: str = "",
     ) -> Rendered:
         """Render a clip's latents; returns when they are done or the clip has failed.
 
         `key` is the clip's id; `conditioning` is packed `Conditioning`. A clip that is asked for
-        again while it waits or is made is the same clip.
+        again while it waits or is made is the same clip. To an urgent one the first gang gives way
+        that comes to the end of a chunk of steps; `owner`s of urgent clips take turns.
 
         Raises:
             PoolBrokenError: no gang can be built.
@@ -137,7 +152,7 @@ class GangPool:
         if self._broken:
             raise PoolBrokenError(self._broken)
         job = _Job(
-            Task(key, request, urgency, shape.max_tokens),
+            Task(key, request, urgency, shape.max_tokens, owner),
             ray.put(conditioning),  # the pool's own: a client may die before the clip's turn
             asyncio.get_running_loop().create_future(),
         )
@@ -157,7 +172,7 @@ class GangPool:
         counts = self._counts
         return PoolProgress(
             waiting=len(self._schedule),
-            running=len(counts.running),
+            running=counts.running.total(),
             steps_done=self._driver.steps,
             gangs_ready=len(counts.ready),
             gangs=len(self._servers),
@@ -185,7 +200,7 @@ class GangPool:
         self._stopping = True
         async with self._work:
             self._work.notify_all()
-        busy = [self._servers[name] for name in self._counts.running]
+        busy = [self._servers[name] for name, clips in self._counts.running.items() if clips]
         if busy:
             await asyncio.wait(busy, timeout=self._recipe.checkpoint.grace_s)
         tasks = [*self._servers.values(), *([self._watcher] if self._watcher else [])]
@@ -202,10 +217,12 @@ class GangPool:
             self._schedule.add(task)
             self._work.notify_all()  # one of them has the room for it
 
-    async def _take(self, room: int | None) -> _Job:
+    async def _take(self, gang: Gang) -> _Job:
         async with self._work:
             while not self._stopping:
-                task = self._schedule.take(room)
+                is_owed = self._owed.get(gang, 0.0) > time.monotonic()
+                classes = tuple(reversed(Urgency)) if is_owed else tuple(Urgency)
+                task = self._schedule.take(gang.shape.max_tokens, classes)
                 if task is None:
                     await self._work.wait()
                 elif task.key in self._jobs:
@@ -235,7 +252,7 @@ class GangPool:
             self._counts.ready.add(name)
             try:
                 while True:
-                    await self._run(gang, await self._take(shape.max_tokens))
+                    await self._run(gang, await self._take(gang))
             except GangDiedError as error:
                 self._counts.rebuilds += 1
                 self._driver.warn(f"gang lost: {error}")
@@ -248,11 +265,12 @@ class GangPool:
                 self._counts.ready.discard(name)
                 self._gangs.pop(name, None)
                 self._leaving.discard(gang)
+                self._owed.pop(gang, None)
                 gang.kill()
 
     async def _run(self, gang: Gang, job: _Job) -> None:
         """Render one clip on `gang`; raises GangDiedError once the clip is safe elsewhere."""
-        self._counts.running.add(gang.name)
+        self._counts.running[gang.name] += 1
         try:
             if gang in self._leaving:
                 raise HaltedError
@@ -261,6 +279,7 @@ class GangPool:
                 job.task,
                 job.conditioning,
                 lambda: self._stopping or gang in self._leaving or job.cancelled,
+                lambda: self._find_urgent(gang, job.task),
             )
         except ClipError as error:
             self._fail(job, gang, str(error), attempts=len(self._lost(job)) + 1)
@@ -270,6 +289,9 @@ class GangPool:
             if self._stopping or gang in self._leaving:
                 raise
             await gang.drop(job.task.key, self._recipe.pool.step_timeout_min_s)
+        except _BystanderError:
+            await self._enqueue(job.task)
+            raise
         except GangDiedError as error:
             await self._retry(gang, job, str(error))
             raise
@@ -290,9 +312,32 @@ class GangPool:
                 ),
             )
         finally:
-            self._counts.running.discard(gang.name)
+            self._counts.running[gang.name] -= 1
             if job.cancelled:
                 await asyncio.to_thread(self._checkpoints.discard, job.task.key)
+
+    def _find_urgent(self, gang: Gang, task: Task) -> Awaitable[None] | None:
+        """Return what to await before a gang goes on with a clip; None where nothing is urgent."""
+        if (
+            task.urgency is Urgency.ONLINE
+            or self._owed.get(gang, 0.0) > time.monotonic()
+            or not self._schedule.has(task.room, Urgency.ONLINE)
+        ):
+            return None
+        return self._run_urgent(gang)
+
+    async def _run_urgent(self, gang: Gang) -> None:
+        """Render the next urgent clip on a gang, which then owes batch its share of the time."""
+        task = self._schedule.take(gang.shape.max_tokens, (Urgency.ONLINE,))
+        if task is None or task.key not in self._jobs:
+            return
+        began = time.monotonic()
+        try:
+            await self._run(gang, self._jobs[task.key])
+        except GangDiedError as error:
+            raise _BystanderError(str(error)) from error
+        share, now = self._recipe.pool.online_share, time.monotonic()
+        self._owed[gang] = now + (now - began) * (1 - share) / share
 
     async def _watch_nodes(self) -> None:
         """Have gangs leave nodes that are about to end: preempted, or scaled down."""

@@ -43,7 +43,8 @@ def test_latents_that_a_lost_gang_had_saved_are_not_made_again(tmp_path: Path) -
         driver = Driver(recipe, saves)
         saves.save(CLIP, "latents", 16, b"latents", device_seconds=2.5)
         await driver.open()
-        return await driver.denoise(rankless, Task(CLIP, REQUEST), None, lambda: False)
+        task = Task(CLIP, REQUEST)
+        return await driver.denoise(rankless, task, None, lambda: False, lambda: None)
 
     finished = asyncio.run(denoise())
     assert ray.get(finished.latents) == b"latents"

@@ -59,6 +59,45 @@ def test_clips_for_gangs_of_different_room_wait_apart() -> None:
     assert schedule.take() == large
 
 
+def test_a_class_is_taken_from_first_or_alone() -> None:
+    schedule = Schedule()
+    for key in ("batch", "online"):
+        schedule.add(make_task(key, urgency=Urgency[key.upper()]))
+    assert schedule.has(None, Urgency.ONLINE)
+    first = schedule.take(None, (Urgency.BATCH, Urgency.ONLINE))
+    assert first
+    assert first.key == "batch"
+    assert schedule.take(None, (Urgency.BATCH,)) is None
+    assert schedule.take(None, (Urgency.ONLINE,))
+    assert not schedule.has(None, Urgency.ONLINE)
+
+
+@given(st.lists(st.sampled_from("aaaabc"), max_size=40))
+def test_owners_take_turns(owners: list[str]) -> None:
+    """Whoever waits sees at most one clip of each other owner go before each of theirs."""
+    schedule = Schedule()
+    for place, owner in enumerate(owners):
+        task = make_task(str(place), urgency=Urgency.ONLINE)
+        schedule.add(replace(task, owner=owner))
+    order = [task.owner for task in drain(schedule)]
+    assert sorted(order) == sorted(owners)
+    for owner in set(owners):
+        places = [place for place, each in enumerate(order) if each == owner]
+        for nth, place in enumerate(places, 1):
+            others = order[:place]
+            assert all(others.count(each) <= nth for each in set(others) - {owner})
+
+
+def test_who_comes_later_is_not_behind_all_that_waits() -> None:
+    schedule = Schedule()
+    for place in range(5):
+        schedule.add(replace(make_task(f"a{place}", urgency=Urgency.ONLINE), owner="a"))
+    taken = schedule.take()
+    schedule.add(replace(make_task("b", urgency=Urgency.ONLINE), owner="b"))
+    assert taken
+    assert [task.key for task in drain(schedule)][:3] in (["a1", "b", "a2"], ["b", "a1", "a2"])
+
+
 @given(
     st.lists(
         st.tuples(st.sampled_from([5, 9, 17, 33]), st.sampled_from(list(Urgency))), max_size=40
@@ -70,8 +109,8 @@ def test_order_and_nothing_lost(kinds: list[tuple[int, Urgency]]) -> None:
     for task in tasks:
         schedule.add(task)
     assert len(schedule) == len(tasks)
-    expected = sorted(
-        tasks, key=lambda task: (task.urgency, -task.request.num_frames, int(task.key))
-    )
+    online = [task for task in tasks if task.urgency is Urgency.ONLINE]  # of one owner: in turn
+    batch = [task for task in tasks if task.urgency is Urgency.BATCH]
+    expected = online + sorted(batch, key=lambda task: -task.request.num_frames)
     assert drain(schedule) == expected
     assert len(schedule) == 0

@@ -1,0 +1,206 @@
+"""A gang that is busy with a batch's clip gives way to an urgent one, and goes on bit-equal."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+import torch
+
+from cluster.pool import make_pool
+from jobs.recipes import find_recipe
+from pipeline.checkpoints import FOLDER, Checkpoints
+from pipeline.denoise import Denoiser
+from pipeline.encode import Encoder
+from pipeline.graph import Graph
+from pipeline.identity import digest
+from pipeline.recipe import resolve_checkpoint
+from pipeline.request import RenderRequest
+from pipeline.store import ObjectStore
+from tests.support.command import wait_until
+from tests.support.leaks import check_leaks
+
+WAIT_S = 180.0
+RECIPE = find_recipe(overrides=["gangs.0.count=1", "pool.chunk_s=0.05"])
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip, and what it is when nothing disturbs it."""
+
+    key: str
+    request: RenderRequest
+    conditioning: bytes
+    latents: bytes
+
+
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    torch.set_num_threads(1)
+    return Graph(RECIPE.model, resolve_checkpoint(RECIPE.model))
+
+
+@pytest.fixture(scope="module")
+def encoder(graph: Graph) -> Encoder:
+    return Encoder(graph)
+
+
+@pytest.fixture(scope="module")
+def denoiser(graph: Graph) -> Denoiser:
+    return Denoiser(graph)
+
+
+@pytest.fixture(scope="module")
+def made_slow(encoder: Encoder, denoiser: Denoiser) -> Clip:
+    return make_clip("batch", 100, encoder, denoiser)
+
+
+@pytest.fixture(scope="module")
+def made_quick(encoder: Encoder, denoiser: Denoiser) -> Clip:
+    return make_clip("urgent", 6, encoder, denoiser)
+
+
+@pytest.fixture
+def batch(made_slow: Clip, request: pytest.FixtureRequest) -> Clip:
+    """A clip of a hundred steps, with an id of this test's: the pool has never seen it."""
+    return replace(made_slow, key=digest(f"batch, {request.node.name}"))
+
+
+@pytest.fixture
+def urgent(made_quick: Clip, request: pytest.FixtureRequest) -> Clip:
+    """A clip of a few steps, with an id of this test's."""
+    return replace(made_quick, key=digest(f"urgent, {request.node.name}"))
+
+
+def make_clip(name: str, steps: int, encoder: Encoder, denoiser: Denoiser) -> Clip:
+    request = RenderRequest(
+        prompt=f"a red ball, {name}",
+        width=64,
+        height=64,
+        num_frames=17,
+        fps=8.0,
+        seed=7,
+        num_inference_steps=steps,
+        guidance_scale=4.0,
+    )
+    conditioning = encoder.encode(request)
+    with denoiser.start(request, conditioning) as session:
+        session.advance(steps)
+        latents = session.latents().to_bytes()
+    return Clip(digest(name), request, conditioning.to_bytes(), latents)
+
+
+@dataclass
+class Pool:
+    """A pool of one gang."""
+
+    handle: Any
+    store: ObjectStore
+
+    def render(self, clip: Clip, **how: Any) -> Any:
+        return self.handle.render.remote(clip.key, clip.request, clip.conditioning, **how)
+
+    def steps_of(self, clip: Clip) -> int:
+        clips = ray.get(self.handle.progress.remote(), timeout=WAIT_S).clips
+        return clips[clip.key].step if clip.key in clips else 0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_leaks(ray_cluster: None) -> Iterator[None]:
+    """Look for leaks at the module's end: its tests share a pool, which takes long to start."""
+    yield
+    check_leaks()
+
+
+@pytest.fixture(scope="module")
+def pool(no_leaks: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+    store = ObjectStore(tmp_path_factory.mktemp("saves"))
+    handle = make_pool(RECIPE, Checkpoints(store, "f" * 64))
+    yield Pool(handle, store)
+    ray.get(handle.stop.remote(), timeout=WAIT_S)
+    ray.kill(handle)
+
+
+def find_rank() -> psutil.Process:
+    """Return the rank's process, which this test's own cluster has started."""
+    processes = psutil.Process().children(recursive=True)
+    (rank,) = (each for each in processes if "RankWorker" in "".join(each.cmdline()[:1]))
+    return rank
+
+
+def wait_first(refs: list[Any]) -> Any:
+    (first,), _ = ray.wait(refs, timeout=WAIT_S)
+    return first
+
+
+def test_an_urgent_clip_goes_first_and_neither_is_another(
+    pool: Pool, batch: Clip, urgent: Clip
+) -> None:
+    slow = pool.render(batch)
+    wait_until(lambda: 5 < pool.steps_of(batch) < 50, WAIT_S, "a batch clip under way")
+    quick = pool.render(urgent, urgent=True)
+    assert wait_first([slow, quick]) == quick
+    assert any(batch.key in key for key in pool.store.list(FOLDER)), "it is saved while it waits"
+    ends = ray.get([slow, quick], timeout=WAIT_S)
+    assert [ray.get(each.latents[0]) for each in ends] == [batch.latents, urgent.latents]
+    assert [each.attempts for each in ends] == [1, 1]
+
+
+def test_what_urgent_clips_take_is_not_counted_as_the_batchs(
+    pool: Pool, batch: Clip, urgent: Clip
+) -> None:
+    slow = pool.render(batch)
+    wait_until(lambda: pool.steps_of(batch) > 5, WAIT_S, "a batch clip under way")
+    began = time.monotonic()
+    quick = ray.get(pool.render(urgent, urgent=True), timeout=WAIT_S)
+    end = ray.get(slow, timeout=WAIT_S)
+    assert quick.device_seconds < time.monotonic() - began
+    alone = ray.get(pool.render(replace(batch, key=digest("alone"))), timeout=WAIT_S)
+    assert end.device_seconds < 2 * alone.device_seconds
+
+
+def test_urgent_clips_do_not_starve_a_batch(pool: Pool, batch: Clip, urgent: Clip) -> None:
+    slow = pool.render(batch)
+    wait_until(lambda: pool.steps_of(batch) > 5, WAIT_S, "a batch clip under way")
+    clips = [replace(urgent, key=digest(f"flood {n}")) for n in range(60)]
+    flood = [pool.render(each, urgent=True) for each in clips]
+    ray.get(slow, timeout=WAIT_S)
+    _, waiting = ray.wait(flood, num_returns=len(flood), timeout=0)
+    assert waiting, "half of the time is the batch's"
+    latents = [each.latents[0] for each in ray.get(flood, timeout=WAIT_S)]
+    assert set(ray.get(latents, timeout=WAIT_S)) == {urgent.latents}
+
+
+def test_a_gang_that_an_urgent_clip_loses_is_no_attempt_of_the_one_that_gave_way(
+    pool: Pool, batch: Clip
+) -> None:
+    long = replace(batch, key=digest("long"))
+    slow = pool.render(batch)
+    wait_until(lambda: 5 < pool.steps_of(batch) < 50, WAIT_S, "a batch clip under way")
+    quick = pool.render(long, urgent=True)
+    wait_until(lambda: pool.steps_of(long) > 5, WAIT_S, "the urgent clip under way")
+    os.kill(find_rank().pid, signal.SIGKILL)
+    ends = ray.get([slow, quick], timeout=WAIT_S)
+    assert [each.attempts for each in ends] == [1, 2]
+    assert {ray.get(each.latents[0]) for each in ends} == {batch.latents}
+
+
+def test_a_cancelled_clip_frees_its_gang(pool: Pool, batch: Clip, urgent: Clip) -> None:
+    slow = pool.render(batch)
+    wait_until(lambda: pool.steps_of(batch) > 5, WAIT_S, "a clip under way")
+    ray.get(pool.handle.cancel.remote(batch.key), timeout=WAIT_S)
+    end = ray.get(slow, timeout=WAIT_S)
+    assert (end.latents, end.reasons) == ([], ("cancelled",))
+    assert ray.get(pool.render(urgent), timeout=WAIT_S).attempts == 1
+    assert pool.steps_of(batch) == 0
+    assert not any(batch.key in key for key in pool.store.list(FOLDER))
+    again = ray.get(pool.render(batch), timeout=WAIT_S)
+    assert ray.get(again.latents[0]) == batch.latents
