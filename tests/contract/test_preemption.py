@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -170,7 +169,7 @@ def test_what_urgent_clips_take_is_not_counted_as_the_batchs(
 def test_urgent_clips_do_not_starve_a_batch(pool: Pool, batch: Clip, urgent: Clip) -> None:
     slow = pool.render(batch)
     wait_until(lambda: pool.steps_of(batch) > 5, WAIT_S, "a batch clip under way")
-    clips = [replace(urgent, key=digest(f"flood {n}")) for n in range(60)]
+    clips = [replace(urgent, key=digest(f"flood {n}")) for n in range(30)]
     flood = [pool.render(each, urgent=True) for each in clips]
     ray.get(slow, timeout=WAIT_S)
     _, waiting = ray.wait(flood, num_returns=len(flood), timeout=0)
