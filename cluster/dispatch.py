@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -56,13 +57,21 @@ class Dispatcher:
     """Made by Ray Serve, once; every method is a coroutine on one event loop."""
 
     async def __init__(
-        self, spec: RenderSpec, output: str, identity: OutputIdentity, encode: Any, publish: Any
+        self,
+        spec: RenderSpec,
+        output: str,
+        identity: OutputIdentity,
+        encode: Any,
+        publish: Any,
+        max_queued: int,
     ) -> None:
         """Wait for the lease, read the inbox, make the pool, take up what is unfinished.
 
-        `encode` and `publish` are handles of the stages' deployments.
+        `encode` and `publish` are handles of the stages' deployments. An owner may have up to
+        `max_queued` videos under way.
         """
         self._spec = spec
+        self._max_queued = max_queued
         self._encode, self._publish = encode, publish
         store = ObjectStore(output)
         await asyncio.to_thread(Ledger(store).open_output, identity)
@@ -76,6 +85,7 @@ class Dispatcher:
         self._jobs: dict[str, VideoJob] = {}
         self._ends: dict[str, VideoEnd] = {}
         self._idempotent: dict[tuple[str, str], str] = {}
+        self._under_way = Counter[str]()  # of each owner
         self._clips: dict[str, _Clip] = {}
         self._progress: dict[str, ClipProgress] = {}
         checkpoints = Checkpoints(store, spec.model_fingerprint, lease.epoch)
@@ -88,11 +98,12 @@ class Dispatcher:
             if end:
                 self._ends[job.id] = end
             else:
+                self._under_way[job.owner] += 1
                 self._begin(job)
         self._watcher = asyncio.create_task(self._watch())
 
-    async def submit(self, job: VideoJob) -> VideoState:
-        """Take a job in; it is durable when this returns.
+    async def submit(self, job: VideoJob) -> VideoState | None:
+        """Take a job in; it is durable when this returns. None: its owner has too many under way.
 
         A job whose idempotency key its owner has used before is that earlier one.
         """
@@ -102,9 +113,14 @@ class Dispatcher:
                 while before not in self._jobs:  # it is being written
                     await asyncio.sleep(POLL_S)
                 return self._describe(before)
+        if self._under_way[job.owner] >= self._max_queued:
+            self._idempotent.pop((job.owner, job.idempotency_key or ""), None)
+            return None
+        self._under_way[job.owner] += 1
         try:
             await asyncio.to_thread(self._inbox.accept, job)
         except BaseException:
+            self._under_way[job.owner] -= 1
             self._idempotent.pop((job.owner, job.idempotency_key or ""), None)
             raise
         self._remember(job)
@@ -133,8 +149,11 @@ class Dispatcher:
             return False
         job = self._jobs[video_id]
         await asyncio.to_thread(self._inbox.forget, video_id)
-        self._jobs.pop(video_id, None)
-        self._ends.pop(video_id, None)
+        if video_id not in self._jobs:  # deleted twice at once
+            return True
+        del self._jobs[video_id]
+        if not self._ends.pop(video_id, None):
+            self._under_way[owner] -= 1
         self._idempotent.pop((owner, job.idempotency_key or ""), None)
         clip = self._clips.get(job.clip_id)
         if clip:
@@ -180,6 +199,7 @@ class Dispatcher:
                 await self._keep(video_id, end)
                 if video_id in self._jobs:
                     self._ends[video_id] = end
+                    self._under_way[self._jobs[video_id].owner] -= 1
         except asyncio.CancelledError:
             if not clip.videos:  # nobody wants it any more
                 with suppress(RayError):

@@ -35,7 +35,9 @@ class _Publish(Publish):
         return await asyncio.to_thread(self.publish, row, ledger)
 
 
-def bind_dispatcher(spec: RenderSpec, output: str, identity: OutputIdentity) -> Any:
+def bind_dispatcher(
+    spec: RenderSpec, output: str, identity: OutputIdentity, max_queued: int
+) -> Any:
     """Return the application that renders; `serve.run` it, or bind it to an ingress."""
     encode = _deploy(_Encode, "Encode", spec.recipe.encode).bind(spec)
     publish = _deploy(_Publish, "Publish", spec.recipe.develop).bind(spec)
@@ -46,7 +48,7 @@ def bind_dispatcher(spec: RenderSpec, output: str, identity: OutputIdentity) -> 
         max_ongoing_requests=MANY,
         ray_actor_options={"num_cpus": 0, "resources": {HEAD_NODE_RESOURCE_NAME: 0.001}},
     )
-    return dispatcher.bind(spec, output, identity, encode, publish)
+    return dispatcher.bind(spec, output, identity, encode, publish, max_queued)
 
 
 def _deploy(stage: type, name: str, resources: StageSpec) -> Any:

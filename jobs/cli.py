@@ -208,6 +208,9 @@ def serve(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Ask nobody for a key; all videos are everybody's.")
     ] = False,
+    max_queued: Annotated[
+        int, typer.Option(help="Videos that one key may have under way; more are refused.", min=1)
+    ] = 100,
     alias: Annotated[
         list[str] | None,
         typer.Option(
@@ -242,6 +245,7 @@ def serve(
             tuple(alias or ()),
             host,
             port,
+            max_queued,
         )
         serve_endpoint(call, address, lambda text: console.print(text, highlight=False))
 

@@ -50,6 +50,8 @@ class ServeCall:
     aliases: tuple[str, ...] = ()
     host: str = "127.0.0.1"
     port: int = 8000
+    max_queued: int = 100
+    """Videos that one key may have under way."""
 
 
 def serve_endpoint(call: ServeCall, address: str | None, say: Callable[[str], None]) -> None:
@@ -96,7 +98,9 @@ def bind_endpoint(call: ServeCall) -> Any:
     fingerprint = fingerprint_model(recipe.model, resolve_checkpoint(recipe.model))
     identity = describe_output(recipe, fingerprint)
     Ledger(ObjectStore(call.output)).open_output(identity)
-    dispatcher = bind_dispatcher(RenderSpec(recipe, fingerprint), call.output, identity)
+    dispatcher = bind_dispatcher(
+        RenderSpec(recipe, fingerprint), call.output, identity, call.max_queued
+    )
     ingress = cast(Any, serve.deployment)(
         cast(Any, serve.ingress)()(Ingress),
         name="Ingress",
@@ -130,8 +134,8 @@ class RemoteDesk:
         """Hold the handle."""
         self._dispatcher: Any = dispatcher
 
-    async def submit(self, job: VideoJob) -> VideoState:
-        """Take a job in."""
+    async def submit(self, job: VideoJob) -> VideoState | None:
+        """Take a job in; None: its owner has too many under way."""
         return await _ask(self._dispatcher.submit, job)
 
     async def find(self, owner: str, video_id: str) -> VideoState | None:

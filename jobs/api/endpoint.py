@@ -19,12 +19,13 @@ from pipeline.ledger import Ledger
 from pipeline.recipe import Recipe
 
 MAX_IDEMPOTENCY_CHARS = 255
+RETRY_AFTER_S = 10
 
 
 class Desk(Protocol):
     """What is needed of a `cluster.dispatch.Dispatcher`."""
 
-    async def submit(self, job: VideoJob) -> VideoState: ...  # noqa: D102
+    async def submit(self, job: VideoJob) -> VideoState | None: ...  # noqa: D102
     async def find(self, owner: str, video_id: str) -> VideoState | None: ...  # noqa: D102
     async def list(  # noqa: D102
         self, owner: str, after: str | None, limit: int, *, newest_first: bool
@@ -77,7 +78,7 @@ class Endpoint:
         """Take a call for a video in; `source` is what it is a remix of.
 
         Raises:
-            ApiError: it asks for what the model can't do.
+            ApiError: it asks for what the model can't do, or its owner has too many under way.
         """
         model = self.check_model(fields.get("model"))
         asked = await asyncio.to_thread(parse_request, fields, self.recipe)
@@ -101,7 +102,16 @@ class Endpoint:
             idempotency_key=idempotency_key,
             metadata=parse_metadata(fields),
         )
-        return await self.desk.submit(job)
+        state = await self.desk.submit(job)
+        if state is None:
+            error = ApiError(
+                HTTPStatus.TOO_MANY_REQUESTS,
+                "you have as many videos under way as one key may have; wait for one, or delete it",
+                code="too_many_videos",
+            )
+            error.headers["retry-after"] = str(RETRY_AFTER_S)
+            raise error
+        return state
 
     async def find(self, owner: str, video_id: str) -> VideoState:
         """Return how an owner's video goes.

@@ -60,7 +60,7 @@ _routes = APIRouter()
 @_routes.post(
     "/v1/videos",
     openapi_extra=_document_body(),
-    responses=document_errors(400, 401, 404, 413),
+    responses=document_errors(400, 401, 404, 413, 429),
 )
 async def create_video(
     request: Request, at: At, owner: Owner, idempotency_key: IdempotencyKey = None
@@ -148,7 +148,7 @@ async def download_content(
 @_routes.post(
     "/v1/videos/{video_id}/remix",
     openapi_extra=_document_body("prompt"),
-    responses=document_errors(400, 401, 404, 413),
+    responses=document_errors(400, 401, 404, 413, 429),
 )
 async def remix_video(
     video_id: str, request: Request, at: At, owner: Owner, idempotency_key: IdempotencyKey = None

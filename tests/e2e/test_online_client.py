@@ -1,16 +1,13 @@
-"""The online endpoint, by the official client: every method, and what survives a crash."""
+"""The online endpoint by the official client: every method."""
 
 from __future__ import annotations
 
 import io
-import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,88 +22,18 @@ from jobs.recipes import find_recipe
 from pipeline.checkpoints import FOLDER as CHECKPOINTS
 from pipeline.documents import Commit
 from pipeline.identity import fingerprint_model
-from pipeline.lease import read_lease
 from pipeline.ledger import Ledger
 from pipeline.local import LocalRunner
 from pipeline.probe import probe, read_frames
 from pipeline.recipe import resolve_checkpoint
 from pipeline.store import ObjectStore
-from tests.support.command import (
-    end_process,
-    find_children,
-    find_named,
-    start_rushes,
-    wait_until,
-)
+from tests.support.command import wait_until
+from tests.support.online import CLIP_S, LONG, MAX_QUEUED, MINE, OTHERS, PROMPT, Server
 
 pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning"),
 ]
-
-MINE, OTHERS = "my-key", "their-key"
-READY_S, CLIP_S = 240.0, 120.0
-PROMPT = "a red ball moving left"
-LONG = {"num_inference_steps": "100"}
-DISPATCHER = "ray::ServeReplica:rushes:Dispatcher"
-
-
-class Server:
-    """`rushes serve` in processes of its own, on one output, as often as it is started."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}/v1"
-        self.folder = folder
-        self.output = folder / "online"
-        self.process: subprocess.Popen[str]
-        self._stack = ExitStack()
-
-    def start(self) -> None:
-        call = ("serve", "-o", "online", "--port", str(self.port), "--alias", "sora-2",
-                "--set", "checkpoint.every_s=0.5", "--set", "lease.limit_s=6")  # fmt: skip
-        self.process = self._stack.enter_context(start_rushes(*call, cwd=self.folder))
-        assert self.process.stdout
-        line = ""
-        while "is ready" not in line:
-            line = self.process.stdout.readline()
-            assert line, self.process.communicate()
-        assert self.url in line
-
-    def find(self, name: str) -> Any:
-        return wait_until(lambda: find_named(self.process.pid, name), READY_S, name)
-
-    def kill(self) -> None:
-        """Kill every process there is, as where a machine's power goes."""
-        for each in find_children(self.process.pid):
-            end_process(each)
-        self.process.kill()
-        self.process.wait()
-
-    def end(self) -> None:
-        self._stack.close()
-
-    def client(self, key: str = MINE) -> OpenAI:
-        return OpenAI(base_url=self.url, api_key=key, max_retries=0)
-
-    def count_attempts(self) -> int:
-        return len(list((self.output / "clips").rglob("*.mp4")))
-
-    def read_commit(self, prompt: str) -> Commit:
-        commits = Ledger(ObjectStore(self.output)).read_commits()
-        (found,) = (each for each in commits if each.request.prompt == prompt)
-        return found
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("serve"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RUSHES_API_KEYS", f"{MINE},{OTHERS}")
-        server.start()
-        yield server
-        server.end()
 
 
 @pytest.fixture
@@ -238,6 +165,20 @@ def test_a_deleted_video_is_given_up(server: Server, client: OpenAI, video: Any)
     wait_until(lambda: not list(saved.rglob("*.json")), CLIP_S, "no saves left")
 
 
+def test_a_key_that_has_too_many_under_way_is_told_to_wait(server: Server, video: Any) -> None:
+    with server.client(OTHERS) as others:
+        ids = [others.videos.create(prompt=f"queued {n}").id for n in range(MAX_QUEUED)]
+        with pytest.raises(openai.RateLimitError) as refused:
+            others.videos.create(prompt="one too many")
+        assert refused.value.code == "too_many_videos"
+        assert int(refused.value.response.headers["retry-after"]) > 0
+        with server.client() as client:
+            assert client.videos.create(prompt=PROMPT, extra_body={"seed": 7}).status == "queued"
+        for each in ids:
+            others.videos.delete(each)
+        others.videos.delete(others.videos.create(prompt="there is room again").id)
+
+
 def test_nobody_sees_what_is_anothers(server: Server, video: Any) -> None:
     with server.client(OTHERS) as others:
         calls: list[Callable[[], Any]] = [
@@ -313,36 +254,6 @@ def test_json_does_as_well_as_multipart(server: Server, video: Any) -> None:
     assert answer.status_code == 200
     with server.client() as client:
         assert client.videos.poll(answer.json()["id"], poll_interval_ms=50).status == "completed"
-
-
-def test_what_was_accepted_survives_the_dispatcher_and_the_whole_machine(
-    server: Server, client: OpenAI, video: Any
-) -> None:
-    """Last in this file: the server is killed and started anew."""
-    patient = client.with_options(max_retries=10)
-    ids = [patient.videos.create(prompt=f"flood {n}", extra_body=LONG).id for n in range(3)]
-    wait_until(lambda: client.videos.retrieve(ids[0]).progress > 5, CLIP_S, "steps")
-    end_process(server.find(DISPATCHER))
-    ids.append(patient.videos.create(prompt="flood 3", extra_body=LONG).id)
-    wait_until(lambda: client.videos.retrieve(ids[0]).progress > 20, CLIP_S, "steps again")
-    server.kill()
-    server.start()
-    ends = [patient.videos.poll(each, poll_interval_ms=200) for each in ids]
-    assert [each.status for each in ends] == ["completed"] * 4
-    for number in range(4):
-        commit = server.read_commit(f"flood {number}")
-        attempts = list((server.output / commit.video.key).parent.glob("*.mp4"))
-        assert len(attempts) == 1, "rendered once"
-    assert patient.videos.retrieve(video.id) == video
-    late = [patient.videos.create(prompt=f"late {n}", extra_body=LONG).id for n in range(3)]
-    wait_until(lambda: client.videos.retrieve(late[0]).progress > 5, CLIP_S, "steps")
-    os.kill(server.process.pid, signal.SIGTERM)
-    stdout, stderr = server.process.communicate(timeout=60)
-    assert server.process.returncode == ExitCode.OK, (stdout, stderr)
-    held = read_lease(ObjectStore(server.output))
-    assert held
-    assert held.released
-    assert list((server.output / CHECKPOINTS).rglob("*.json")), "what was under way is saved"
 
 
 def test_a_port_that_is_taken_is_told_of(tmp_path: Path) -> None:

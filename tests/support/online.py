@@ -1,0 +1,76 @@
+"""`rushes serve` as a test's user would start it, and clients for it."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from openai import OpenAI
+
+from pipeline.documents import Commit
+from pipeline.ledger import Ledger
+from pipeline.store import ObjectStore
+from tests.support.command import (
+    end_process,
+    find_children,
+    find_named,
+    start_rushes,
+    wait_until,
+)
+
+MINE, OTHERS = "my-key", "their-key"
+READY_S, CLIP_S = 240.0, 120.0
+PROMPT = "a red ball moving left"
+LONG = {"num_inference_steps": "100"}
+MAX_QUEUED = 30
+
+
+class Server:
+    """`rushes serve` in processes of its own, on one output, as often as it is started."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}/v1"
+        self.folder = folder
+        self.output = folder / "online"
+        self.process: subprocess.Popen[str]
+        self._stack = ExitStack()
+
+    def start(self) -> None:
+        call = ("serve", "-o", "online", "--port", str(self.port), "--alias", "sora-2",
+                "--max-queued", str(MAX_QUEUED), "--set", "checkpoint.every_s=0.5", "--set", "lease.limit_s=6")  # fmt: skip
+        self.process = self._stack.enter_context(start_rushes(*call, cwd=self.folder))
+        assert self.process.stdout
+        line = ""
+        while "is ready" not in line:
+            line = self.process.stdout.readline()
+            assert line, self.process.communicate()
+        assert self.url in line
+
+    def find(self, name: str) -> Any:
+        return wait_until(lambda: find_named(self.process.pid, name), READY_S, name)
+
+    def kill(self) -> None:
+        """Kill every process there is, as where a machine's power goes."""
+        for each in find_children(self.process.pid):
+            end_process(each)
+        self.process.kill()
+        self.process.wait()
+
+    def end(self) -> None:
+        self._stack.close()
+
+    def client(self, key: str = MINE) -> OpenAI:
+        return OpenAI(base_url=self.url, api_key=key, max_retries=0)
+
+    def count_attempts(self) -> int:
+        return len(list((self.output / "clips").rglob("*.mp4")))
+
+    def read_commit(self, prompt: str) -> Commit:
+        commits = Ledger(ObjectStore(self.output)).read_commits()
+        (found,) = (each for each in commits if each.request.prompt == prompt)
+        return found
