@@ -10,11 +10,9 @@ import pytest
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     """A `tests.support.online.Server` that listens."""
-    from tests.support.online import MINE, OTHERS, Server
+    from tests.support.online import Server
 
     server = Server(tmp_path_factory.mktemp("serve"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RUSHES_API_KEYS", f"{MINE},{OTHERS}")
-        server.start()
+    server.start()
     yield server
     server.end()

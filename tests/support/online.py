@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
 import subprocess
 from contextlib import ExitStack
@@ -37,12 +38,15 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}/v1"
         self.folder = folder
         self.output = folder / "online"
+        digests = [hashlib.sha256(key.encode()).hexdigest() for key in (MINE, OTHERS)]
+        (folder / "keys").write_text("\n".join(digests))
         self.process: subprocess.Popen[str]
         self._stack = ExitStack()
 
     def start(self) -> None:
-        call = ("serve", "-o", "online", "--port", str(self.port), "--alias", "sora-2",
-                "--max-queued", str(MAX_QUEUED), "--set", "checkpoint.every_s=0.5", "--set", "lease.limit_s=6")  # fmt: skip
+        call = ("serve", "-o", "online", "--port", str(self.port), "--keys", "keys",
+                "--alias", "sora-2", "--max-queued", str(MAX_QUEUED),
+                "--set", "checkpoint.every_s=0.5", "--set", "lease.limit_s=6")  # fmt: skip
         self.process = self._stack.enter_context(start_rushes(*call, cwd=self.folder))
         assert self.process.stdout
         line = ""
