@@ -38,6 +38,8 @@ POLL_S = 0.25
 TRIES = 4
 PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0
 """Before what failed is tried again; twice as long each time."""
+ROOM = 64
+"""Clips that are in the stages at once, or wait there for a gang; the others wait before them."""
 LOST_LEASE = 70
 
 _log = logging.getLogger("ray.serve")
@@ -48,8 +50,9 @@ class _Clip:
     """A clip under way, and the videos that are it."""
 
     request: RenderRequest
+    owner: str
+    """Whose turn it takes."""
     videos: set[str] = field(default_factory=set[str])
-    started: bool = False
     task: asyncio.Task[None] | None = None
 
 
@@ -91,8 +94,7 @@ class Dispatcher:
         checkpoints = Checkpoints(store, spec.model_fingerprint, lease.epoch)
         self._pool = make_pool(spec.recipe, checkpoints)
         self._starting = self._pool.start.remote()  # models load before anybody asks
-        gangs = sum(shape.count for shape in spec.recipe.gangs)
-        self._room = asyncio.Semaphore(gangs + spec.recipe.encode.workers)
+        self._room = asyncio.Semaphore(ROOM)
         for job, end in await asyncio.to_thread(self._inbox.load):
             self._remember(job)
             if end:
@@ -108,11 +110,11 @@ class Dispatcher:
         A job whose idempotency key its owner has used before is that earlier one.
         """
         if job.idempotency_key:
-            before = self._idempotent.setdefault((job.owner, job.idempotency_key), job.id)
-            if before != job.id:
-                while before not in self._jobs:  # it is being written
-                    await asyncio.sleep(POLL_S)
-                return self._describe(before)
+            used = job.owner, job.idempotency_key
+            while (before := self._idempotent.setdefault(used, job.id)) != job.id:
+                if before in self._jobs:
+                    return self._describe(before)
+                await asyncio.sleep(POLL_S)  # it is being written, and may fail
         if self._under_way[job.owner] >= self._max_queued:
             self._idempotent.pop((job.owner, job.idempotency_key or ""), None)
             return None
@@ -184,7 +186,7 @@ class Dispatcher:
     def _begin(self, job: VideoJob) -> None:
         clip = self._clips.get(job.clip_id)
         if clip is None or not clip.videos:  # one that nobody wants any more is about to go
-            clip = self._clips[job.clip_id] = _Clip(job.request)
+            clip = self._clips[job.clip_id] = _Clip(job.request, job.owner)
             clip.task = asyncio.create_task(self._see_through(job.clip_id, clip))
         clip.videos.add(job.id)
 
@@ -192,11 +194,11 @@ class Dispatcher:
         """Bring a clip to its end, and every video that is it."""
         try:
             async with self._room:
-                clip.started = True
-                end = await self._render(clip_id, clip.request)
+                end = await self._render(clip_id, clip)
             while clip.videos:  # more may come while these are written
-                video_id = clip.videos.pop()
+                video_id = next(iter(clip.videos))
                 await self._keep(video_id, end)
+                clip.videos.discard(video_id)
                 if video_id in self._jobs:
                     self._ends[video_id] = end
                     self._under_way[self._jobs[video_id].owner] -= 1
@@ -219,11 +221,11 @@ class Dispatcher:
                 _log.warning("%s: its end can't be written yet: %s", video_id, error)
                 await asyncio.sleep(pause_s)
 
-    async def _render(self, clip_id: str, request: RenderRequest) -> VideoEnd:
+    async def _render(self, clip_id: str, clip: _Clip) -> VideoEnd:
         """Return how a clip ends; what fails beside it is tried again."""
         for pause_s in islice(_pauses(), TRIES):
             try:
-                outcome = await self._make(clip_id, request)
+                outcome = await self._make(clip_id, clip)
             except Exception as error:  # noqa: BLE001 - a stage's process, the pool or the storage
                 _log.warning("clip %s is tried again: %s", clip_id[:16], error)
                 await asyncio.sleep(pause_s)
@@ -238,12 +240,12 @@ class Dispatcher:
         message = "the renderer could not finish this video; ask for it again later"
         return VideoEnd(status="failed", code="server_error", message=message)
 
-    async def _make(self, clip_id: str, request: RenderRequest) -> Commit | Failure:
+    async def _make(self, clip_id: str, clip: _Clip) -> Commit | Failure:
         with suppress(FileNotFoundError):
             return await asyncio.to_thread(self._ledger.read_commit, clip_id)
-        row = {"clip_id": clip_id, "request": request.model_dump_json()}
+        row = {"clip_id": clip_id, "request": clip.request.model_dump_json()}
         row = await self._encode.remote(row)
-        row = await denoise(self._pool, row)
+        row = await denoise(self._pool, row, urgent=True, owner=clip.owner)
         done = await self._publish.remote(row, self._ledger)
         return (Failure if done["failed"] else Commit).model_validate_json(done["outcome"])
 
@@ -251,12 +253,9 @@ class Dispatcher:
         job, end = self._jobs[video_id], self._ends.get(video_id)
         if end:
             return VideoState(job, end.status, 100 if end.status == "completed" else 0, None, end)
-        clip = self._clips.get(job.clip_id)
-        if clip is None or not clip.started:
-            return VideoState(job, "queued", 0, None)
         now = self._progress.get(job.clip_id)
         if now is None:
-            return VideoState(job, "in_progress", 0, None)
+            return VideoState(job, "queued", 0, None)
         left_s = now.left_s if now.step_s else None
         return VideoState(job, "in_progress", 99 * now.step // now.num_steps, left_s)
 
@@ -264,7 +263,7 @@ class Dispatcher:
         """Keep in sight how far the clips are that gangs have."""
         while True:
             await asyncio.sleep(POLL_S)
-            if any(clip.started for clip in self._clips.values()):
+            if self._clips:
                 with suppress(RayError):
                     now: PoolProgress = await self._pool.progress.remote()
                     gone = self._progress.keys() - now.clips.keys()

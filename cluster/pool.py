@@ -165,7 +165,8 @@ class GangPool:
                 await self._enqueue(job.task)
             return await asyncio.shield(job.result)
         finally:
-            self._jobs.pop(key, None)
+            if self._jobs.get(key) is job:
+                del self._jobs[key]
 
     async def progress(self) -> PoolProgress:
         """Return the counts of this moment."""
@@ -188,8 +189,8 @@ class GangPool:
 
         Whoever awaits it gets an answer without latents. What was saved of it is removed.
         """
-        job = self._jobs.get(key)
-        if job and not job.cancelled:
+        job = self._jobs.pop(key, None)
+        if job:
             job.cancelled = True
             self._fail(job, None, "cancelled", attempts=0)
             if key not in self._driver.clips:
@@ -225,9 +226,14 @@ class GangPool:
                 task = self._schedule.take(gang.shape.max_tokens, classes)
                 if task is None:
                     await self._work.wait()
-                elif task.key in self._jobs:
-                    return self._jobs[task.key]
+                elif job := self._find_job(task):
+                    return job
         raise _StoppedError
+
+    def _find_job(self, task: Task) -> _Job | None:
+        """Return a task's job; None where it was cancelled, though it may be asked for anew."""
+        job = self._jobs.get(task.key)
+        return job if job and job.task is task else None
 
     async def _serve(self, name: str, shape: GangShape) -> None:
         """Keep one gang alive and give it clips, for as long as the pool lives."""
@@ -329,11 +335,12 @@ class GangPool:
     async def _run_urgent(self, gang: Gang) -> None:
         """Render the next urgent clip on a gang, which then owes batch its share of the time."""
         task = self._schedule.take(gang.shape.max_tokens, (Urgency.ONLINE,))
-        if task is None or task.key not in self._jobs:
+        job = self._find_job(task) if task else None
+        if job is None:
             return
         began = time.monotonic()
         try:
-            await self._run(gang, self._jobs[task.key])
+            await self._run(gang, job)
         except GangDiedError as error:
             raise _BystanderError(str(error)) from error
         share, now = self._recipe.pool.online_share, time.monotonic()

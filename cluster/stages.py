@@ -70,11 +70,14 @@ class Encode:
             return _step("encode", row, make)
 
 
-async def denoise(pool: Any, row: Row) -> Row:
-    """Row with conditioning → row with packed latents, by way of a `GangPool`'s handle."""
+async def denoise(pool: Any, row: Row, *, urgent: bool = False, owner: str = "") -> Row:
+    """Row with conditioning → row with packed latents, by way of a `GangPool`'s handle.
+
+    `urgent` and `owner` are those of `GangPool.render`.
+    """
     if row["failure"]:
         return row
-    rendered, latents = await _render(pool, row)
+    rendered, latents = await _render(pool, row, urgent, owner)
     if not rendered.latents:
         *chain, last = rendered.reasons
         failure = describe_failure(row["clip_id"], "denoise", last, tuple(chain), rendered.attempts)
@@ -90,16 +93,18 @@ async def denoise(pool: Any, row: Row) -> Row:
     return {**row, "payload": latents, "record": json.dumps(record)}
 
 
-async def _render(pool: Any, row: Row, tries: int = LATENTS_TRIES) -> tuple[Rendered, bytes]:
+async def _render(
+    pool: Any, row: Row, urgent: bool, owner: str, tries: int = LATENTS_TRIES
+) -> tuple[Rendered, bytes]:
     """Return what became of a clip in the pool, and its latents if there are any."""
     request = RenderRequest.model_validate_json(row["request"])
-    rendered = await pool.render.remote(row["clip_id"], request, row["payload"])
+    rendered = await pool.render.remote(row["clip_id"], request, row["payload"], urgent, owner)
     try:
         return rendered, await rendered.latents[0] if rendered.latents else b""
     except RayError:  # their node is gone, or the pool's process: what it saved is not
         if tries == 1:
             raise
-        return await _render(pool, row, tries - 1)
+        return await _render(pool, row, urgent, owner, tries - 1)
 
 
 class Publish:

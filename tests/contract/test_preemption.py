@@ -203,3 +203,17 @@ def test_a_cancelled_clip_frees_its_gang(pool: Pool, batch: Clip, urgent: Clip) 
     assert not any(batch.key in key for key in pool.store.list(FOLDER))
     again = ray.get(pool.render(batch), timeout=WAIT_S)
     assert ray.get(again.latents[0]) == batch.latents
+
+
+def test_a_clip_that_was_cancelled_while_it_waited_may_be_asked_for_again(
+    pool: Pool, batch: Clip, urgent: Clip
+) -> None:
+    slow, waiting = pool.render(batch), pool.render(urgent)
+    wait_until(lambda: pool.steps_of(batch) > 5, WAIT_S, "a clip under way")
+    ray.get(pool.handle.cancel.remote(urgent.key), timeout=WAIT_S)
+    again = pool.render(urgent)
+    ends = ray.get([slow, waiting, again], timeout=WAIT_S)
+    assert [len(each.latents) for each in ends] == [1, 0, 1]
+    assert ray.get(ends[2].latents[0]) == urgent.latents
+    progress = ray.get(pool.handle.progress.remote(), timeout=WAIT_S)
+    assert (progress.waiting, progress.running) == (0, 0)

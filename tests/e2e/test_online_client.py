@@ -179,6 +179,16 @@ def test_a_key_that_has_too_many_under_way_is_told_to_wait(server: Server, video
         others.videos.delete(others.videos.create(prompt="there is room again").id)
 
 
+def test_keys_take_turns(server: Server, client: OpenAI, video: Any) -> None:
+    flood = [client.videos.create(prompt=f"flood {n}", extra_body=LONG).id for n in range(12)]
+    with server.client(OTHERS) as others:
+        assert others.videos.create_and_poll(prompt="in turn").status == "completed"
+    waiting = [each for each in flood if client.videos.retrieve(each).status == "queued"]
+    for each in flood:
+        client.videos.delete(each)
+    assert len(waiting) > 6, "it was not behind all of them"
+
+
 def test_nobody_sees_what_is_anothers(server: Server, video: Any) -> None:
     with server.client(OTHERS) as others:
         calls: list[Callable[[], Any]] = [
