@@ -7,9 +7,10 @@ import os
 import socket
 import sys
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
+import psutil
 import ray
 from ray._private import services
 from ray._private.accelerators import get_accelerator_manager_for_resource
@@ -83,7 +84,8 @@ def ray_session(recipe: Recipe, address: str | None = None) -> Generator[None]:
             for name, value in LOCAL_ENVIRONMENT.items():
                 os.environ.setdefault(name, value)
             num_cpus = max(os.cpu_count() or 1, round(logical_cpus(recipe) + 0.5))
-            init(num_cpus=num_cpus, include_dashboard=False, **quiet)
+            with _ended_if_broken_off():
+                init(num_cpus=num_cpus, include_dashboard=False, **quiet)
         try:
             yield
         finally:
@@ -141,6 +143,24 @@ def _count_gpus() -> int:
     visible = manager.get_current_process_visible_accelerator_ids()
     count: int = manager.get_current_node_num_accelerators()
     return count if visible is None else min(count, len(visible))
+
+
+@contextmanager
+def _ended_if_broken_off() -> Generator[None]:
+    """End, where the block is broken off, the processes that it had begun to start.
+
+    Ray 2.60 knows nothing of one that it was starting when a signal came: a raylet without its GCS
+    lives on for a minute.
+    """
+    before = {each.pid for each in psutil.Process().children(recursive=True)}
+    try:
+        yield
+    except BaseException:
+        for each in psutil.Process().children(recursive=True):
+            if each.pid not in before:
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
+        raise
 
 
 @contextmanager
