@@ -73,7 +73,6 @@ class Dispatcher:
         `encode` and `publish` are handles of the stages' deployments. An owner may have up to
         `max_queued` videos under way.
         """
-        self._spec = spec
         self._max_queued = max_queued
         self._encode, self._publish = encode, publish
         store = ObjectStore(output)
@@ -93,7 +92,7 @@ class Dispatcher:
         self._progress: dict[str, ClipProgress] = {}
         checkpoints = Checkpoints(store, spec.model_fingerprint, lease.epoch)
         self._pool = make_pool(spec.recipe, checkpoints)
-        self._starting = self._pool.start.remote()  # models load before anybody asks
+        self._pool.start.remote()  # models load before anybody asks
         self._room = asyncio.Semaphore(ROOM)
         for job, end in await asyncio.to_thread(self._inbox.load):
             self._remember(job)

@@ -12,9 +12,9 @@ import asyncio
 from typing import Any, cast
 
 from ray import serve
-from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 
 from cluster.dispatch import Dispatcher
+from cluster.pool import ON_HEAD_NODE
 from cluster.stages import Encode, Publish, RenderSpec, Row
 from pipeline.documents import OutputIdentity
 from pipeline.ledger import Ledger
@@ -46,7 +46,7 @@ def bind_dispatcher(
         name=DISPATCHER,
         num_replicas=1,
         max_ongoing_requests=MANY,
-        ray_actor_options={"num_cpus": 0, "resources": {HEAD_NODE_RESOURCE_NAME: 0.001}},
+        ray_actor_options={"num_cpus": 0, "resources": ON_HEAD_NODE},
     )
     return dispatcher.bind(spec, output, identity, encode, publish, max_queued)
 

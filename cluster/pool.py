@@ -41,6 +41,8 @@ from pipeline.request import RenderRequest
 
 RESTART_PAUSE_S = 1.0
 POOL_RESTARTS = 10
+ON_HEAD_NODE = {HEAD_NODE_RESOURCE_NAME: 0.001}
+"""What an actor asks for that belongs on the one node that no spot market takes back."""
 MAX_FAILED_STARTS = 5
 
 
@@ -51,7 +53,7 @@ def make_pool(recipe: Recipe, checkpoints: Checkpoints) -> Any:
     """
     actor = cast(Any, ray.remote(GangPool)).options(
         num_cpus=0,
-        resources={HEAD_NODE_RESOURCE_NAME: 0.001},  # the one that no spot market takes back
+        resources=ON_HEAD_NODE,
         max_concurrency=10_000,
         max_restarts=POOL_RESTARTS,
         max_task_retries=-1,

@@ -18,7 +18,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from cluster.answers import VideoState
-from cluster.online import MANY, bind_dispatcher
+from cluster.online import DISPATCHER, MANY, bind_dispatcher
 from cluster.session import check_cluster, describe_shortage, ray_session
 from cluster.stages import RenderSpec
 from jobs.api.endpoint import Endpoint
@@ -66,7 +66,7 @@ def serve_endpoint(call: ServeCall, address: str | None, say: Callable[[str], No
     if not address:
         _check_port(call.host, call.port)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    app, ledger = bind_endpoint(call), Ledger(store)
+    app = bind_endpoint(call)
     held = read_lease(store)
     if held and not held.is_over():
         say(f"another run has not given {store.uri} back: {held}; waiting for its end")
@@ -80,12 +80,14 @@ def serve_endpoint(call: ServeCall, address: str | None, say: Callable[[str], No
             if short := describe_shortage(call.recipe):
                 say(short)
             say(f"{call.recipe.name} is ready: base_url=http://{call.host}:{call.port}/v1")
-            say(f"videos go to {ledger.store.uri}; Ctrl-C ends it")
+            say(f"videos go to {store.uri}; Ctrl-C ends it")
             threading.Event().wait()
         except KeyboardInterrupt:
             say(f"stopping: saving what is under way, up to {call.recipe.checkpoint.grace_s:.0f} s")
         finally:
             _close(call.recipe.checkpoint.grace_s + CLOSE_TIMEOUT_S)
+            if not address:  # else Serve may have others' applications
+                serve.shutdown()
 
 
 def bind_endpoint(call: ServeCall) -> Any:
@@ -172,9 +174,9 @@ def _check_port(host: str, port: int) -> None:
 
 def _close(timeout_s: float) -> None:
     try:
-        handle: Any = serve.get_deployment_handle("Dispatcher", APP)
+        handle: Any = serve.get_deployment_handle(DISPATCHER, APP)
         handle.close.remote().result(timeout_s=timeout_s)
     except (RayError, RayServeException, TimeoutError) as error:
         logging.getLogger("ray.serve").warning("the dispatcher did not end in order: %s", error)
     finally:
-        serve.shutdown()
+        serve.delete(APP)

@@ -153,17 +153,14 @@ def test_an_urgent_clip_goes_first_and_neither_is_another(
     assert [each.attempts for each in ends] == [1, 1]
 
 
-def test_what_urgent_clips_take_is_not_counted_as_the_batchs(
-    pool: Pool, batch: Clip, urgent: Clip
-) -> None:
-    slow = pool.render(batch)
-    wait_until(lambda: pool.steps_of(batch) > 5, WAIT_S, "a batch clip under way")
+def test_what_urgent_clips_take_is_not_counted_as_the_batchs(pool: Pool, batch: Clip) -> None:
     began = time.monotonic()
-    quick = ray.get(pool.render(urgent, urgent=True), timeout=WAIT_S)
-    end = ray.get(slow, timeout=WAIT_S)
-    assert quick.device_seconds < time.monotonic() - began
-    alone = ray.get(pool.render(replace(batch, key=digest("alone"))), timeout=WAIT_S)
-    assert end.device_seconds < 2 * alone.device_seconds
+    slow = pool.render(batch)
+    wait_until(lambda: 5 < pool.steps_of(batch) < 50, WAIT_S, "a batch clip under way")
+    quick = pool.render(replace(batch, key=digest("as long")), urgent=True)
+    ends = ray.get([slow, quick], timeout=WAIT_S)
+    wall_s = time.monotonic() - began
+    assert sum(each.device_seconds for each in ends) <= wall_s, "one gang of one rank made both"
 
 
 def test_urgent_clips_do_not_starve_a_batch(pool: Pool, batch: Clip, urgent: Clip) -> None:
