@@ -251,6 +251,22 @@ def serve(
 
 
 @app.command()
+def fetch(recipe: RecipeName = DEFAULT, overrides: Overrides = None) -> None:
+    """Fetch a recipe's model into the hub's cache (HF_HOME), and print the folder it is in.
+
+    Without it, whoever needs the model first fetches it. Several at once wait for one.
+
+    [bold]Example[/]
+
+      HF_HOME=/models rushes fetch -r wan21-14b-80gb
+    """
+    with _errors():
+        from pipeline.recipe import resolve_checkpoint
+
+        typer.echo(resolve_checkpoint(find_recipe(recipe, overrides or ()).model))
+
+
+@app.command()
 def status(
     output: Annotated[str, typer.Argument(help="Folder or s3:// URI of an output.")],
 ) -> None:

@@ -1,0 +1,50 @@
+"""The online endpoint for Serve's own config files, a RayService's among them.
+
+`import_path: jobs.application:build_endpoint`, with the fields of `EndpointConfig` as `args`.
+"""
+
+# Serve reads the annotation of `build_endpoint` as it stands: it must be the class, not a string.
+
+import os
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, PositiveInt
+
+from jobs.api.keys import ApiKeys
+from jobs.recipes import DEFAULT, find_recipe
+from jobs.serve import ServeCall, bind_endpoint
+
+
+class EndpointConfig(BaseModel):
+    """What `rushes serve` is told by its options."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    output: str
+    """Folder or `s3://` URI; environment variables in it are filled in."""
+    recipe: str = DEFAULT
+    overrides: tuple[str, ...] = ()
+    keys: str | None = None
+    """File with the SHA-256 of an API key on each line; also: RUSHES_API_KEYS."""
+    insecure: bool = False
+    aliases: tuple[str, ...] = ()
+    max_queued: PositiveInt = 100
+
+
+def build_endpoint(config: EndpointConfig) -> Any:
+    """Return the application.
+
+    Raises:
+        UsageError: no such recipe, model or key file, or the output is another model's.
+    """
+    return bind_endpoint(
+        ServeCall(
+            find_recipe(config.recipe, config.overrides),
+            os.path.expandvars(config.output),
+            ApiKeys.read(
+                config.keys, os.environ.get("RUSHES_API_KEYS", ""), insecure=config.insecure
+            ),
+            config.aliases,
+            max_queued=config.max_queued,
+        )
+    )

@@ -1,0 +1,122 @@
+"""The NetworkPolicies let through what the README's table of arrows says, and nothing else."""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any
+
+import pytest
+
+from tests.support.manifests import K8S, Document, find_kind, find_pods
+from tests.support.network import Party, admits
+
+HERE = "rushes"
+HERE_LABELS = {"kubernetes.io/metadata.name": HERE}
+ELSEWHERE = {
+    "operator": Party(
+        {"app.kubernetes.io/name": "kuberay-operator"},
+        "kuberay",
+        {"kubernetes.io/metadata.name": "kuberay"},
+    ),
+    "monitoring": Party({}, "monitoring", {"kubernetes.io/metadata.name": "monitoring"}),
+    "callers": Party({}, "ingress", {"rushes/calls": "online"}),
+    "stranger": Party({}, "default", {"kubernetes.io/metadata.name": "default"}),
+    "DNS": Party(
+        {"k8s-app": "kube-dns"}, "kube-system", {"kubernetes.io/metadata.name": "kube-system"}
+    ),
+    "Kubernetes": Party(address="10.96.0.1"),
+    "outside": Party(address="52.216.8.27"),
+    "metadata": Party(address="169.254.169.254"),
+}
+ANY = (6379, 10002, 45000)
+PORTS = (22, 53, 443, 6443, 8000, 8080, 8265, 9000, 10001, 44217, 44227, 52365)
+
+ARROW = re.compile(r"^\| (\w+) \| (\w+) \| ([\d, ]+|any) \|$", re.MULTILINE)
+
+
+def read_arrows() -> list[tuple[str, str, tuple[int, ...]]]:
+    """Return the README's arrows: from, to, ports."""
+    text = (K8S / "README.md").read_text("utf-8").partition("## Who talks to whom")[2]
+    return [
+        (source, target, ANY if ports == "any" else tuple(map(int, ports.split(","))))
+        for source, target, ports in ARROW.findall(text)
+    ]
+
+
+def find_parties(documents: list[Document]) -> dict[str, Party]:
+    """Return the ends of arrows by name; pods are those that the documents make."""
+    parties = dict(ELSEWHERE)
+    for pod in find_pods(documents):
+        kind = pod.labels.get("ray.io/node-type") or pod.labels["app.kubernetes.io/component"]
+        parties[kind] = Party(pod.labels, HERE, HERE_LABELS)
+    return parties
+
+
+def list_open(documents: list[Document]) -> set[tuple[str, str, int]]:
+    """Return the connections that the policies let through, of those that are tried."""
+    policies = find_kind(documents, "NetworkPolicy")
+    parties = find_parties(documents)
+    return {
+        (source, target, port)
+        for source in parties
+        for target in parties
+        for port in {*PORTS, *ANY}
+        if source not in ELSEWHERE or target not in ELSEWHERE
+        if source not in ("Kubernetes", "outside", "metadata", "DNS")
+        if admits(policies, parties[source], parties[target], port, "UDP" if port == 53 else "TCP")
+    }
+
+
+def list_drawn(documents: list[Document]) -> set[tuple[str, str, int]]:
+    """Return the connections that the README draws between this overlay's parties."""
+    parties = find_parties(documents)
+    everyone = [name for name in parties if name not in ELSEWHERE]
+    return {
+        (each, target, port)
+        for source, target, ports in read_arrows()
+        for each in (everyone if source == "everyone" else [source])
+        if each in parties and target in parties
+        for port in ports
+    }
+
+
+def test_every_arrow_is_let_through(documents: list[Document]) -> None:
+    drawn = list_drawn(documents)
+    assert drawn
+    # `callers` and the clock are not in every overlay: their rules come with what they talk to.
+    if not find_kind(documents, "RayService"):
+        drawn = {each for each in drawn if each[0] != "callers"}
+    assert drawn - list_open(documents) == set()
+
+
+def test_nothing_else_is(documents: list[Document]) -> None:
+    # Between Ray's own nodes every port is open. Whom the API server's address is, nobody knows:
+    # who may talk to Kubernetes may talk to any address by its ports.
+    room = {"head", "worker"}
+    talkers = {"head", "clock"}
+    extra = {
+        (source, target, port)
+        for source, target, port in list_open(documents) - list_drawn(documents)
+        if not {source, target} <= room
+        if not (source in talkers and port in (443, 6443))
+    }
+    assert extra == set()
+
+
+@pytest.mark.parametrize("policy", ["ray", "storage", "kubernetes", "submit", "submitter", "dns"])
+def test_without_a_policy_an_arrow_is_missing(policy: str, build: Any) -> None:
+    documents = [
+        each
+        for each in copy.deepcopy(build("gpu"))
+        if (each["kind"], each["metadata"]["name"]) != ("NetworkPolicy", policy)
+    ]
+    drawn = {each for each in list_drawn(documents) if each[0] != "callers"}
+    assert drawn - list_open(documents)
+
+
+def test_without_the_default_strangers_get_in(build: Any) -> None:
+    documents = [each for each in build("cpu-demo") if each["metadata"]["name"] != "default-deny"]
+    assert ("clock", "outside", 22) not in list_open(documents)  # its own policy is one
+    assert ("stranger", "clock", 22) in list_open(documents)
+    assert ("stranger", "clock", 22) not in list_open(build("cpu-demo"))

@@ -1,0 +1,251 @@
+"""Every overlay keeps our rules, and each rule finds what breaks it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.support import manifest_rules as rules
+from tests.support.manifests import Document, find_kind, find_pods
+
+
+@pytest.mark.parametrize("rule", rules.RULES, ids=lambda rule: rule.__name__)
+def test_the_overlays_keep(rule: rules.Rule, documents: list[Document]) -> None:
+    assert list(rule(documents)) == []
+
+
+def test_there_are_commands_to_parse(documents: list[Document]) -> None:
+    assert any(words[0] == "render" for _, words in rules.find_commands(documents))
+
+
+def of_kind(documents: list[Document], kind: str, name: str = "") -> Document:
+    return next(
+        each for each in find_kind(documents, kind) if name in ("", each["metadata"].get("name"))
+    )
+
+
+def job_of(documents: list[Document]) -> dict[str, Any]:
+    return of_kind(documents, "RayCronJob")["spec"]["jobTemplate"]
+
+
+def cluster_of(documents: list[Document]) -> dict[str, Any]:
+    return job_of(documents)["rayClusterSpec"]
+
+
+def head_of(documents: list[Document]) -> dict[str, Any]:
+    return cluster_of(documents)["headGroupSpec"]["template"]["spec"]
+
+
+def config_of(documents: list[Document]) -> dict[str, str]:
+    return of_kind(documents, "ConfigMap", "rushes-recipe")["data"]
+
+
+def edit_recipe(documents: list[Document], before: str, after: str) -> None:
+    config = config_of(documents)
+    assert before in config["recipe.toml"]
+    config["recipe.toml"] = config["recipe.toml"].replace(before, after, 1)
+
+
+def tag_latest(documents: list[Document]) -> None:
+    head_of(documents)["containers"][0]["image"] = "registry:5000/rushes:latest"
+
+
+def forget_the_tag(documents: list[Document]) -> None:
+    head_of(documents)["containers"][0]["image"] = "registry:5000/rushes"
+
+
+def drop_limits(documents: list[Document]) -> None:
+    del head_of(documents)["containers"][0]["resources"]["limits"]
+
+
+def unbind_the_autoscaler(documents: list[Document]) -> None:
+    del cluster_of(documents)["autoscalerOptions"]["resources"]
+
+
+def run_as_root(documents: list[Document]) -> None:
+    head_of(documents)["securityContext"]["runAsNonRoot"] = False
+
+
+def keep_capabilities(documents: list[Document]) -> None:
+    del head_of(documents)["containers"][0]["securityContext"]["capabilities"]
+
+
+def mount_the_host(documents: list[Document]) -> None:
+    head_of(documents)["volumes"][0] = {"name": "tmp", "hostPath": {"path": "/tmp"}}
+
+
+def give_workers_a_token(documents: list[Document]) -> None:
+    group = cluster_of(documents)["workerGroupSpecs"][1]
+    del group["template"]["spec"]["automountServiceAccountToken"]
+    group["template"]["spec"]["serviceAccountName"] = "ray-head"
+
+
+def allow_everything(documents: list[Document]) -> None:
+    of_kind(documents, "Role", "clock")["rules"][0]["verbs"] = ["*"]
+
+
+def shorten_the_grace(documents: list[Document]) -> None:
+    head_of(documents)["terminationGracePeriodSeconds"] = 60
+
+
+def forget_the_drain(documents: list[Document]) -> None:
+    del head_of(documents)["containers"][0]["env"]
+
+
+def checkpoint_slowly(documents: list[Document]) -> None:
+    edit_recipe(documents, "grace_s = 60", "grace_s = 90")
+
+
+def leave_at_once(documents: list[Document]) -> None:
+    del head_of(documents)["containers"][0]["lifecycle"]
+
+
+def halve_the_gangs_node(documents: list[Document]) -> None:
+    limits = cluster_of(documents)["workerGroupSpecs"][2]["template"]["spec"]["containers"][0][
+        "resources"
+    ]["limits"]
+    limits["nvidia.com/gpu"] = "4"
+
+
+def ask_for_more_gangs(documents: list[Document]) -> None:
+    edit_recipe(documents, "count = 15", "count = 17")
+
+
+def encode_with_more_cpus(documents: list[Document]) -> None:
+    edit_recipe(documents, "num_cpus = 6", "num_cpus = 60")
+
+
+def start_beyond_the_most(documents: list[Document]) -> None:
+    cluster_of(documents)["workerGroupSpecs"][0]["replicas"] = 99
+
+
+def never_start(documents: list[Document]) -> None:
+    cluster_of(documents)["enableInTreeAutoscaling"] = False
+
+
+def queue_without_suspending(documents: list[Document]) -> None:
+    of_kind(documents, "RayCronJob")["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = "nights"
+
+
+def protect_nothing(documents: list[Document]) -> None:
+    budget = of_kind(documents, "PodDisruptionBudget")
+    budget["spec"]["selector"]["matchLabels"]["ray.io/node-type"] = "haed"
+
+
+def restrict_nothing(documents: list[Document]) -> None:
+    of_kind(documents, "NetworkPolicy", "submitter")["spec"]["podSelector"] = {
+        "matchLabels": {"app.kubernetes.io/component": "submiter"}
+    }
+
+
+def name_no_config(documents: list[Document]) -> None:
+    head_of(documents)["containers"][0]["envFrom"][0]["configMapRef"]["name"] = "rushed"
+
+
+def name_no_volume(documents: list[Document]) -> None:
+    head_of(documents)["containers"][0]["volumeMounts"][0]["name"] = "temp"
+
+
+def probe_nothing(documents: list[Document]) -> None:
+    head_of(documents)["containers"][0]["readinessProbe"]["httpGet"]["port"] = 52356
+
+
+def never_ask(documents: list[Document]) -> None:
+    del head_of(documents)["containers"][0]["livenessProbe"]
+
+
+def misspell_an_option(documents: list[Document]) -> None:
+    job = job_of(documents)
+    job["entrypoint"] = job["entrypoint"].replace("--output", "--outptu")
+
+
+def misspell_a_command(documents: list[Document]) -> None:
+    fetch = head_of(documents)["initContainers"][0]
+    fetch["command"] = ["rushes", "fech", "--recipe", "/etc/rushes/recipe.toml"]
+
+
+def misspell_a_key(documents: list[Document]) -> None:
+    edit_recipe(documents, "every_s", "evry_s")
+
+
+GPU: tuple[tuple[rules.Rule, Callable[[list[Document]], None]], ...] = (
+    (rules.images_are_pinned, tag_latest),
+    (rules.images_are_pinned, forget_the_tag),
+    (rules.resources_are_set, drop_limits),
+    (rules.resources_are_set, unbind_the_autoscaler),
+    (rules.pods_are_restricted, run_as_root),
+    (rules.pods_are_restricted, keep_capabilities),
+    (rules.pods_are_restricted, mount_the_host),
+    (rules.accounts_have_least_rights, give_workers_a_token),
+    (rules.accounts_have_least_rights, allow_everything),
+    (rules.pods_outlive_their_drain, shorten_the_grace),
+    (rules.pods_outlive_their_drain, forget_the_drain),
+    (rules.pods_outlive_their_drain, checkpoint_slowly),
+    (rules.pods_outlive_their_drain, leave_at_once),
+    (rules.gangs_have_room, halve_the_gangs_node),
+    (rules.gangs_have_room, ask_for_more_gangs),
+    (rules.gangs_have_room, encode_with_more_cpus),
+    (rules.groups_start_within_bounds, start_beyond_the_most),
+    (rules.groups_start_within_bounds, never_start),
+    (rules.queued_nights_suit_kueue, queue_without_suspending),
+    (rules.selectors_match, protect_nothing),
+    (rules.selectors_match, restrict_nothing),
+    (rules.references_exist, name_no_config),
+    (rules.references_exist, name_no_volume),
+    (rules.ports_match, probe_nothing),
+    (rules.nodes_are_probed, never_ask),
+    (rules.commands_parse, misspell_an_option),
+    (rules.commands_parse, misspell_a_command),
+    (rules.recipes_load, misspell_a_key),
+)
+
+
+@pytest.mark.parametrize(("rule", "mutate"), GPU, ids=lambda each: each.__name__)
+def test_a_rule_finds(rule: rules.Rule, mutate: Callable[..., None], build: Any) -> None:
+    documents = copy.deepcopy(build("gpu"))
+    mutate(documents)
+    assert list(rule(documents))
+
+
+def ask_a_port_that_is_not_there(documents: list[Document]) -> None:
+    job = of_kind(documents, "CronJob")["spec"]["jobTemplate"]["spec"]
+    job["template"]["spec"]["containers"][0]["command"][4] = "http://online-head-svc:8256"
+
+
+def misspell_an_argument(documents: list[Document]) -> None:
+    spec = of_kind(documents, "RayService")["spec"]
+    spec["serveConfigV2"] = spec["serveConfigV2"].replace("keys:", "key:")
+
+
+def misspell_a_setting(documents: list[Document]) -> None:
+    spec = of_kind(documents, "RayService")["spec"]
+    spec["serveConfigV2"] = spec["serveConfigV2"].replace("import_path", "import_paht")
+
+
+SHARED = (
+    (rules.ports_match, ask_a_port_that_is_not_there),
+    (rules.applications_load, misspell_an_argument),
+    (rules.applications_load, misspell_a_setting),
+)
+
+
+@pytest.mark.parametrize(("rule", "mutate"), SHARED, ids=lambda each: each.__name__)
+def test_a_rule_finds_in_shared(rule: rules.Rule, mutate: Any, build: Any) -> None:
+    documents = copy.deepcopy(build("shared"))
+    mutate(documents)
+    assert list(rule(documents))
+
+
+def test_every_rule_has_a_mutation() -> None:
+    assert {rule for rule, _ in (*GPU, *SHARED)} == set(rules.RULES)
+
+
+def test_pods_of_all_kinds_are_looked_at(build: Any) -> None:
+    found = {pod.where for pod in find_pods(build("cpu-demo"))}
+    assert found == {
+        "CronJob night", "Deployment s3", "Job setup", "RayJob ", "RayJob head", "RayJob cpu",
+        "RayService head", "RayService cpu",
+    }  # fmt: skip

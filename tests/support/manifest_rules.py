@@ -1,0 +1,348 @@
+"""Our own rules for the manifests: each takes an overlay's documents and yields what breaks it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import typer
+import yaml
+
+from jobs.application import EndpointConfig
+from jobs.cli import app
+from pipeline.errors import UsageError
+from pipeline.recipe import GangShape, Recipe, load_recipe
+from tests.support.manifests import (
+    Document,
+    Pod,
+    expand_documents,
+    find_clusters,
+    find_kind,
+    find_pods,
+    find_recipe_text,
+)
+from tests.support.network import matches
+
+Rule = Callable[[list[Document]], Iterator[str]]
+
+KUBERAY_SERVICES = {"online-head-svc": {"ray.io/node-type": "head"}}
+"""Services that KubeRay makes of a RayService, and the pods behind them."""
+SECRETS = {"rushes-s3", "rushes-ray", "rushes-keys", "rushes-hub"}
+"""Those that k8s/README.md has one make."""
+_UNITS = {"Mi": 2**20, "Gi": 2**30, "m": 1e-3}
+
+
+def quantity(text: str | int) -> float:
+    """Return a Kubernetes quantity as a number."""
+    number, unit = re.fullmatch(r"([\d.]+)([A-Za-z]*)", str(text)).groups()  # pyright: ignore
+    return float(number) * _UNITS.get(unit, 1)
+
+
+def images_are_pinned(documents: list[Document]) -> Iterator[str]:
+    """No image without a tag of its own; `latest` is none."""
+    for pod in find_pods(documents):
+        for container in pod.containers:
+            _, _, tag = container["image"].rpartition("/")[2].partition(":")
+            if tag in ("", "latest"):
+                yield f"{pod.where}: {container['image']}"
+
+
+def resources_are_set(documents: list[Document]) -> Iterator[str]:
+    """Each container asks for CPU and memory, and has limits of both."""
+    for where, container in _list_containers(documents):
+        resources = container.get("resources", {})
+        for kind in ("requests", "limits"):
+            missing = {"cpu", "memory"} - resources.get(kind, {}).keys()
+            if missing:
+                yield f"{where} {container.get('name')}: {kind} without {sorted(missing)}"
+
+
+def pods_are_restricted(documents: list[Document]) -> Iterator[str]:
+    """What pod security's level `restricted` asks for, and a root file system that is read only."""
+    for pod in find_pods(documents):
+        context = pod.spec.get("securityContext", {})
+        if not context.get("runAsNonRoot") or not context.get("runAsUser"):
+            yield f"{pod.where}: may run as root"
+        if context.get("seccompProfile", {}).get("type") != "RuntimeDefault":
+            yield f"{pod.where}: no seccomp profile"
+        volumes = {kind for each in pod.spec.get("volumes", ()) for kind in each if kind != "name"}
+        if not volumes <= {"configMap", "emptyDir", "secret", "persistentVolumeClaim"}:
+            yield f"{pod.where}: volumes of kinds {volumes}"
+    for where, container in _list_containers(documents):
+        context = container.get("securityContext", {})
+        if (
+            context.get("allowPrivilegeEscalation") is not False
+            or context.get("capabilities", {}).get("drop") != ["ALL"]
+            or not context.get("readOnlyRootFilesystem")
+        ):
+            yield f"{where} {container.get('name')}: {context}"
+
+
+def accounts_have_least_rights(documents: list[Document]) -> Iterator[str]:
+    """A pod that doesn't talk to Kubernetes holds no token; roles have no wildcards."""
+    accounts = {each["metadata"]["name"]: each for each in find_kind(documents, "ServiceAccount")}
+    for pod in find_pods(documents):
+        account = accounts.get(pod.spec.get("serviceAccountName", ""), {})
+        mounted = pod.spec.get(
+            "automountServiceAccountToken", account.get("automountServiceAccountToken", True)
+        )
+        if mounted and pod.labels.get("rushes/talks-to") != "kubernetes":
+            yield f"{pod.where}: has a token of {account.get('metadata', {}).get('name')}"
+    for role in [*find_kind(documents, "Role"), *find_kind(documents, "ClusterRole")]:
+        if "*" in str(role["rules"]):
+            yield f"{role['metadata']['name']}: {role['rules']}"
+
+
+def pods_outlive_their_drain(documents: list[Document]) -> Iterator[str]:
+    """A pod's grace is longer than Ray's drain, which is longer than a checkpoint may take."""
+    grace_s = _read_recipe(documents).checkpoint.grace_s
+    for pod in _find_nodes(documents):
+        (container,) = pod.spec["containers"]
+        environment = {each["name"]: each.get("value") for each in container.get("env", ())}
+        drain_s = float(environment.get("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S") or 30)
+        stop_s = float(environment.get("RAY_JOB_STOP_WAIT_TIME_S") or 3)
+        pod_s = pod.spec.get("terminationGracePeriodSeconds", 30)
+        if not pod_s > drain_s > grace_s:
+            yield f"{pod.where}: grace {pod_s} s, drain {drain_s} s, checkpoint {grace_s} s"
+        if not pod_s > stop_s > grace_s:
+            yield f"{pod.where}: grace {pod_s} s, a job's end {stop_s} s, checkpoint {grace_s} s"
+        if container.get("lifecycle", {}).get("preStop", {}).get("exec", {}) != {
+            "command": ["leave-node"]
+        }:
+            yield f"{pod.where}: is ended without leave-node"
+
+
+def gangs_have_room(documents: list[Document]) -> Iterator[str]:
+    """The worker groups, grown as far as they may, hold all that the recipe asks for."""
+    recipe = _read_recipe(documents)
+    for whose, cluster in find_clusters(expand_documents(documents)):
+        free = [_count_node(group) for group in cluster["workerGroupSpecs"] for _ in _nodes(group)]
+        for shape in sorted(recipe.gangs, key=lambda each: -each.layout.ranks * each.num_gpus):
+            for number in range(shape.count):
+                if not _place(shape, free):
+                    yield f"{whose}: no room for gang {shape.name}-{number}"
+        for stage in (recipe.encode, recipe.develop):
+            for _ in range(stage.workers):
+                if not _take(free, stage.num_gpus, stage.num_cpus):
+                    yield f"{whose}: no room for a worker of {stage}"
+
+
+def groups_start_within_bounds(documents: list[Document]) -> Iterator[str]:
+    """A group starts between its least and its most; without autoscaling, with one at least."""
+    for whose, cluster in find_clusters(expand_documents(documents)):
+        for group in cluster["workerGroupSpecs"]:
+            low, now, high = (group[key] for key in ("minReplicas", "replicas", "maxReplicas"))
+            if not low <= now <= high or (not cluster["enableInTreeAutoscaling"] and now < 1):
+                yield f"{whose} {group['groupName']}: {low} ≤ {now} ≤ {high}"
+
+
+def queued_nights_suit_kueue(documents: list[Document]) -> Iterator[str]:
+    """Kueue takes a RayJob that is suspended, of a fixed size, and ends with its cluster."""
+    for job in find_kind(expand_documents(documents), "RayJob"):
+        spec = job["spec"]
+        if "kueue.x-k8s.io/queue-name" in job["metadata"]["labels"] and not (
+            spec.get("suspend")
+            and spec.get("shutdownAfterJobFinishes")
+            and not spec["rayClusterSpec"]["enableInTreeAutoscaling"]
+        ):
+            yield f"{job['metadata']['generateName']}: Kueue would refuse it"
+
+
+def selectors_match(documents: list[Document]) -> Iterator[str]:
+    """Whatever selects pods by their labels finds some."""
+    pods = find_pods(documents)
+    for each in documents:
+        spec = each.get("spec", {})
+        selector = {
+            "NetworkPolicy": lambda spec=spec: spec["podSelector"],
+            "PodDisruptionBudget": lambda spec=spec: spec["selector"],
+            "PodMonitor": lambda spec=spec: spec["selector"],
+            "Deployment": lambda spec=spec: spec["selector"],
+            "Service": lambda spec=spec: {"matchLabels": spec["selector"]},
+        }.get(each["kind"])
+        if selector and not any(matches(selector(), pod.labels) for pod in pods):
+            yield f"{each['kind']} {each['metadata']['name']}: selects nothing"
+
+
+def references_exist(documents: list[Document]) -> Iterator[str]:
+    """ConfigMaps, Secrets, claims, accounts and volumes that pods name are there."""
+    names = {(each["kind"], each["metadata"].get("name")) for each in documents}
+    for pod in find_pods(documents):
+        asked = {("ServiceAccount", pod.spec.get("serviceAccountName"))}
+        volumes = {each["name"]: each for each in pod.spec.get("volumes", ())}
+        for container in pod.containers:
+            mounts = {each["name"] for each in container.get("volumeMounts", ())}
+            for name in mounts - volumes.keys():
+                yield f"{pod.where}: no volume {name}"
+            for each in container.get("envFrom", ()):
+                asked.add(("ConfigMap", each.get("configMapRef", {}).get("name")))
+                asked.add(("Secret", each.get("secretRef", {}).get("name")))
+            for each in container.get("env", ()):
+                key = each.get("valueFrom", {}).get("secretKeyRef", {})
+                asked.add(("Secret", key.get("name")))
+        for each in volumes.values():
+            asked.add(("ConfigMap", each.get("configMap", {}).get("name")))
+            asked.add(("Secret", each.get("secret", {}).get("secretName")))
+            claim = each.get("persistentVolumeClaim", {}).get("claimName")
+            asked.add(("PersistentVolumeClaim", claim))
+        for kind, name in sorted(item for item in asked if item[1]):
+            if (kind, name) not in names and not (kind == "Secret" and name in SECRETS):
+                yield f"{pod.where}: no {kind} {name}"
+
+
+def ports_match(documents: list[Document]) -> Iterator[str]:
+    """Services, probes and submitters name ports that the containers behind them have."""
+    pods = find_pods(documents)
+    for service in find_kind(documents, "Service"):
+        for port in service["spec"]["ports"]:
+            for pod in pods:
+                wanted = port.get("targetPort", port["port"])
+                if matches({"matchLabels": service["spec"]["selector"]}, pod.labels) and (
+                    wanted not in _list_ports(pod)
+                ):
+                    yield f"Service {service['metadata']['name']}: {pod.where} has no port {wanted}"
+    for pod in pods:
+        for container in pod.containers:
+            for probe in ("readinessProbe", "livenessProbe"):
+                port = container.get(probe, {}).get("httpGet", {}).get("port")
+                if port and port not in _list_ports(pod):
+                    yield f"{pod.where}: {probe} asks port {port}"
+            words = [*container.get("command", ()), *container.get("args", ())]
+            for host, port in re.findall(r"http://([\w.-]+):(\d+)", " ".join(words)):
+                selector = {"matchLabels": KUBERAY_SERVICES.get(host, {"": ""})}
+                behind = [each for each in pods if matches(selector, each.labels)]
+                if not any(int(port) in _list_ports(each) for each in behind):
+                    yield f"{pod.where}: nothing at {host}:{port}"
+
+
+def nodes_are_probed(documents: list[Document]) -> Iterator[str]:
+    """Whatever runs for long says whether it is well."""
+    for pod in find_pods(documents):
+        if pod.group or pod.where.startswith("Deployment"):
+            for container in pod.spec["containers"]:
+                for probe in ("readinessProbe", "livenessProbe"):
+                    if probe not in container:
+                        yield f"{pod.where}: no {probe}"
+
+
+def commands_parse(documents: list[Document]) -> Iterator[str]:
+    """Every `rushes …` is a call that the command understands."""
+    for where, words in find_commands(documents):
+        try:
+            parse_command(words)
+        except Exception as error:  # noqa: BLE001 - whatever the parser makes of a wrong call
+            yield f"{where}: {shlex.join(words)}: {type(error).__name__}: {error}"
+
+
+def recipes_load(documents: list[Document]) -> Iterator[str]:
+    """The recipe in the ConfigMap is one."""
+    try:
+        _read_recipe(documents)
+    except UsageError as error:
+        yield str(error)
+
+
+def applications_load(documents: list[Document]) -> Iterator[str]:
+    """A RayService's config is one of Serve's, and its arguments are the endpoint's."""
+    from ray.serve.schema import ServeDeploySchema
+
+    for service in find_kind(documents, "RayService"):
+        try:
+            config = ServeDeploySchema.model_validate(
+                yaml.safe_load(service["spec"]["serveConfigV2"])
+            )
+            for each in config.applications:
+                if each.import_path != "jobs.application:build_endpoint":
+                    yield f"import_path {each.import_path}"
+                EndpointConfig.model_validate(each.args)
+        except ValueError as error:
+            yield str(error)
+
+
+RULES: tuple[Rule, ...] = (
+    images_are_pinned, resources_are_set, pods_are_restricted, accounts_have_least_rights,
+    pods_outlive_their_drain, gangs_have_room, groups_start_within_bounds,
+    queued_nights_suit_kueue, selectors_match, references_exist, ports_match, nodes_are_probed,
+    commands_parse, recipes_load, applications_load,
+)  # fmt: skip
+
+
+def find_commands(documents: list[Document]) -> Iterator[tuple[str, list[str]]]:
+    """Yield every call of `rushes` in the documents, and where it stands."""
+    for job in find_kind(expand_documents(documents), "RayJob"):
+        words = shlex.split(job["spec"]["entrypoint"])
+        yield "entrypoint", words[words.index("rushes") + 1 :]
+    for pod in find_pods(documents):
+        for container in pod.containers:
+            words = [*container.get("command", ()), *container.get("args", ())]
+            if "rushes" in words:
+                yield pod.where, words[words.index("rushes") + 1 :]
+
+
+def parse_command(words: list[str]) -> None:
+    """Parse a call of `rushes` as the command does, without running it.
+
+    Raises:
+        Exception: it is none.
+    """
+    group: Any = typer.main.get_command(app)
+    name, *rest = words
+    group.commands[name].make_context(name, rest)
+
+
+def _list_containers(documents: list[Document]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for pod in find_pods(documents):
+        for container in pod.containers:
+            yield pod.where, container
+    for whose, cluster in find_clusters(expand_documents(documents)):
+        if cluster["enableInTreeAutoscaling"]:
+            yield whose, {"name": "autoscaler", **cluster["autoscalerOptions"]}
+
+
+def _find_nodes(documents: list[Document]) -> list[Pod]:
+    return [pod for pod in find_pods(documents) if pod.group]
+
+
+def _list_ports(pod: Pod) -> set[str | int]:
+    ports = [port for each in pod.containers for port in each.get("ports", ())]
+    return {port["containerPort"] for port in ports} | {port["name"] for port in ports}
+
+
+def _read_recipe(documents: list[Document]) -> Recipe:
+    with TemporaryDirectory() as folder:
+        (path := Path(folder, "recipe.toml")).write_text(find_recipe_text(documents), "utf-8")
+        return load_recipe(path)
+
+
+def _nodes(group: Document) -> range:
+    return range(group["maxReplicas"] * group.get("numOfHosts", 1))
+
+
+def _count_node(group: Document) -> list[float]:
+    """Return the GPUs and CPUs that Ray counts on one node of a group."""
+    (container,) = group["template"]["spec"]["containers"]
+    limits = container["resources"]["limits"]
+    cpus = group["rayStartParams"].get("num-cpus", limits["cpu"])
+    return [quantity(limits.get("nvidia.com/gpu", 0)), quantity(cpus)]
+
+
+def _place(shape: GangShape, free: list[list[float]]) -> bool:
+    """Take a gang's share of the nodes: of one, or of as many as it may be spread over."""
+    ranks = shape.layout.ranks
+    if shape.placement == "STRICT_PACK":
+        return _take(free, ranks * shape.num_gpus, ranks * shape.num_cpus)
+    return all(_take(free, shape.num_gpus, shape.num_cpus) for _ in range(ranks))
+
+
+def _take(free: list[list[float]], gpus: float, cpus: float) -> bool:
+    """Take from the node that has the least to spare, as nothing smaller will do."""
+    fits = [node for node in free if node[0] >= gpus and node[1] >= cpus]
+    if fits:
+        node = min(fits)
+        node[0] -= gpus
+        node[1] -= cpus
+    return bool(fits)

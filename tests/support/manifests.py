@@ -1,0 +1,125 @@
+"""The Kubernetes manifests as they are applied, and the pods that they make."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+K8S = Path(__file__).parents[2] / "k8s"
+OVERLAYS = sorted(path.name for path in (K8S / "overlays").iterdir() if path.is_dir())
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A pod that a document makes, with the labels that it will have."""
+
+    where: str
+    labels: dict[str, str]
+    spec: dict[str, Any]
+    group: Document | None = None
+    """Of one of Ray's nodes: its group."""
+
+    @property
+    def containers(self) -> list[dict[str, Any]]:
+        """All of them, initial ones first."""
+        return [*self.spec.get("initContainers", ()), *self.spec["containers"]]
+
+
+@cache
+def _build(overlay: str) -> str:
+    folder = K8S / "overlays" / overlay
+    done = subprocess.run(
+        ["kubectl", "kustomize", folder], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def build_overlay(name: str) -> list[Document]:
+    """Return an overlay's documents, as `kubectl apply --kustomize` sends them."""
+    return list(yaml.safe_load_all(_build(name)))
+
+
+def expand_documents(documents: list[Document]) -> list[Document]:
+    """Return the documents and, for each night, the RayJob that is made of it in the evening."""
+    return [*documents, *(make_ray_job(each) for each in find_kind(documents, "RayCronJob"))]
+
+
+def make_ray_job(night: Document) -> Document:
+    """Return what `start-night` makes of a RayCronJob."""
+    name, labels = night["metadata"]["name"], night["metadata"].get("labels", {})
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayJob",
+        "metadata": {"generateName": f"{name}-", "labels": labels},
+        "spec": night["spec"]["jobTemplate"],
+    }
+
+
+def find_kind(documents: list[Document], kind: str) -> list[Document]:
+    """Return the documents of a kind."""
+    return [each for each in documents if each["kind"] == kind]
+
+
+def find_settings(documents: list[Document]) -> dict[str, str]:
+    """Return what the ConfigMap of settings holds."""
+    (found,) = (
+        each for each in find_kind(documents, "ConfigMap") if each["metadata"]["name"] == "rushes"
+    )
+    return found["data"]
+
+
+def find_recipe_text(documents: list[Document]) -> str:
+    """Return the recipe that the pods find at /etc/rushes/recipe.toml."""
+    (found,) = (
+        each
+        for each in find_kind(documents, "ConfigMap")
+        if each["metadata"]["name"] == "rushes-recipe"
+    )
+    return found["data"]["recipe.toml"]
+
+
+def find_clusters(documents: list[Document]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the spec of every Ray cluster that the documents make, and whose it is."""
+    for each in documents:
+        if each["kind"] == "RayJob":
+            yield "RayJob", each["spec"]["rayClusterSpec"]
+        elif each["kind"] == "RayService":
+            yield "RayService", each["spec"]["rayClusterConfig"]
+
+
+def find_pods(documents: list[Document]) -> list[Pod]:
+    """Return every pod that the documents make; of a group of Ray's workers, one."""
+    documents = expand_documents(documents)
+    pods: list[Pod] = []
+    for each in documents:
+        where, spec = f"{each['kind']} {each['metadata'].get('name', '')}", each.get("spec", {})
+        if each["kind"] == "CronJob":
+            spec = spec["jobTemplate"]["spec"]
+        for key in ("template", "submitterPodTemplate"):
+            if key in spec:
+                pods.append(_make_pod(where, spec[key], {}))
+    for whose, cluster in find_clusters(documents):
+        head = cluster["headGroupSpec"]
+        labels = {"ray.io/node-type": "head", "ray.io/group": "headgroup"}
+        pods.append(_make_pod(f"{whose} head", head["template"], labels, head))
+        for group in cluster.get("workerGroupSpecs", ()):
+            labels = {"ray.io/node-type": "worker", "ray.io/group": group["groupName"]}
+            pods.append(
+                _make_pod(f"{whose} {group['groupName']}", group["template"], labels, group)
+            )
+    return pods
+
+
+def _make_pod(
+    where: str, template: Document, labels: dict[str, str], group: Document | None = None
+) -> Pod:
+    given = template.get("metadata", {}).get("labels", {})
+    return Pod(where, {**given, **labels}, template["spec"], group)
