@@ -220,13 +220,15 @@ def ports_match(documents: list[Document]) -> Iterator[str]:
 
 
 def nodes_are_probed(documents: list[Document]) -> Iterator[str]:
-    """Whatever runs for long says whether it is well."""
+    """Whatever runs for long says if it is well; whether Ray's workers are ready, KubeRay asks."""
     for pod in find_pods(documents):
         if pod.group or pod.where.startswith("Deployment"):
+            is_worker = pod.labels.get("ray.io/node-type") == "worker"
+            wanted = {"livenessProbe"} if is_worker else {"livenessProbe", "readinessProbe"}
             for container in pod.spec["containers"]:
-                for probe in ("readinessProbe", "livenessProbe"):
-                    if probe not in container:
-                        yield f"{pod.where}: no {probe}"
+                found = {name for name in container if name.endswith("Probe")}
+                if found != wanted:
+                    yield f"{pod.where}: {sorted(found)}, not {sorted(wanted)}"
 
 
 def commands_parse(documents: list[Document]) -> Iterator[str]:

@@ -1,0 +1,220 @@
+"""What KubeRay would do, done by hand: a night on a head and three workers, one of them taken back.
+
+`python -m tests.k8s.night_by_hand FOLDER`, as root in namespaces of its own (see
+`tests.support.pods`). Pods run what the overlay cpu-demo says; the night's table and output are in
+an S3 server. Prints, last, one line of JSON: what was seen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import boto3
+import openai
+import yaml
+from moto.server import ThreadedMotoServer
+
+from pipeline.ledger import Ledger
+from pipeline.store import ObjectStore
+from tests.support.command import ROOT, wait_until, write_table
+from tests.support.manifests import (
+    build_overlay,
+    find_kind,
+    find_recipe_text,
+    find_settings,
+    make_ray_job,
+)
+from tests.support.pods import (
+    BRIDGE,
+    RunningPod,
+    make_network,
+    make_ray_start,
+    remove_pod,
+    start_pod,
+)
+
+NUM_CLIPS, STEPS = 6, 60
+HEAD, WORKERS = "10.231.0.2", ("10.231.0.3", "10.231.0.4", "10.231.0.5")
+TOKEN, KEY = "0123456789abcdef" * 4, "a-key"
+START_S, RUN_S = 120.0, 300.0
+RANK = "ray::RankWorker.advance"
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    documents = build_overlay("cpu-demo")
+    job = make_ray_job(find_kind(documents, "RayCronJob")[0])["spec"]
+    settings = {**find_settings(documents), "AWS_ENDPOINT_URL": f"http://{BRIDGE}:9000"}
+    os.environ.update(
+        AWS_ENDPOINT_URL=settings["AWS_ENDPOINT_URL"],
+        AWS_DEFAULT_REGION=settings["AWS_DEFAULT_REGION"],
+        AWS_ACCESS_KEY_ID="testing",
+        AWS_SECRET_ACCESS_KEY="testing",
+        RAY_AUTH_MODE=job["rayClusterSpec"]["authOptions"]["mode"],
+        RAY_AUTH_TOKEN=TOKEN,
+        PYTHONPATH=str(ROOT),
+        PATH=f"{Path(sys.executable).parent}:{ROOT / 'k8s' / 'bin'}:{os.environ['PATH']}",
+    )
+    make_network()
+    server = ThreadedMotoServer(ip_address=BRIDGE, port=9000, verbose=False)
+    server.start()
+    fill_bucket(folder, settings["RUSHES_TABLES"])
+    head, workers = start_cluster(
+        job["rayClusterSpec"], find_recipe_text(documents), settings, folder
+    )
+    seen: dict[str, Any] = {"probes": [probe(each) for each in (head, *workers)]}
+    seen |= run_night(job, settings, workers)
+    (service,) = find_kind(documents, "RayService")
+    seen |= serve_online(service["spec"]["serveConfigV2"], folder)
+    print(json.dumps(seen), flush=True)
+
+
+def fill_bucket(folder: Path, tables: str) -> None:
+    """Put a table where the night looks for some."""
+    prompts = [f"a red ball moving left, take {number}" for number in range(NUM_CLIPS)]
+    table = write_table(
+        folder / "ads.parquet", prompt=prompts, num_inference_steps=[STEPS] * NUM_CLIPS
+    )
+    bucket, _, key = tables.removeprefix("s3://").replace("*", "ads").partition("/")
+    boto3.client("s3").create_bucket(Bucket=bucket)
+    boto3.client("s3").upload_file(table, bucket, key)
+
+
+def start_cluster(
+    cluster: dict[str, Any], recipe: str, settings: dict[str, str], folder: Path
+) -> tuple[RunningPod, list[RunningPod]]:
+    """Start the head and, once it answers, its workers."""
+    files = {
+        "rushes/recipe.toml": recipe,
+        "rushes-keys/keys": sha256(KEY.encode()).hexdigest(),
+    }
+
+    def start(name: str, address: str, group: dict[str, Any], join: str | None) -> RunningPod:
+        """Start a pod; again where it ends before it is well, as the operator does."""
+        (container,) = group["template"]["spec"]["containers"]
+        command = make_ray_start(group["rayStartParams"], container, join)
+        while True:
+            pod = start_pod(name, address, container, command, files, settings, folder)
+            wait_until(partial(is_settled, pod), START_S, f"{name} up")
+            if pod.process.poll() is None:
+                return pod
+            remove_pod(pod)
+
+    head = start("head", HEAD, cluster["headGroupSpec"], None)
+    (group,) = cluster["workerGroupSpecs"]
+    numbered = enumerate(WORKERS)
+    return head, [start(f"worker-{number}", each, group, HEAD) for number, each in numbered]
+
+
+def is_settled(pod: RunningPod) -> bool:
+    """Return whether a pod is well, or has ended."""
+    return pod.process.poll() is not None or all(answers(pod))
+
+
+def answers(pod: RunningPod) -> list[bool]:
+    """Return how a pod's probes go, asked from outside and without a token."""
+    return list(probe(pod).values())
+
+
+def probe(pod: RunningPod) -> dict[str, bool]:
+    """Return of each probe of the pod whether it is answered well."""
+    found: dict[str, bool] = {}
+    for name in {"readinessProbe", "livenessProbe"} & pod.container.keys():
+        asked = pod.container[name]["httpGet"]
+        url = f"http://{pod.address}:{asked['port']}{asked['path']}"
+        try:
+            found[name] = urllib.request.urlopen(url, timeout=5).status == 200
+        except OSError:
+            found[name] = False
+    return found
+
+
+def make_submit(entrypoint: str) -> str:
+    """Return what the submitter's shell runs: upstream, GetK8sJobCommand in KubeRay's job.go."""
+    at = f"--address http://{HEAD}:8265"
+    return (
+        f"if ray job status {at} night >/dev/null 2>&1 ; then ray job logs {at} --follow night ; "
+        f"else ray job submit {at} --submission-id night -- {entrypoint} ; fi"
+    )
+
+
+def run_night(
+    job: dict[str, Any], settings: dict[str, str], workers: list[RunningPod]
+) -> dict[str, Any]:
+    """Submit the night as KubeRay's submitter does; take a worker back in the middle of a clip."""
+    (group,) = job["rayClusterSpec"]["workerGroupSpecs"]
+    grace_s = group["template"]["spec"]["terminationGracePeriodSeconds"]
+    (container,) = job["submitterPodTemplate"]["spec"]["containers"]
+    given = settings if {"configMapRef": {"name": "rushes"}} in container["envFrom"] else {}
+    with subprocess.Popen(
+        ["bash", "-c", make_submit(job["entrypoint"])],
+        env={**os.environ, **given},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as submitter:
+        ledger = Ledger(ObjectStore(settings["RUSHES_OUTPUT"]))
+
+        def has_committed() -> bool:
+            assert submitter.poll() is None, submitter.communicate()
+            return bool(ledger.committed_ids())
+
+        wait_until(has_committed, RUN_S, "a commit")
+        taken = next(each for each in workers if each.find(RANK))
+        took_s = taken.delete(grace_s)
+        log, _ = submitter.communicate(timeout=RUN_S)
+    commits = list(ledger.read_commits())
+    return {
+        "log": log,
+        "code": submitter.returncode,
+        "status": ledger.status().model_dump(),
+        "attempts": [each.attempts for each in commits],
+        "took_s": took_s,
+        "grace_s": grace_s,
+    }
+
+
+def serve_online(config: str, folder: Path) -> dict[str, Any]:
+    """Deploy a RayService's application as KubeRay does, by the dashboard, and ask for a video."""
+    (path := folder / "serve.yaml").write_text(config, "utf-8")
+    deployed = subprocess.run(
+        ["serve", "deploy", "--address", f"http://{HEAD}:8265", path],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    port = yaml.safe_load(config)["http_options"]["port"]
+    client = openai.OpenAI(base_url=f"http://{HEAD}:{port}/v1", api_key=KEY, max_retries=0)
+
+    def is_ready() -> bool:
+        try:
+            return bool(client.models.list().data)
+        except openai.APIError:
+            return False
+
+    wait_until(is_ready, RUN_S, f"the endpoint: {deployed.stdout}{deployed.stderr}")
+    stranger = openai.OpenAI(base_url=client.base_url, api_key="another", max_retries=0)
+    try:
+        stranger.models.list()
+        refused = False
+    except openai.AuthenticationError:
+        refused = True
+    video = client.videos.create(prompt="a blue square", extra_body={"num_inference_steps": 2})
+    while video.status in ("queued", "in_progress"):
+        time.sleep(1)
+        video = client.videos.retrieve(video.id)
+    content = (
+        client.videos.download_content(video.id).read() if video.status == "completed" else b""
+    )
+    return {"video": video.status, "size_bytes": len(content), "refused": refused}
+
+
+if __name__ == "__main__":
+    main()

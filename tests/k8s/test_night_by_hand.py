@@ -1,0 +1,51 @@
+"""A night and an endpoint on pods of this machine, by the manifests' own words."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.k8s.night_by_hand import NUM_CLIPS
+from tests.support.command import ROOT, make_environment
+
+pytestmark = pytest.mark.timeout(900)
+
+ISOLATED = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+TOOLS = ("unshare", "nsenter", "ip", "pgrep", "kubectl")
+
+
+def can_isolate() -> bool:
+    """Return whether this system lets us have networks of our own."""
+    call = [*ISOLATED, "ip", "link", "add", "pods", "type", "bridge"]
+    return subprocess.run(call, capture_output=True, check=False).returncode == 0
+
+
+def test_a_night_with_a_worker_taken_back_and_the_endpoint(tmp_path: Path) -> None:
+    missing = [each for each in TOOLS if not shutil.which(each)]
+    if missing or os.getuid() != 0 or not can_isolate():
+        pytest.skip(f"needs root, network namespaces, and {', '.join(TOOLS)}")
+    done = subprocess.run(
+        [*ISOLATED, sys.executable, "-m", "tests.k8s.night_by_hand", tmp_path],
+        cwd=ROOT, env=make_environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    seen = json.loads(done.stdout.splitlines()[-1])
+    workers = [{"livenessProbe": True}] * 3
+    assert seen["probes"] == [{"livenessProbe": True, "readinessProbe": True}, *workers]
+    # Every clip is committed by the one night; the worker's left with what they had begun saved.
+    assert seen["code"] == 0, seen["log"]
+    assert seen["status"]["committed"] == NUM_CLIPS
+    assert seen["attempts"] == [1] * NUM_CLIPS, seen["log"]
+    assert "leaves its node" in seen["log"]
+    assert "gang lost" not in seen["log"]
+    assert seen["took_s"] < seen["grace_s"]
+    # The endpoint of the RayService, on the same pods.
+    assert seen["refused"]
+    assert seen["video"] == "completed"
+    assert seen["size_bytes"] > 1000
