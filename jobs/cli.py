@@ -253,20 +253,45 @@ def serve(
 @app.command()
 def status(
     output: Annotated[str, typer.Argument(help="Folder or s3:// URI of an output.")],
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Look again until no row remains, or Ctrl-C.")
+    ] = False,
+    every: Annotated[
+        float,
+        typer.Option(
+            help="Seconds between looks of --watch; a look that takes longer waits as long.",
+            min=0.1,
+        ),
+    ] = 2.0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the counts as JSON, each time on one line.")
+    ] = False,
 ) -> None:
     """Count an output's rows: committed, failed, rejected, remaining. Reads the store alone.
 
     While a run writes the output, or has died without giving it back, that run is named.
+    --watch shows rows an hour and the time that is left on a terminal, and elsewhere prints a line
+    whenever the counts change.
     """
     with _errors():
         from jobs.progress import print_status
+        from jobs.watch import watch_output
         from pipeline.lease import read_lease
         from pipeline.ledger import Ledger
         from pipeline.store import ObjectStore
 
         ledger = Ledger(ObjectStore(output))
+        if watch:
+            try:
+                watch_output(ledger, _console(), every, as_json=as_json)
+            except KeyboardInterrupt as error:
+                raise typer.Exit(ExitCode.INTERRUPTED) from error
+            return
         counts = ledger.status()
-        print_status(_console(), ledger.store.uri, counts, read_lease(ledger.store))
+        if as_json:
+            typer.echo(counts.model_dump_json())
+        else:
+            print_status(_console(), ledger.store.uri, counts, read_lease(ledger.store))
 
 
 @app.command()
