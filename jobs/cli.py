@@ -295,6 +295,46 @@ def status(
 
 
 @app.command()
+def report(
+    output: Annotated[str, typer.Argument(help="Folder or s3:// URI of an output.")],
+    by: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LABEL",
+            help="Break down by this label, as often as you like; else by up to 4 with few values.",
+            show_default=False,
+        ),
+    ] = None,
+    price: Annotated[
+        float | None,
+        typer.Option(help="Money for a device-hour: shows costs.", min=0, show_default=False),
+    ] = None,
+    currency: Annotated[str, typer.Option(help="What the price is in.")] = "$",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the report as JSON, not the summary.")
+    ] = False,
+) -> None:
+    """Write OUTPUT/report.html and report.json: rows, reasons, device time, cost, the runs' ends.
+
+    Reads the store alone; of a run that still writes it tells what is there so far.
+
+    [bold]Example[/]
+
+      rushes report out/ads --by product --by locale --price 2.50
+    """
+    with _errors():
+        from jobs.report.collect import Price
+        from jobs.report.summary import print_report
+        from jobs.report.write import write_report
+
+        told = write_report(output, by or (), Price(price, currency))
+        if as_json:
+            typer.echo(told.model_dump_json(indent=1))
+        else:
+            print_report(_console(), told)
+
+
+@app.command()
 def clean(
     output: Annotated[str, typer.Argument(help="Folder or s3:// URI of an output.")],
     yes: Annotated[bool, typer.Option("--yes", help="Remove it; without, it is listed.")] = False,
