@@ -50,6 +50,11 @@ class PoolProgress:
     rebuilds: int
     broken: str | None
     """Why no gang can be built, when none can."""
+    device_seconds: float = 0.0
+    """For how long gangs were held, weights' loading included, times their ranks.
+
+    Of those that came up; from this pool's process alone, as every count here.
+    """
     clips: dict[str, ClipProgress] = field(default_factory=dict[str, ClipProgress])
     """Those that gangs have, by id."""
     warnings: tuple[str, ...] = ()

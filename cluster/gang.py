@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import Awaitable
 from typing import Any, Self, TypeVar, cast
 
@@ -65,6 +66,7 @@ class Gang:
         self._group = group
         self._checkpoints = checkpoints
         self._ranks: list[Any] = []
+        self._held_since = time.monotonic()
 
     @classmethod
     async def create(
@@ -87,6 +89,7 @@ class Gang:
         model, timeout_s = recipe.model, recipe.pool.start_timeout_s
         try:
             await _wait(group.ready(), timeout_s, f"{name}: resources {ranks} x {bundle}")
+            gang._held_since = time.monotonic()
             gang._ranks = [gang._start_rank(model, number) for number in range(ranks)]
             if ranks > 1:
                 opened = gang._ranks[0].host.remote(timeout_s)
@@ -150,6 +153,10 @@ class Gang:
     async def drop(self, key: str, timeout_s: float) -> None:
         """Forget a clip's session, finished or not."""
         await self._blame("drop", key, timeout_s=timeout_s)
+
+    def device_seconds(self) -> float:
+        """Return the seconds since its resources were reserved, times its ranks."""
+        return (time.monotonic() - self._held_since) * self.shape.layout.ranks
 
     def nodes(self) -> set[str]:
         """Return the ids of the nodes that the ranks are on."""

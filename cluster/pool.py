@@ -87,6 +87,8 @@ class _Counts:
     """Clips on each gang: two where one has given way."""
     ready: set[str] = field(default_factory=set[str])
     rebuilds: int = 0
+    device_seconds: float = 0.0
+    """Of gangs that have ended."""
 
 
 class GangPool:
@@ -180,6 +182,8 @@ class GangPool:
             gangs_ready=len(counts.ready),
             gangs=len(self._servers),
             rebuilds=counts.rebuilds,
+            device_seconds=counts.device_seconds
+            + sum(gang.device_seconds() for gang in self._gangs.values()),
             broken=self._broken,
             warnings=tuple(self._driver.warnings),
             warned=self._driver.warned,
@@ -272,6 +276,7 @@ class GangPool:
             finally:
                 self._counts.ready.discard(name)
                 self._gangs.pop(name, None)
+                self._counts.device_seconds += gang.device_seconds()
                 self._leaving.discard(gang)
                 self._owed.pop(gang, None)
                 gang.kill()

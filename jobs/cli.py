@@ -269,20 +269,85 @@ def fetch(recipe: RecipeName = DEFAULT, overrides: Overrides = None) -> None:
 @app.command()
 def status(
     output: Annotated[str, typer.Argument(help="Folder or s3:// URI of an output.")],
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Look again until no row remains, or Ctrl-C.")
+    ] = False,
+    every: Annotated[
+        float,
+        typer.Option(
+            help="Seconds between looks of --watch; a look that takes longer waits as long.",
+            min=0.1,
+        ),
+    ] = 2.0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the counts as JSON, each time on one line.")
+    ] = False,
 ) -> None:
     """Count an output's rows: committed, failed, rejected, remaining. Reads the store alone.
 
     While a run writes the output, or has died without giving it back, that run is named.
+    --watch shows rows an hour and the time that is left on a terminal, and elsewhere prints a line
+    whenever the counts change.
     """
     with _errors():
         from jobs.progress import print_status
+        from jobs.watch import watch_output
         from pipeline.lease import read_lease
         from pipeline.ledger import Ledger
         from pipeline.store import ObjectStore
 
         ledger = Ledger(ObjectStore(output))
+        if watch:
+            try:
+                watch_output(ledger, _console(), every, as_json=as_json)
+            except KeyboardInterrupt as error:
+                raise typer.Exit(ExitCode.INTERRUPTED) from error
+            return
         counts = ledger.status()
-        print_status(_console(), ledger.store.uri, counts, read_lease(ledger.store))
+        if as_json:
+            typer.echo(counts.model_dump_json())
+        else:
+            print_status(_console(), ledger.store.uri, counts, read_lease(ledger.store))
+
+
+@app.command()
+def report(
+    output: Annotated[str, typer.Argument(help="Folder or s3:// URI of an output.")],
+    by: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LABEL",
+            help="Break down by this label, as often as you like; else by up to 4 with few values.",
+            show_default=False,
+        ),
+    ] = None,
+    price: Annotated[
+        float | None,
+        typer.Option(help="Money for a device-hour: shows costs.", min=0, show_default=False),
+    ] = None,
+    currency: Annotated[str, typer.Option(help="What the price is in.")] = "$",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the report as JSON, not the summary.")
+    ] = False,
+) -> None:
+    """Write OUTPUT/report.html and report.json: rows, reasons, device time, cost, the runs' ends.
+
+    Reads the store alone; of a run that still writes it tells what is there so far.
+
+    [bold]Example[/]
+
+      rushes report out/ads --by product --by locale --price 2.50
+    """
+    with _errors():
+        from jobs.report.collect import Price
+        from jobs.report.summary import print_report
+        from jobs.report.write import write_report
+
+        told = write_report(output, by or (), Price(price, currency))
+        if as_json:
+            typer.echo(told.model_dump_json(indent=1))
+        else:
+            print_report(_console(), told)
 
 
 @app.command()

@@ -163,6 +163,11 @@ def print_status(
     console: Console, output: str, status: OutputStatus, lease: LeaseRecord | None = None
 ) -> None:
     """Show what an output holds, and which run writes it."""
+    console.print(tabulate_status(output, status, lease), highlight=False, soft_wrap=True)
+
+
+def tabulate_status(output: str, status: OutputStatus, lease: LeaseRecord | None) -> Table:
+    """Return what an output holds, and which run writes it, a line each."""
     table = Table.grid(padding=(0, 2))
     table.add_row("output", output)
     table.add_row("rows", f"{status.rows:,}")
@@ -170,7 +175,7 @@ def print_status(
     table.add_row("clips", f"{status.clips_committed:,} of {status.clips:,} committed")
     if lease and not lease.is_over():
         table.add_row("writing", str(lease))
-    console.print(table, highlight=False, soft_wrap=True)
+    return table
 
 
 def print_garbage(console: Console, kinds: Sequence[Kind], *, removed: bool) -> None:

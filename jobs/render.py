@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from jobs.contact_sheet import MAX_ROWS, render_contact_sheet
 from jobs.plan import PlannedCall, find_done, plan_call
+from jobs.record import Run
 from jobs.run import RunBrokenError, run_on_ray
 from jobs.stop import StopSignal, stop_signals
 from pipeline.documents import Commit, Failure, OutputStatus
@@ -104,8 +105,8 @@ def render_tables(
         check_cluster(recipe, address)
     Ledger(store).open_output(call.identity)
     lease = Lease.acquire(store, recipe.lease.limit_s, wait=wait, say=reporter.noted)
-    ended = _Ended()
-    with _kept(lease), stop_signals():
+    run = Run(store)
+    with run.recorded(reporter.noted), _kept(lease), stop_signals():
         ledger = Ledger(store, lease.epoch)
         status, given_up = None, set[str]()
         try:
@@ -120,14 +121,15 @@ def render_tables(
             if given_up:
                 reporter.noted(_describe_given_up(len(given_up), recipe, retry=retry_failed))
             if requests:
-                for outcome in run_on_ray(call, ledger, requests, reporter, address):
-                    ended.count(outcome)
+                run.begin(lease.epoch, recipe.name, len(requests))
+                for outcome in run_on_ray(call, ledger, requests, reporter, address, run.use):
+                    run.count(outcome)
                     reporter.ended(outcome)
             status = _write_results(ledger)
         except StopSignal:  # seconds are left: the next run writes the manifest
-            ended.by = "SIGTERM"
+            run.stopped_by = "SIGTERM"
         except KeyboardInterrupt:
-            ended.by = "Ctrl-C"
+            run.stopped_by = "Ctrl-C"
             status = _write_results(ledger)
         except RunBrokenError:
             with suppress(OSError, RunEndingError):  # the store may be what broke
@@ -136,26 +138,13 @@ def render_tables(
     return RunResult(
         status=status or ledger.status(),
         output=store.uri,
-        rendered=ended.rendered,
-        failed=ended.failed,
+        rendered=run.rendered,
+        failed=run.failed,
         plan=call.plan,
-        ended_by=ended.by,
+        ended_by=run.stopped_by,
         given_up=len(given_up),
         seconds=time.monotonic() - began,
     )
-
-
-@dataclass
-class _Ended:
-    """What a run has brought so far."""
-
-    rendered: int = 0
-    failed: int = 0
-    by: Literal["Ctrl-C", "SIGTERM"] | None = None
-
-    def count(self, outcome: Commit | Failure) -> None:
-        self.rendered += isinstance(outcome, Commit)
-        self.failed += isinstance(outcome, Failure)
 
 
 def _find_given_up(ledger: Ledger, wanted: set[str], recipe: Recipe, *, retry: bool) -> set[str]:

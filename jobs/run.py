@@ -12,7 +12,8 @@ import re
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from jobs.stop import StopSignal, heed_stop_signals
 from pipeline.checkpoints import Checkpoints
@@ -21,6 +22,7 @@ from pipeline.ledger import Ledger
 from pipeline.request import RenderRequest
 
 if TYPE_CHECKING:
+    from cluster.answers import PoolProgress
     from jobs.plan import PlannedCall
     from jobs.render import Reporter
 
@@ -33,14 +35,40 @@ class RunBrokenError(Exception):
     """The run can't go on; what is committed stays, and the same call again continues."""
 
 
+@dataclass
+class PoolUse:
+    """What a run's gangs have taken so far."""
+
+    gangs_lost: int = 0
+    device_seconds: float = 0.0
+    """For how long gangs were held, times their ranks."""
+    _last: tuple[int, float] = (0, 0.0)
+
+    def count(self, now: PoolProgress) -> None:
+        """Add what has come since the last look.
+
+        A pool that Ray has started anew counts from zero: what the one before took since the last
+        look at it, at most `POLL_S`, is not known.
+        """
+        gangs_lost, device_seconds = self._last
+        if now.device_seconds < device_seconds or now.rebuilds < gangs_lost:
+            gangs_lost, device_seconds = 0, 0.0
+        self.gangs_lost += now.rebuilds - gangs_lost
+        self.device_seconds += now.device_seconds - device_seconds
+        self._last = now.rebuilds, now.device_seconds
+
+
 def run_on_ray(
     call: PlannedCall,
     ledger: Ledger,
     requests: dict[str, RenderRequest],
     reporter: Reporter,
     address: str | None,
+    use: PoolUse,
 ) -> Iterator[Commit | Failure]:
     """Start Ray and the pool, render, and leave nothing behind; yield each clip's end.
+
+    `use` is kept up to date meanwhile.
 
     Raises:
         RunBrokenError: the run can't go on.
@@ -57,7 +85,7 @@ def run_on_ray(
             heed_stop_signals()
             if short := describe_shortage(call.recipe):
                 reporter.noted(short)
-            with _pool(call, ledger, reporter) as pool:
+            with _pool(call, ledger, reporter, use) as pool:
                 spec = RenderSpec(call.recipe, call.model_fingerprint)
                 try:
                     yield from run_batch(spec, ledger, pool, work_key)
@@ -91,12 +119,11 @@ _ERROR_LINE = re.compile(r"[A-Za-z_][\w.]*(: |$)")
 
 
 @contextmanager
-def _pool(call: PlannedCall, ledger: Ledger, reporter: Reporter) -> Generator[Any]:
-    """Hold a pool of the recipe's gangs, and tell the reporter of its steps and troubles."""
+def _pool(call: PlannedCall, ledger: Ledger, reporter: Reporter, use: PoolUse) -> Generator[Any]:
+    """Hold a pool of the recipe's gangs; tell the reporter of its steps and troubles, count use."""
     import ray
     from ray.exceptions import RayError
 
-    from cluster.answers import PoolProgress
     from cluster.pool import make_pool
 
     recipe = call.recipe
@@ -108,9 +135,10 @@ def _pool(call: PlannedCall, ledger: Ledger, reporter: Reporter) -> Generator[An
         while not last:
             last = ended.wait(POLL_S)  # once more at the end
             try:
-                now = cast(PoolProgress, ray.get(pool.progress.remote(), timeout=10))
+                now: PoolProgress = ray.get(pool.progress.remote(), timeout=10)
             except (RayError, TimeoutError):
                 continue
+            use.count(now)
             reporter.stepped(now.steps_done, now.gangs_ready, now.gangs)
             for text in now.warnings[-(now.warned - warned) :] if now.warned > warned else ():
                 reporter.noted(text)

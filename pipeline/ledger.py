@@ -2,6 +2,7 @@
 
     run.json                                what this output is
     lease/<epoch>.json                      who writes it now: see `pipeline.lease`
+    runs/<epoch>.json                       who wrote it, and how that ended: see `pipeline.runs`
     rows/<table>.parquet                    each table's rows as planned, labels included
     rejects/<table>.parquet                 those of them that never became a request
     clips/<ab>/<clip_id>/<attempt>.mp4|.jpg

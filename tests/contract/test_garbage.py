@@ -40,6 +40,8 @@ def output(store: ObjectStore, tmp_path: Path) -> Ledger:
     store.put("work/20260101T000000000000-0123456789abcdef.parquet", b"work")
     store.put(f"commits/{A[:2]}/{TEMPORARY}cut", b"half")
     store.put("notes/mine.txt", b"mine")
+    store.put("runs/00000001.json", b"a run")
+    store.put("report.html", b"of the night")
     return ledger
 
 

@@ -350,6 +350,15 @@ def test_plan_of_ten_thousand_rows_is_quick_and_needs_neither_ray_nor_torch(fold
     assert measured["cpu_s"] < 2  # 1.0 s on a two-core machine, imports included
 
 
+def test_a_report_needs_neither_ray_nor_torch(folder: Path) -> None:
+    make_output(folder)
+    shown, measured = measure_rushes("report", "out", cwd=folder)
+    assert measured["code"] == ExitCode.OK
+    assert measured["loaded"] == []
+    assert f"{folder}/out/report.html" in shown
+    assert (folder / "out" / "report.json").exists()
+
+
 # What the help and the README say, against the code.
 
 
@@ -370,7 +379,7 @@ def test_help_names_every_column_option_and_exit_code() -> None:
 
 def test_help_without_a_command_lists_them() -> None:
     shown = call("--help").stdout
-    assert all(name in shown for name in ("render", "plan", "status"))
+    assert all(name in shown for name in ("render", "plan", "status", "report"))
     assert call().exit_code == ExitCode.USAGE
 
 

@@ -21,6 +21,7 @@ from pipeline.lease import LeaseRecord, read_lease
 from pipeline.ledger import Ledger
 from pipeline.local import LocalRunner
 from pipeline.probe import read_frames
+from pipeline.runs import read_runs
 from pipeline.store import ObjectStore
 from tests.support.command import (
     ONE_GANG,
@@ -216,6 +217,17 @@ def test_what_was_gone_on_from_is_as_if_made_in_one_go(
         made = runner.render(clip_id, commit.request)
         assert isinstance(made, Commit)
         assert made.video.sha256 == commit.video.sha256
+
+
+def test_every_run_has_left_a_record_of_how_it_ended(folder: Path, last: Stage) -> None:
+    runs = read_runs(ObjectStore(folder / "out"))
+    assert [(run.epoch, run.ended) for run in runs] == [
+        (1, None), (2, "Ctrl-C"), (3, "SIGTERM"), (4, "done"),
+    ]  # fmt: skip
+    assert [run.clips for run in runs] == sorted((run.clips for run in runs), reverse=True)
+    assert all(run.device_seconds > 0 for run in runs[1:])
+    assert runs[-1].gangs_lost >= 1
+    assert runs[-1].committed == runs[-1].clips
 
 
 def test_what_the_killed_run_left_is_cleaned(folder: Path, last: Stage) -> None:

@@ -1,0 +1,71 @@
+"""A run's record, kept while it goes: what it has brought, what it took, how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Literal
+
+from jobs.run import PoolUse
+from pipeline.documents import Commit, Failure
+from pipeline.runs import RunEnd, RunRecord, put_run
+from pipeline.store import ObjectStore
+
+MAX_REASON_CHARS = 500
+
+
+class Run:
+    """One run as it goes; `recorded` writes its end down."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        """Write nothing yet."""
+        self.rendered = 0
+        self.failed = 0
+        self.stopped_by: Literal["Ctrl-C", "SIGTERM"] | None = None
+        self.use = PoolUse()
+        self._store = store
+        self._record: RunRecord | None = None
+
+    def begin(self, epoch: int, recipe: str, clips: int) -> None:
+        """Write down that this run, of this lease, begins to render so many clips."""
+        self._record = RunRecord(epoch=epoch, recipe=recipe, clips=clips)
+        put_run(self._store, self._record)
+
+    def count(self, outcome: Commit | Failure) -> None:
+        """Count a clip's end."""
+        self.rendered += isinstance(outcome, Commit)
+        self.failed += isinstance(outcome, Failure)
+
+    @contextmanager
+    def recorded(self, say: Callable[[str], None]) -> Generator[None]:
+        """Write down how the block ended, if the run began to render; any error goes on its way.
+
+        A record that can't be written is told to `say` and stops nothing.
+        """
+        try:
+            yield
+        except KeyboardInterrupt:
+            self._end(self.stopped_by or "Ctrl-C", "", say)
+            raise
+        except BaseException as error:
+            self._end("broken", str(error) or type(error).__name__, say)
+            raise
+        self._end(self.stopped_by or "done", "", say)
+
+    def _end(self, ended: RunEnd, reason: str, say: Callable[[str], None]) -> None:
+        if self._record is None:
+            return
+        changes = {
+            "ended_at": datetime.now(UTC),
+            "ended": ended,
+            "reason": reason.removeprefix("the run broke: ")[:MAX_REASON_CHARS],
+            "committed": self.rendered,
+            "failed": self.failed,
+            "gangs_lost": self.use.gangs_lost,
+            "device_seconds": self.use.device_seconds,
+        }
+        try:
+            put_run(self._store, self._record.model_copy(update=changes))
+        except Exception as error:  # noqa: BLE001 - how the run ended counts, not this
+            say(f"how this run ended could not be written down: {type(error).__name__}: {error}")

@@ -1,0 +1,105 @@
+"""`rushes status --watch`: look at an output again and again, from its store alone."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from datetime import timedelta
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from jobs.progress import tabulate_status
+from pipeline.documents import OutputStatus
+from pipeline.lease import LeaseRecord, read_lease
+from pipeline.ledger import Ledger
+
+WINDOW_S = 600.0
+"""The rate is that of so long: it follows gangs that come and go."""
+
+
+class Pace:
+    """How fast rows come to their ends."""
+
+    def __init__(self) -> None:
+        """Know nothing yet."""
+        self._looks = deque[tuple[float, OutputStatus]]()
+
+    def look(self, now: float, status: OutputStatus) -> None:
+        """Take the counts of a moment, in seconds; a table that has changed starts anew."""
+        if self._looks and self._looks[-1][1].rows != status.rows:
+            self._looks.clear()
+        self._looks.append((now, status))
+        while len(self._looks) > 2 and self._looks[1][0] < now - WINDOW_S:
+            self._looks.popleft()
+
+    @property
+    def rows_an_hour(self) -> float:
+        """How many rows ended in an hour at the pace of the last while; 0 before any has."""
+        (began, first), (now, last) = self._looks[0], self._looks[-1]
+        ended = first.remaining - last.remaining
+        return max(ended, 0) / (now - began) * 3600 if now > began else 0.0
+
+    @property
+    def left_s(self) -> float | None:
+        """How long the remaining rows will take at that pace; None where nothing moves."""
+        rate = self.rows_an_hour
+        return self._looks[-1][1].remaining / rate * 3600 if rate else None
+
+
+def watch_output(ledger: Ledger, console: Console, every_s: float, *, as_json: bool) -> None:
+    """Show an output's counts until no row remains; a look waits as long as the last one took.
+
+    Raises:
+        UsageError: there is no output here.
+    """
+    if as_json or not console.is_terminal:
+        _print_changes(ledger, console, every_s, as_json=as_json)
+    else:
+        _show_live(ledger, console, every_s)
+
+
+def _print_changes(ledger: Ledger, console: Console, every_s: float, *, as_json: bool) -> None:
+    before: OutputStatus | None = None
+    while before is None or before.remaining:
+        began = time.monotonic()
+        status = ledger.status()
+        if status != before:
+            text = status.model_dump_json() if as_json else _describe(status)
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
+            before = status
+        if status.remaining:
+            _pause(began, every_s)
+
+
+def _show_live(ledger: Ledger, console: Console, every_s: float) -> None:
+    pace = Pace()
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            began = time.monotonic()
+            status, lease = ledger.status(), read_lease(ledger.store)
+            pace.look(began, status)
+            live.update(_tabulate(ledger.store.uri, status, lease, pace), refresh=True)
+            if not status.remaining:
+                return
+            _pause(began, every_s)
+
+
+def _pause(began: float, every_s: float) -> None:
+    time.sleep(max(every_s, time.monotonic() - began))
+
+
+def _tabulate(output: str, status: OutputStatus, lease: LeaseRecord | None, pace: Pace) -> Table:
+    table = tabulate_status(output, status, lease)
+    if status.remaining:
+        left = f", ETA {timedelta(seconds=round(pace.left_s))}" if pace.left_s else ""
+        table.add_row("pace", f"{pace.rows_an_hour:,.0f} rows an hour{left}")
+    return table
+
+
+def _describe(status: OutputStatus) -> str:
+    counts = (
+        f"{getattr(status, state):,} {state}" for state in ("committed", "failed", "rejected")
+    )
+    return f"{status.rows:,} rows: {', '.join(counts)}, {status.remaining:,} remaining"

@@ -1,0 +1,130 @@
+"""`rushes status --watch` and `--json`: what is shown as an output's rows come to their ends."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from jobs.cli import ExitCode, app
+from jobs.watch import WINDOW_S, Pace, watch_output
+from pipeline.documents import OutputStatus
+from pipeline.ledger import Ledger
+from pipeline.store import ObjectStore
+from tests.support.outputs import IDENTITY, A, B, C, failure, plan_rows
+from tests.support.reported import write_commit
+
+CLIPS = (A, B, C)
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    """An output with three rows, none of which has its end."""
+    ledger = Ledger(ObjectStore(f"memory://{uuid.uuid4().hex}"))
+    ledger.open_output(IDENTITY)
+    ledger.save_rows("ads", plan_rows(*((clip_id, None) for clip_id in CLIPS)))
+    return ledger
+
+
+@pytest.fixture
+def slept(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses between looks; in every second one, a clip comes to its end."""
+    pauses: list[float] = []
+
+    def end_a_clip(pause_s: float) -> None:
+        pauses.append(pause_s)
+        place, odd = divmod(len(pauses), 2)
+        if odd:
+            return
+        if CLIPS[place - 1] == B:
+            ledger.record_failure(failure(B))
+        else:
+            write_commit(ledger.store, CLIPS[place - 1], 1)
+
+    monkeypatch.setattr("jobs.watch.time.sleep", end_a_clip)
+    return pauses
+
+
+def call(*args: str) -> tuple[int, list[str]]:
+    result = CliRunner().invoke(app, ["status", *args])
+    return result.exit_code, result.stdout.splitlines()
+
+
+def test_a_line_whenever_the_counts_change(ledger: Ledger, slept: list[float]) -> None:
+    code, lines = call(ledger.store.uri, "--watch", "--every", "7")
+    assert code == ExitCode.OK
+    assert lines == [
+        "3 rows: 0 committed, 0 failed, 0 rejected, 3 remaining",
+        "3 rows: 1 committed, 0 failed, 0 rejected, 2 remaining",
+        "3 rows: 1 committed, 1 failed, 0 rejected, 1 remaining",
+        "3 rows: 2 committed, 1 failed, 0 rejected, 0 remaining",
+    ]
+    assert slept == [7.0] * 6
+
+
+def test_json_is_the_counts_one_line_each(ledger: Ledger, slept: list[float]) -> None:
+    code, lines = call(ledger.store.uri, "--json")
+    assert (code, len(lines)) == (ExitCode.OK, 1)
+    assert json.loads(lines[0]) == ledger.status().model_dump()
+    code, lines = call(ledger.store.uri, "--json", "--watch")
+    assert [json.loads(line)["remaining"] for line in lines] == [3, 2, 1, 0]
+
+
+def test_a_terminal_shows_pace_and_time_left(ledger: Ledger, slept: list[float]) -> None:
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=120)
+    watch_output(ledger, console, 2.0, as_json=False)
+    shown = text.getvalue()
+    assert "rows an hour" in shown
+    assert "ETA" in shown
+    assert shown.rindex("2 rows") > shown.rindex("rows an hour"), "the last look is without a pace"
+
+
+def test_a_look_waits_as_long_as_the_last_one_took(
+    ledger: Ledger, slept: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = time.monotonic()
+
+    def advance() -> Iterator[float]:
+        now = clock
+        while True:
+            yield now  # before a look, and after it
+            now += 5.0
+
+    ticks = advance()
+    monkeypatch.setattr("jobs.watch.time.monotonic", lambda: next(ticks))
+    watch_output(ledger, Console(file=io.StringIO()), 2.0, as_json=False)
+    assert slept == [5.0] * 6
+
+
+def test_an_interrupt_ends_it(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(pause_s: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jobs.watch.time.sleep", interrupt)
+    code, lines = call(ledger.store.uri, "--watch")
+    assert (code, len(lines)) == (ExitCode.INTERRUPTED, 1)
+
+
+def test_no_output_to_watch() -> None:
+    code, lines = call(f"memory://{uuid.uuid4().hex}", "--watch")
+    assert (code, lines) == (ExitCode.USAGE, [])
+
+
+def test_pace() -> None:
+    pace = Pace()
+    pace.look(0.0, OutputStatus(rows=100, remaining=100))
+    assert (pace.rows_an_hour, pace.left_s) == (0.0, None)
+    pace.look(60.0, OutputStatus(rows=100, remaining=90))
+    assert (pace.rows_an_hour, pace.left_s) == (600.0, 540.0)
+    pace.look(60.0 + WINDOW_S, OutputStatus(rows=100, remaining=90))
+    pace.look(61.0 + WINDOW_S, OutputStatus(rows=100, remaining=90))
+    assert pace.left_s is None, "nothing has moved for as long as is looked back"
+    pace.look(90.0 + WINDOW_S, OutputStatus(rows=200, remaining=150))
+    assert pace.left_s is None, "another table: the counts of before say nothing"
