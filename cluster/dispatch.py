@@ -23,6 +23,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from cluster import metrics
 from cluster.answers import ClipProgress, PoolProgress, VideoState
 from cluster.pool import make_pool
 from cluster.stages import RenderSpec, denoise
@@ -201,6 +202,8 @@ class Dispatcher:
                 if video_id in self._jobs:
                     self._ends[video_id] = end
                     self._under_way[self._jobs[video_id].owner] -= 1
+                    took = end.ended_at - self._jobs[video_id].created_at
+                    metrics.VIDEO_SECONDS.observe(took.total_seconds(), {"how": end.status})
         except asyncio.CancelledError:
             if not clip.videos:  # nobody wants it any more
                 with suppress(RayError):
@@ -262,6 +265,7 @@ class Dispatcher:
         """Keep in sight how far the clips are that gangs have."""
         while True:
             await asyncio.sleep(POLL_S)
+            metrics.VIDEOS.set(self._under_way.total())
             if self._clips:
                 with suppress(RayError):
                     now: PoolProgress = await self._pool.progress.remote()

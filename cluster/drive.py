@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 
+from cluster import metrics
 from cluster.answers import ClipProgress
 from cluster.gang import Gang
 from cluster.schedule import Task
@@ -131,6 +132,7 @@ class Driver:
             self.steps += made
             step_s = now.seconds / max(made, 1)
             self.clips[key] = ClipProgress(now.step, now.num_steps, step_s)
+            metrics.count_steps(task, str(gang.shape.layout), made, step_s)
             chunk = max(1, round(pool.chunk_s / max(step_s, 1e-6)))
             timeout_s = max(pool.step_timeout_min_s, pool.step_timeout_factor * step_s * chunk)
             halted = halt()

@@ -23,6 +23,7 @@ from typing import Any, cast
 import ray
 from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 
+from cluster import metrics
 from cluster.answers import PoolProgress, Rendered
 from cluster.drive import Driver, HaltedError
 from cluster.gang import (
@@ -44,6 +45,7 @@ POOL_RESTARTS = 10
 ON_HEAD_NODE = {HEAD_NODE_RESOURCE_NAME: 0.001}
 """What an actor asks for that belongs on the one node that no spot market takes back."""
 MAX_FAILED_STARTS = 5
+MEASURE_S = 5.0
 
 
 def make_pool(recipe: Recipe, checkpoints: Checkpoints) -> Any:
@@ -78,6 +80,8 @@ class _Job:
     task: Task
     conditioning: Any
     result: asyncio.Future[Rendered]
+    since: float
+    """When it was given, on this process's clock."""
     cancelled: bool = False
 
 
@@ -112,7 +116,7 @@ class GangPool:
         self._stopping = False
         self._leaving = set[Gang]()
         self._owed: dict[Gang, float] = {}  # until when batch has it to itself
-        self._watcher: asyncio.Task[None] | None = None
+        self._watchers: tuple[asyncio.Task[None], ...] = ()
 
     async def start(self) -> None:
         """Begin to make the gangs; clips may be given at once and wait for the first."""
@@ -127,7 +131,10 @@ class GangPool:
             for number in range(shape.count):
                 name = f"{shape.name}-{number}"
                 self._servers[name] = asyncio.create_task(self._serve(name, shape))
-        self._watcher = asyncio.create_task(self._watch_nodes())
+        self._watchers = (
+            asyncio.create_task(self._watch_nodes()),
+            asyncio.create_task(self._measure()),
+        )
 
     async def render(
         self,
@@ -159,6 +166,7 @@ class GangPool:
             Task(key, request, urgency, shape.max_tokens, owner),
             ray.put(conditioning),  # the pool's own: a client may die before the clip's turn
             asyncio.get_running_loop().create_future(),
+            time.monotonic(),
         )
         self._jobs[key] = job
         try:
@@ -182,8 +190,7 @@ class GangPool:
             gangs_ready=len(counts.ready),
             gangs=len(self._servers),
             rebuilds=counts.rebuilds,
-            device_seconds=counts.device_seconds
-            + sum(gang.device_seconds() for gang in self._gangs.values()),
+            device_seconds=self._device_seconds(),
             broken=self._broken,
             warnings=tuple(self._driver.warnings),
             warned=self._driver.warned,
@@ -210,7 +217,7 @@ class GangPool:
         busy = [self._servers[name] for name, clips in self._counts.running.items() if clips]
         if busy:
             await asyncio.wait(busy, timeout=self._recipe.checkpoint.grace_s)
-        tasks = [*self._servers.values(), *([self._watcher] if self._watcher else [])]
+        tasks = [*self._servers.values(), *self._watchers]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -267,6 +274,7 @@ class GangPool:
                     await self._run(gang, await self._take(gang))
             except GangDiedError as error:
                 self._counts.rebuilds += 1
+                metrics.GANG_REBUILDS.inc()
                 self._driver.warn(f"gang lost: {error}")
             except HaltedError:
                 if not self._stopping:
@@ -352,6 +360,28 @@ class GangPool:
             raise _BystanderError(str(error)) from error
         share, now = self._recipe.pool.online_share, time.monotonic()
         self._owed[gang] = now + (now - began) * (1 - share) / share
+
+    def _device_seconds(self) -> float:
+        held = (gang.device_seconds() for gang in self._gangs.values())
+        return self._counts.device_seconds + sum(held)
+
+    async def _measure(self) -> None:
+        """Tell how things stand, again and again."""
+        counted = 0.0
+        while True:
+            now, held = time.monotonic(), self._device_seconds()
+            metrics.GANGS.set(len(self._counts.ready), {"state": "ready"})
+            metrics.GANGS.set(len(self._servers) - len(self._counts.ready), {"state": "starting"})
+            if held > counted:
+                metrics.DEVICE_SECONDS.inc(held - counted)
+                counted = held
+            for urgency in Urgency:
+                jobs = {key: job for key, job in self._jobs.items() if job.task.urgency is urgency}
+                waits = [
+                    now - job.since for key, job in jobs.items() if key not in self._driver.clips
+                ]
+                metrics.measure_clips(urgency, waits, len(jobs) - len(waits))
+            await asyncio.sleep(MEASURE_S)
 
     async def _watch_nodes(self) -> None:
         """Have gangs leave nodes that are about to end: preempted, or scaled down."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import ray
 
+from cluster import metrics
 from pipeline.checkpoints import Checkpoints
 from pipeline.recipe import GangShape, ModelSpec, resolve_checkpoint
 from pipeline.request import RenderRequest
@@ -187,6 +188,7 @@ class RankWorker:
         layout = str(self._shape.layout)
         save = partial(self._checkpoints.save, layout=layout, device_seconds=device_seconds)
         self._saving = key, self._saver.submit(save, key, kind, step, payload)
+        metrics.CHECKPOINT_BYTES.inc(len(payload), {"kind": kind})
 
     def _settle_save(self) -> str:
         """Wait for the save that is under way, if any; return whose failed and why, if it has."""

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import RayError
 
+from cluster import metrics
 from cluster.answers import Rendered
-from pipeline.documents import Failure, describe_failure
+from pipeline.documents import Commit, Failure, describe_failure
 from pipeline.errors import RunEndingError
 from pipeline.ledger import Ledger
 from pipeline.recipe import Recipe, StageSpec, resolve_checkpoint
@@ -131,15 +132,17 @@ class Publish:
 
         def make(request: RenderRequest) -> Row:
             denoised = Denoised(latents=row["payload"], **json.loads(row["record"]))
-            commit = publisher.publish(row["clip_id"], request, denoised)
-            return {"outcome": commit.model_dump_json()}
+            return {"outcome": publisher.publish(row["clip_id"], request, denoised)}
 
         with self.busy:
             done = _step("develop", row, make)
             if done["failure"]:
                 ledger.record_failure(Failure.model_validate_json(done["failure"]))
+                metrics.CLIPS_ENDED.inc(tags={"how": "failed"})
                 return {"outcome": done["failure"], "failed": True}
-        return {"outcome": done["outcome"], "failed": False}
+        commit: Commit = done["outcome"]
+        metrics.count_commit(commit.timings)
+        return {"outcome": commit.model_dump_json(), "failed": False}
 
 
 def _step(stage: str, row: Row, make: Callable[[RenderRequest], Row]) -> Row:

@@ -88,13 +88,31 @@ def run_on_ray(
             with _pool(call, ledger, reporter, use) as pool:
                 spec = RenderSpec(call.recipe, call.model_fingerprint)
                 try:
-                    yield from run_batch(spec, ledger, pool, work_key)
+                    outcomes = run_batch(spec, ledger, pool, work_key)
+                    yield from _measured(outcomes, requests)
                 except Exception as error:
                     raise RunBrokenError(f"the run broke: {_find_cause(error)}") from error
     except SystemExit as error:  # what Ray's own handler makes of a SIGTERM while Ray starts
         raise StopSignal from error
     finally:
         ledger.store.delete(work_key)
+
+
+def _measured(
+    outcomes: Iterator[Commit | Failure], requests: dict[str, RenderRequest]
+) -> Iterator[Commit | Failure]:
+    """Yield each clip's end; whoever watches hears how many there were, and what is left."""
+    from cluster.metrics import measure_run
+
+    steps_left = sum(request.num_inference_steps for request in requests.values())
+    counts = {"committed": 0, "failed": 0, "remaining": len(requests)}
+    measure_run(counts, steps_left)
+    for outcome in outcomes:
+        counts["remaining"] -= 1
+        counts["committed" if isinstance(outcome, Commit) else "failed"] += 1
+        steps_left -= requests[outcome.clip_id].num_inference_steps
+        measure_run(counts, steps_left)
+        yield outcome
 
 
 def _find_cause(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -45,7 +46,7 @@ from tests.support.pods import (
 NUM_CLIPS, STEPS = 6, 60
 HEAD, WORKERS = "10.231.0.2", ("10.231.0.3", "10.231.0.4", "10.231.0.5")
 TOKEN, KEY = "0123456789abcdef" * 4, "a-key"
-START_S, RUN_S = 120.0, 300.0
+START_S, RUN_S, SCRAPE_S = 120.0, 300.0, 30.0
 RANK = "ray::RankWorker.advance"
 
 
@@ -72,10 +73,12 @@ def main() -> None:
         job["rayClusterSpec"], find_recipe_text(documents), settings, folder
     )
     seen: dict[str, Any] = {"probes": [probe(each) for each in (head, *workers)]}
-    seen |= run_night(job, settings, workers)
+    seen |= run_night(job, settings, head, workers)
+    alive = [each for each in (head, *workers) if each.process.poll() is None]
     (service,) = find_kind(documents, "RayService")
     seen |= serve_online(service["spec"]["serveConfigV2"], folder)
-    print(json.dumps(seen), flush=True)
+    wait_until(lambda: "ray_rushes_video_seconds" in scrape(alive), SCRAPE_S, "the last metrics")
+    print(json.dumps({**seen, "metrics": sorted(seen["metrics"] | scrape(alive))}), flush=True)
 
 
 def fill_bucket(folder: Path, tables: str) -> None:
@@ -147,8 +150,19 @@ def make_submit(entrypoint: str) -> str:
     )
 
 
+def scrape(pods: list[RunningPod]) -> set[str]:
+    """Return the names of our metrics that Prometheus would find on these pods."""
+    found: set[str] = set()
+    for pod in pods:
+        (port,) = (each for each in pod.container["ports"] if each["name"] == "metrics")
+        url = f"http://{pod.address}:{port['containerPort']}/metrics"
+        text = urllib.request.urlopen(url, timeout=10).read().decode()
+        found |= set(re.findall(r"^# TYPE (ray_rushes_\w+) ", text, re.MULTILINE))
+    return found
+
+
 def run_night(
-    job: dict[str, Any], settings: dict[str, str], workers: list[RunningPod]
+    job: dict[str, Any], settings: dict[str, str], head: RunningPod, workers: list[RunningPod]
 ) -> dict[str, Any]:
     """Submit the night as KubeRay's submitter does; take a worker back in the middle of a clip."""
     (group,) = job["rayClusterSpec"]["workerGroupSpecs"]
@@ -169,6 +183,9 @@ def run_night(
             return bool(ledger.committed_ids())
 
         wait_until(has_committed, RUN_S, "a commit")
+        # The run's own are its driver's, and go with it.
+        wait_until(lambda: "ray_rushes_run_clips" in scrape([head]), SCRAPE_S, "the run's metrics")
+        metrics = scrape([head])
         taken = next(each for each in workers if each.find(RANK))
         took_s = taken.delete(grace_s)
         log, _ = submitter.communicate(timeout=RUN_S)
@@ -180,6 +197,7 @@ def run_night(
         "attempts": [each.attempts for each in commits],
         "took_s": took_s,
         "grace_s": grace_s,
+        "metrics": metrics,
     }
 
 

@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from ray.util.metrics import Counter
 
+from cluster import metrics
 from tests.k8s.night_by_hand import NUM_CLIPS
 from tests.support.command import ROOT, make_environment
 
@@ -24,6 +26,10 @@ def can_isolate() -> bool:
     """Return whether this system lets us have networks of our own."""
     call = [*ISOLATED, "ip", "link", "add", "pods", "type", "bridge"]
     return subprocess.run(call, capture_output=True, check=False).returncode == 0
+
+
+def is_counter(metric: object) -> bool:
+    return isinstance(metric, Counter)
 
 
 def test_a_night_with_a_worker_taken_back_and_the_endpoint(tmp_path: Path) -> None:
@@ -45,6 +51,10 @@ def test_a_night_with_a_worker_taken_back_and_the_endpoint(tmp_path: Path) -> No
     assert "leaves its node" in seen["log"]
     assert "gang lost" not in seen["log"]
     assert seen["took_s"] < seen["grace_s"]
+    # Every metric of the table is scraped; of gangs that were lost there is none to count.
+    counted = {f"ray_{each.info['name']}_total" for each in metrics.ALL if is_counter(each)}
+    others = {f"ray_{each.info['name']}" for each in metrics.ALL if not is_counter(each)}
+    assert {*seen["metrics"], "ray_rushes_gang_rebuilds_total"} == counted | others
     # The endpoint of the RayService, on the same pods.
     assert seen["refused"]
     assert seen["video"] == "completed"

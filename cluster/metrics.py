@@ -1,0 +1,90 @@
+"""Everything that is measured, each named once; dashboards and alerts name nothing else.
+
+Ray exports these for Prometheus on every node's metrics port (8080 under KubeRay), `ray_` in front
+of the name and, for a counter, `_total` after it. Where nobody collects, as in a local cluster,
+they cost nothing.
+"""
+
+# pyright: reportUnknownMemberType=false
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ray.util.metrics import Counter, Gauge, Histogram
+
+from cluster.schedule import Task, Urgency
+
+_SECONDS = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0]
+
+# The pool's: what waits, what is made, and on what.
+CLIPS = Gauge("rushes_clips", "Clips in the pool: waiting, running.", ("state", "urgency"))
+OLDEST_WAIT = Gauge(
+    "rushes_oldest_wait_seconds", "How long the oldest clip has waited for a gang.", ("urgency",)
+)
+GANGS = Gauge("rushes_gangs", "Gangs: ready, starting.", ("state",))
+GANG_REBUILDS = Counter("rushes_gang_rebuilds", "Gangs that were lost, and built again.")
+DEVICE_SECONDS = Counter(
+    "rushes_device_seconds", "Seconds that gangs were held for, times their ranks."
+)
+STEPS = Counter("rushes_steps", "Denoising steps.", ("urgency",))
+STEP_SECONDS = Histogram(
+    "rushes_step_seconds",
+    "A denoising step of a clip, by its size and its gang's layout.",
+    [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0],
+    ("size", "layout"),
+)
+CHECKPOINT_BYTES = Counter("rushes_checkpoint_bytes", "Saved of unfinished clips.", ("kind",))
+
+# The stages'.
+CLIPS_ENDED = Counter("rushes_clips_ended", "Clips that were committed or have failed.", ("how",))
+STAGE_SECONDS = Histogram(
+    "rushes_stage_seconds", "What a stage took for a committed clip.", _SECONDS, ("stage",)
+)
+
+# A run's, from its driver.
+RUN_CLIPS = Gauge("rushes_run_clips", "Clips of the run: committed, failed, remaining.", ("state",))
+RUN_STEPS_LEFT = Gauge("rushes_run_steps_left", "Denoising steps of the run's remaining clips.")
+
+# The endpoint's.
+VIDEOS = Gauge("rushes_videos", "Videos under way for callers.")
+VIDEO_SECONDS = Histogram(
+    "rushes_video_seconds", "From a video's acceptance to its end.", _SECONDS, ("how",)
+)
+
+ALL: tuple[Counter | Gauge | Histogram, ...] = (
+    CLIPS, OLDEST_WAIT, GANGS, GANG_REBUILDS, DEVICE_SECONDS, STEPS, STEP_SECONDS,
+    CHECKPOINT_BYTES, CLIPS_ENDED, STAGE_SECONDS, RUN_CLIPS, RUN_STEPS_LEFT, VIDEOS, VIDEO_SECONDS,
+)  # fmt: skip
+"""The table."""
+
+
+def count_steps(task: Task, layout: str, made: int, step_s: float) -> None:
+    """Count steps of a clip, each of which took so many seconds."""
+    if made:
+        request = task.request
+        size = f"{request.width}x{request.height}x{request.num_frames}"
+        STEPS.inc(made, {"urgency": task.urgency.name.lower()})
+        STEP_SECONDS.observe(step_s, {"size": size, "layout": layout})
+
+
+def count_commit(timings: Mapping[str, float]) -> None:
+    """Count a committed clip; `timings` are its seconds by stage."""
+    CLIPS_ENDED.inc(tags={"how": "committed"})
+    for stage, seconds in timings.items():
+        STAGE_SECONDS.observe(seconds, {"stage": stage})
+
+
+def measure_clips(urgency: Urgency, waits: Sequence[float], running: int) -> None:
+    """Tell how many clips of a class wait, for how many seconds each, and how many run."""
+    tag = {"urgency": urgency.name.lower()}
+    CLIPS.set(len(waits), {"state": "waiting", **tag})
+    CLIPS.set(running, {"state": "running", **tag})
+    OLDEST_WAIT.set(max(waits, default=0.0), tag)
+
+
+def measure_run(counts: Mapping[str, int], steps_left: int) -> None:
+    """Tell how many of a run's clips are in each state, and the steps that the rest asks for."""
+    for state, number in counts.items():
+        RUN_CLIPS.set(number, {"state": state})
+    RUN_STEPS_LEFT.set(steps_left)

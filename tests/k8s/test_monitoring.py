@@ -1,0 +1,119 @@
+"""Dashboards and alerts ask for metrics that there are, by labels that they have."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import promql_parser
+import pytest
+import yaml
+from ray.util.metrics import Counter, Histogram
+
+from cluster import metrics
+from tests.support.manifests import K8S, find_pods
+from tests.support.network import matches
+
+FOLDER = K8S / "monitoring"
+NAME = re.compile(r"\bray_rushes_\w+")
+OF_PROMETHEUS = {"le"}
+
+
+def list_series() -> dict[str, set[str]]:
+    """Return every series that the table's metrics are exported as, and its labels."""
+    series: dict[str, set[str]] = {}
+    for each in metrics.ALL:
+        name, labels = f"ray_{each.info['name']}", set(each.info["tag_keys"])
+        if isinstance(each, Counter):
+            series[f"{name}_total"] = labels
+        elif isinstance(each, Histogram):
+            series |= {f"{name}_{end}": labels for end in ("sum", "count")}
+            series[f"{name}_bucket"] = labels | OF_PROMETHEUS
+        else:
+            series[name] = labels
+    return series
+
+
+def list_expressions() -> Iterator[tuple[str, str]]:
+    """Yield every expression of the alerts and of the dashboard, and where it stands."""
+    (group,) = yaml.safe_load((FOLDER / "alerts.yaml").read_text())["spec"]["groups"]
+    for rule in group["rules"]:
+        yield rule["alert"], rule["expr"]
+    for panel in json.loads((FOLDER / "rushes.json").read_text())["panels"]:
+        for target in panel.get("targets", ()):
+            yield panel["title"], target["expr"]
+
+
+EXPRESSIONS = list(list_expressions())
+
+
+@pytest.mark.parametrize(("where", "expression"), EXPRESSIONS)
+def test_an_expression_asks_for_what_is_there(where: str, expression: str) -> None:
+    promql_parser.parse(expression)
+    assert list(find_unknown(expression)) == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "sum(ray_rushes_clip)",
+        "sum(rate(ray_rushes_steps[5m]))",
+        'ray_rushes_clips{status="waiting"}',
+        "sum by (layuot) (ray_rushes_step_seconds_sum)",
+        "histogram_quantile(0.5, sum by (le) (rate(ray_rushes_step_seconds_sum[5m])))",
+    ],
+)
+def test_what_is_not_there_is_found(wrong: str) -> None:
+    assert list(find_unknown(wrong))
+
+
+def find_unknown(expression: str) -> Iterator[str]:
+    """Yield what an expression names that no series has: a metric, or a label."""
+    series = list_series()
+    names = set(NAME.findall(expression))
+    yield from names - series.keys()
+    known = set.union(set(), *(series.get(name, set()) for name in names))
+    asked = set(re.findall(r"(\w+)\s*(?:=|!=|=~|!~)\s*\"", expression))
+    for labels in re.findall(r"\b(?:by|without) \(([^)]*)\)", expression):
+        asked |= {label.strip() for label in labels.split(",")}
+    yield from asked - known
+
+
+def test_every_metric_is_shown_or_watched() -> None:
+    shown = " ".join(expression for _, expression in EXPRESSIONS)
+    assert [
+        each.info["name"] for each in metrics.ALL if f"ray_{each.info['name']}" not in shown
+    ] == []
+
+
+def test_the_table_has_all_of_them() -> None:
+    kinds = tuple({type(each) for each in metrics.ALL})
+    found = [each for each in vars(metrics).values() if isinstance(each, kinds)]
+    assert found == list(metrics.ALL)
+
+
+def test_each_panel_has_a_place_of_its_own() -> None:
+    panels = json.loads((FOLDER / "rushes.json").read_text())["panels"]
+    cells = [
+        (x, y)
+        for each in panels
+        for x in range(each["gridPos"]["x"], each["gridPos"]["x"] + each["gridPos"]["w"])
+        for y in range(each["gridPos"]["y"], each["gridPos"]["y"] + each["gridPos"]["h"])
+    ]
+    assert len(cells) == len(set(cells))
+    assert all(0 <= x < 24 for x, _ in cells)
+    assert len({each["id"] for each in panels}) == len(panels)
+
+
+@pytest.mark.parametrize("overlay", ["cpu-demo", "gpu", "shared"])
+def test_every_node_is_scraped(overlay: str, build: Any) -> None:
+    monitor = yaml.safe_load((FOLDER / "scrape.yaml").read_text())["spec"]
+    ports = {each["port"] for each in monitor["podMetricsEndpoints"]}
+    nodes = [pod for pod in find_pods(build(overlay)) if pod.group]
+    assert nodes
+    for pod in nodes:
+        assert matches(monitor["selector"], pod.labels)
+        names = {port["name"] for each in pod.containers for port in each.get("ports", ())}
+        assert ports <= names
