@@ -134,7 +134,7 @@ class StepClock:
         """Know nothing yet."""
         self.counts: list[tuple[float, int]] = []
 
-    def planned(self, call: Any, done: int, requests: Any) -> None:
+    def planned(self, *what: Any) -> None:
         """Pass over the plan."""
 
     def ended(self, outcome: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from typing import Annotated
 
 import typer
@@ -24,6 +24,13 @@ class ExitCode(IntEnum):
     INCOMPLETE = 3
     STOPPED = 75
     INTERRUPTED = 130
+
+
+class LogFormat(StrEnum):
+    """How a run tells how it goes."""
+
+    TEXT = "text"
+    JSON = "json"
 
 
 EXIT_CODES = """
@@ -113,6 +120,9 @@ def render(
             "--wait", help="Where another run writes the output: wait for its end, don't refuse."
         ),
     ] = False,
+    log_format: Annotated[
+        LogFormat, typer.Option(help="How to tell how it goes: for people, or a line of JSON each.")
+    ] = LogFormat.TEXT,
 ) -> None:
     """Render every clip that the tables ask for and the output doesn't hold yet.
 
@@ -129,14 +139,19 @@ def render(
       rushes render ads.csv -o out/try --limit 4 --set request.num_inference_steps=8
     """
     with _errors():
-        from jobs.progress import ConsoleReporter, print_rejects, print_summary
+        from jobs.json_log import JsonReporter
+        from jobs.progress import ConsoleReporter
         from jobs.render import render_tables
         from jobs.run import RunBrokenError
 
-        console = _console()
         chosen = find_recipe(recipe, overrides or ())
+        shows = (
+            JsonReporter(output, typer.echo)
+            if log_format is LogFormat.JSON
+            else ConsoleReporter(_console(), _complain)
+        )
         try:
-            with ConsoleReporter(console) as reporter:
+            with shows as reporter:
                 result = render_tables(
                     tables,
                     output,
@@ -148,11 +163,9 @@ def render(
                     wait=wait,
                 )
         except RunBrokenError as error:
-            _complain(f"{error}\nWhat is committed stays; the same command goes on from here.")
+            shows.broken(error)
             raise typer.Exit(ExitCode.BROKEN) from error
-        print_summary(console, result)
-        if result.plan.rejected:
-            print_rejects(console, result.plan)
+        shows.finished(result)
         if result.ended_by:
             stopped = result.ended_by == "SIGTERM"
             raise typer.Exit(ExitCode.STOPPED if stopped else ExitCode.INTERRUPTED)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -36,9 +36,9 @@ REASONS_SHOWN = 8
 class ConsoleReporter:
     """Shows a run on a console; use it as a context manager."""
 
-    def __init__(self, console: Console) -> None:
-        """Show nothing yet."""
-        self._console = console
+    def __init__(self, console: Console, complain: Callable[[str], None]) -> None:
+        """Show nothing yet; `complain` shows an error."""
+        self._console, self._complain = console, complain
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("[bold]{task.description}"),
@@ -67,7 +67,9 @@ class ConsoleReporter:
         if self._console.is_terminal:  # elsewhere it would print an empty line
             self._bar.stop()
 
-    def planned(self, call: PlannedCall, done: int, requests: dict[str, RenderRequest]) -> None:
+    def planned(
+        self, call: PlannedCall, done: int, requests: dict[str, RenderRequest], epoch: int
+    ) -> None:
         """Say what there is to do."""
         plan = call.plan
         self._rejected = plan.rejected
@@ -122,6 +124,16 @@ class ConsoleReporter:
         left_s = max(self._steps - steps_done, 0) / max(rate, 1e-6)
         self._detail = f"{rate:.1f} steps/s, ETA {_duration(left_s)}" if rate else ""
         self._show()
+
+    def broken(self, error: Exception) -> None:
+        """Show why the run can't go on."""
+        self._complain(f"{error}\nWhat is committed stays; the same command goes on from here.")
+
+    def finished(self, result: RunResult) -> None:
+        """Show the summary."""
+        print_summary(self._console, result)
+        if result.plan.rejected:
+            print_rejects(self._console, result.plan)
 
     def _show(self, *, force: bool = False) -> None:
         bad = "".join(

@@ -34,8 +34,10 @@ from pipeline.store import ObjectStore
 class Reporter(Protocol):
     """Who is told how a run goes."""
 
-    def planned(self, call: PlannedCall, done: int, requests: dict[str, RenderRequest]) -> None:
-        """Say what is asked, how many clips are done, and which are left to render."""
+    def planned(
+        self, call: PlannedCall, done: int, requests: dict[str, RenderRequest], epoch: int
+    ) -> None:
+        """Say what is asked, how many clips are done, which are left, and the run's epoch."""
         ...
 
     def ended(self, outcome: Commit | Failure) -> None:
@@ -117,7 +119,7 @@ def render_tables(
                 del requests[key]
             for table in call.plan.tables:
                 ledger.save_rows(table.name, table.rows)
-            reporter.planned(call, len(done), requests)
+            reporter.planned(call, len(done), requests, lease.epoch)
             if given_up:
                 reporter.noted(_describe_given_up(len(given_up), recipe, retry=retry_failed))
             if requests:

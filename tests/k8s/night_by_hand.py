@@ -231,7 +231,13 @@ def serve_online(config: str, folder: Path) -> dict[str, Any]:
     content = (
         client.videos.download_content(video.id).read() if video.status == "completed" else b""
     )
-    return {"video": video.status, "size_bytes": len(content), "refused": refused}
+    answer = client.videos.with_raw_response.retrieve(video.id)
+    return {
+        "request_id": answer.headers.get("x-request-id"),
+        "video": video.status,
+        "size_bytes": len(content),
+        "refused": refused,
+    }
 
 
 if __name__ == "__main__":

@@ -48,8 +48,13 @@ def test_a_night_with_a_worker_taken_back_and_the_endpoint(tmp_path: Path) -> No
     assert seen["code"] == 0, seen["log"]
     assert seen["status"]["committed"] == NUM_CLIPS
     assert seen["attempts"] == [1] * NUM_CLIPS, seen["log"]
-    assert "leaves its node" in seen["log"]
-    assert "gang lost" not in seen["log"]
+    events = [json.loads(line) for line in seen["log"].splitlines() if line.startswith("{")]
+    notes = [each["text"] for each in events if each["event"] == "note"]
+    assert any("leaves its node" in text for text in notes)
+    assert not any("gang lost" in text for text in notes)
+    committed = [each for each in events if each["event"] == "committed"]
+    assert len({each["clip_id"] for each in committed}) == NUM_CLIPS
+    assert {each["run"] for each in committed} == {1}
     assert seen["took_s"] < seen["grace_s"]
     # Every metric of the table is scraped; of gangs that were lost there is none to count.
     counted = {f"ray_{each.info['name']}_total" for each in metrics.ALL if is_counter(each)}
@@ -57,5 +62,6 @@ def test_a_night_with_a_worker_taken_back_and_the_endpoint(tmp_path: Path) -> No
     assert {*seen["metrics"], "ray_rushes_gang_rebuilds_total"} == counted | others
     # The endpoint of the RayService, on the same pods.
     assert seen["refused"]
+    assert seen["request_id"]
     assert seen["video"] == "completed"
     assert seen["size_bytes"] > 1000

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jobs.recipes import DEFAULT, find_recipe
+from pipeline.recipe import load_recipe
 from tests.support import manifest_rules as rules
-from tests.support.manifests import Document, find_kind, find_pods
+from tests.support.manifests import Document, find_kind, find_pods, find_recipe_text
 
 
 @pytest.mark.parametrize("rule", rules.RULES, ids=lambda rule: rule.__name__)
@@ -249,3 +252,14 @@ def test_pods_of_all_kinds_are_looked_at(build: Any) -> None:
         "CronJob night", "Deployment s3", "Job setup", "RayJob ", "RayJob head", "RayJob cpu",
         "RayService head", "RayService cpu",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("overlay", "name"), [("gpu", "wan21-14b-80gb"), ("cpu-demo", DEFAULT)])
+def test_a_recipe_renders_what_the_shipped_one_does(
+    overlay: str, name: str, build: Any, tmp_path: Path
+) -> None:
+    (path := tmp_path / "recipe.toml").write_text(find_recipe_text(build(overlay)), "utf-8")
+    here, shipped = load_recipe(path), find_recipe(name)
+    assert (here.model, here.request, here.limits, here.finish) == (
+        shipped.model, shipped.request, shipped.limits, shipped.finish,
+    )  # fmt: skip

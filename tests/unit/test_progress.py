@@ -21,7 +21,7 @@ def make_console() -> tuple[Console, io.StringIO]:
 
 def test_a_failure_shows_at_once_and_in_one_line() -> None:
     console, text = make_console()
-    with ConsoleReporter(console) as reporter:
+    with ConsoleReporter(console, console.print) as reporter:
         failure: Failure = describe_failure(CLIP, "denoise", ValueError("a\nb [red]c[/red]"))
         reporter.ended(failure)
     lines = [line for line in text.getvalue().splitlines() if line.startswith("failed")]

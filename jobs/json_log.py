@@ -1,0 +1,97 @@
+"""A run as lines of JSON, for whoever collects logs: one event a line.
+
+Every line has `time` (ISO 8601, UTC), `level`, `event` and `output`; from `planned` on, also `run`,
+the epoch that names it in OUTPUT/runs; and what is about a clip has `clip_id`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pipeline.documents import Commit, Failure
+
+if TYPE_CHECKING:
+    from jobs.plan import PlannedCall
+    from jobs.render import RunResult
+    from pipeline.request import RenderRequest
+
+PROGRESS_EVERY_S = 60.0
+Level = Literal["info", "warning", "error"]
+
+
+class JsonReporter:
+    """Writes what a run tells as JSON; use it as a context manager, as `ConsoleReporter`."""
+
+    def __init__(self, output: str, write: Callable[[str], None]) -> None:
+        """Write by `write`, a line at a time."""
+        self._write = write
+        self._always: dict[str, Any] = {"output": output}
+        self._next_progress = 0.0
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End."""
+
+    def planned(
+        self, call: PlannedCall, done: int, requests: dict[str, RenderRequest], epoch: int
+    ) -> None:
+        """Write what there is to do, and why rows were rejected."""
+        self._always["run"] = epoch
+        plan = call.plan
+        self._log(
+            "info", "planned", rows=plan.rows, clips=plan.clips, done=done,
+            to_render=len(requests), rejected=plan.rejected, recipe=call.recipe.name,
+        )  # fmt: skip
+        for each in plan.reasons:
+            self._log(
+                "warning", "rejected", rows=each.count, reason=each.example, first_row=each.row,
+                source=each.source,
+            )  # fmt: skip
+
+    def ended(self, outcome: Commit | Failure) -> None:
+        """Write what became of a clip."""
+        if isinstance(outcome, Failure):
+            self._log(
+                "error", "failed", clip_id=outcome.clip_id, stage=outcome.stage,
+                reason=outcome.reason, attempts=outcome.attempts,
+            )  # fmt: skip
+        else:
+            self._log(
+                "info", "committed", clip_id=outcome.clip_id, key=outcome.video.key,
+                attempts=outcome.attempts, device_seconds=round(outcome.device_seconds, 3),
+                **{f"{stage}_s": round(seconds, 3) for stage, seconds in outcome.timings.items()},
+            )  # fmt: skip
+
+    def noted(self, text: str) -> None:
+        """Write what happened beside the clips."""
+        self._log("warning", "note", text=text)
+
+    def stepped(self, steps_done: int, gangs_ready: int, gangs: int) -> None:
+        """Write how far the run is, once a minute."""
+        if time.monotonic() >= self._next_progress:
+            self._next_progress = time.monotonic() + PROGRESS_EVERY_S
+            self._log("info", "progress", steps=steps_done, gangs_ready=gangs_ready, gangs=gangs)
+
+    def broken(self, error: Exception) -> None:
+        """Write why the run can't go on."""
+        self._log("error", "broken", text=str(error))
+
+    def finished(self, result: RunResult) -> None:
+        """Write how the run ended."""
+        self._log(
+            "info", "finished", ended_by=result.ended_by, rendered=result.rendered,
+            failed_now=result.failed, given_up=result.given_up, seconds=round(result.seconds, 1),
+            **result.status.model_dump(),
+        )  # fmt: skip
+
+    def _log(self, level: Level, event: str, **fields: Any) -> None:
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = {"time": now, "level": level, "event": event, **self._always, **fields}
+        self._write(json.dumps(line, ensure_ascii=False))

@@ -1,0 +1,90 @@
+"""A run as lines of JSON: each stands alone, and names its run and its clip."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from jobs.json_log import JsonReporter
+from jobs.plan import PlannedCall, plan_call
+from jobs.recipes import find_recipe
+from jobs.render import RunResult
+from pipeline.documents import Artifact, Commit, OutputStatus, describe_failure
+from pipeline.request import RenderRequest
+from tests.support.command import write_table
+
+EPOCH = 7
+
+
+class Lines(list[str]):
+    """What was written; `read` understands it."""
+
+    def read(self) -> list[dict[str, object]]:
+        return [json.loads(line) for line in self]
+
+
+@pytest.fixture
+def call(tmp_path: Path) -> PlannedCall:
+    table = write_table(tmp_path / "ads.parquet", prompt=["a\nball", "two", "", " "])
+    return plan_call([table], find_recipe())
+
+
+def begin(call: PlannedCall) -> tuple[JsonReporter, Lines, dict[str, RenderRequest]]:
+    lines = Lines()
+    reporter = JsonReporter("s3://ads/out", lines.append)
+    requests = call.plan.requests()
+    reporter.planned(call, 0, requests, EPOCH)
+    return reporter, lines, requests
+
+
+def make_commit(clip_id: str, request: RenderRequest) -> Commit:
+    file = Artifact(key="clips/a.mp4", sha256="0" * 64, size_bytes=1)
+    return Commit(
+        clip_id=clip_id, attempt="attempt-1", request=request, width=64, height=64, num_frames=17,
+        fps=8, duration_s=2, model="m", model_fingerprint="f", layout="1", gang="single-0",
+        timings={"denoise": 1.23456}, device_seconds=1.5, video=file, poster=file,
+        committed_at=datetime.now(UTC),
+    )  # fmt: skip
+
+
+def test_every_line_names_its_run(call: PlannedCall) -> None:
+    reporter, lines, _ = begin(call)
+    reporter.noted("gang lost: single-0:\nout of memory")
+    reporter.stepped(3, 1, 2)
+    status = OutputStatus(rows=4, committed=2, rejected=2)
+    reporter.finished(RunResult(status, "s3://ads/out", 2, 0, call.plan, None, 0, 9.87))
+    reporter.broken(RuntimeError("no gang"))
+    assert all("\n" not in line for line in lines)
+    told = lines.read()
+    assert {each["run"] for each in told} == {EPOCH}
+    assert {each["output"] for each in told} == {"s3://ads/out"}
+    assert all(datetime.fromisoformat(str(each["time"])).tzinfo for each in told)
+    events = [each["event"] for each in told]
+    assert events == ["planned", "rejected", "note", "progress", "finished", "broken"]
+    planned, rejected, _, _, finished, broken = told
+    assert (planned["rows"], planned["to_render"], planned["rejected"]) == (4, 2, 2)
+    assert (rejected["level"], rejected["rows"]) == ("warning", 2)
+    assert (finished["committed"], finished["rejected"], finished["seconds"]) == (2, 2, 9.9)
+    assert (broken["level"], broken["text"]) == ("error", "no gang")
+
+
+def test_a_clips_end_names_the_clip(call: PlannedCall) -> None:
+    reporter, lines, requests = begin(call)
+    (first, request), (second, _) = requests.items()
+    reporter.ended(make_commit(first, request))
+    reporter.ended(describe_failure(second, "denoise", ValueError("bad"), attempts=3))
+    *_, committed, failed = lines.read()
+    assert (committed["event"], committed["clip_id"]) == ("committed", first)
+    assert (committed["key"], committed["denoise_s"]) == ("clips/a.mp4", 1.235)
+    assert (failed["event"], failed["level"], failed["clip_id"]) == ("failed", "error", second)
+    assert (failed["stage"], failed["attempts"]) == ("denoise", 3)
+
+
+def test_progress_is_told_once_a_minute(call: PlannedCall) -> None:
+    reporter, lines, _ = begin(call)
+    for steps in range(50):
+        reporter.stepped(steps, 2, 2)
+    assert [each["event"] for each in lines.read()].count("progress") == 1
