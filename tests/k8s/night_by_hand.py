@@ -24,7 +24,10 @@ import openai
 import yaml
 from moto.server import ThreadedMotoServer
 
+from pipeline.checkpoints import Checkpoints
+from pipeline.lease import read_lease
 from pipeline.ledger import Ledger
+from pipeline.runs import read_runs
 from pipeline.store import ObjectStore
 from tests.support.command import ROOT, wait_until, write_table
 from tests.support.manifests import (
@@ -68,7 +71,8 @@ def main() -> None:
     make_network()
     server = ThreadedMotoServer(ip_address=BRIDGE, port=9000, verbose=False)
     server.start()
-    fill_bucket(folder, settings["RUSHES_TABLES"])
+    boto3.client("s3").create_bucket(Bucket=settings["RUSHES_TABLES"].split("/")[2])
+    fill_bucket(folder, settings["RUSHES_TABLES"], "ads")
     head, workers = start_cluster(
         job["rayClusterSpec"], find_recipe_text(documents), settings, folder
     )
@@ -78,17 +82,19 @@ def main() -> None:
     (service,) = find_kind(documents, "RayService")
     seen |= serve_online(service["spec"]["serveConfigV2"], folder)
     wait_until(lambda: "ray_rushes_video_seconds" in scrape(alive), SCRAPE_S, "the last metrics")
-    print(json.dumps({**seen, "metrics": sorted(seen["metrics"] | scrape(alive))}), flush=True)
+    seen["metrics"] = sorted(seen["metrics"] | scrape(alive))
+    fill_bucket(folder, settings["RUSHES_TABLES"], "more")
+    seen["stopped"] = stop_night(job, settings, head, alive[1:])
+    print(json.dumps(seen), flush=True)
 
 
-def fill_bucket(folder: Path, tables: str) -> None:
+def fill_bucket(folder: Path, tables: str, name: str) -> None:
     """Put a table where the night looks for some."""
-    prompts = [f"a red ball moving left, take {number}" for number in range(NUM_CLIPS)]
+    prompts = [f"a red ball moving left, {name} {number}" for number in range(NUM_CLIPS)]
     table = write_table(
         folder / "ads.parquet", prompt=prompts, num_inference_steps=[STEPS] * NUM_CLIPS
     )
-    bucket, _, key = tables.removeprefix("s3://").replace("*", "ads").partition("/")
-    boto3.client("s3").create_bucket(Bucket=bucket)
+    bucket, _, key = tables.removeprefix("s3://").replace("*", name).partition("/")
     boto3.client("s3").upload_file(table, bucket, key)
 
 
@@ -141,12 +147,21 @@ def probe(pod: RunningPod) -> dict[str, bool]:
     return found
 
 
-def make_submit(entrypoint: str) -> str:
-    """Return what the submitter's shell runs: upstream, GetK8sJobCommand in KubeRay's job.go."""
+def submit(job: dict[str, Any], settings: dict[str, str], name: str) -> subprocess.Popen[str]:
+    """Submit a night as KubeRay's submitter does: upstream, GetK8sJobCommand in its job.go."""
     at = f"--address http://{HEAD}:8265"
-    return (
-        f"if ray job status {at} night >/dev/null 2>&1 ; then ray job logs {at} --follow night ; "
-        f"else ray job submit {at} --submission-id night -- {entrypoint} ; fi"
+    script = (
+        f"if ray job status {at} {name} >/dev/null 2>&1 ; then ray job logs {at} --follow {name} ; "
+        f"else ray job submit {at} --submission-id {name} -- {job['entrypoint']} ; fi"
+    )
+    (container,) = job["submitterPodTemplate"]["spec"]["containers"]
+    given = settings if {"configMapRef": {"name": "rushes"}} in container["envFrom"] else {}
+    return subprocess.Popen(
+        ["bash", "-c", script],
+        env={**os.environ, **given},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
@@ -167,15 +182,7 @@ def run_night(
     """Submit the night as KubeRay's submitter does; take a worker back in the middle of a clip."""
     (group,) = job["rayClusterSpec"]["workerGroupSpecs"]
     grace_s = group["template"]["spec"]["terminationGracePeriodSeconds"]
-    (container,) = job["submitterPodTemplate"]["spec"]["containers"]
-    given = settings if {"configMapRef": {"name": "rushes"}} in container["envFrom"] else {}
-    with subprocess.Popen(
-        ["bash", "-c", make_submit(job["entrypoint"])],
-        env={**os.environ, **given},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as submitter:
+    with submit(job, settings, "night") as submitter:
         ledger = Ledger(ObjectStore(settings["RUSHES_OUTPUT"]))
 
         def has_committed() -> bool:
@@ -198,6 +205,25 @@ def run_night(
         "took_s": took_s,
         "grace_s": grace_s,
         "metrics": metrics,
+    }
+
+
+def stop_night(
+    job: dict[str, Any], settings: dict[str, str], head: RunningPod, workers: list[RunningPod]
+) -> dict[str, Any]:
+    """Begin another night and end its head in the middle of a clip, as a deadline or Kueue does."""
+    grace_s = job["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    store = ObjectStore(settings["RUSHES_OUTPUT"])
+    with submit(job, settings, "another") as submitter:
+        wait_until(lambda: any(each.find(RANK) for each in workers), RUN_S, "a clip under way")
+        took_s = head.delete(grace_s["terminationGracePeriodSeconds"])
+        submitter.kill()
+    lease = read_lease(store)
+    return {
+        "took_s": took_s,
+        "ended": [each.ended for each in read_runs(store)],
+        "lease_is_over": lease is not None and lease.is_over(),
+        "saved": len(Checkpoints(store, "").clip_ids()),
     }
 
 

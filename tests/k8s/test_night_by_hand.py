@@ -65,3 +65,9 @@ def test_a_night_with_a_worker_taken_back_and_the_endpoint(tmp_path: Path) -> No
     assert seen["request_id"]
     assert seen["video"] == "completed"
     assert seen["size_bytes"] > 1000
+    # A night whose head is ended in the middle saves what it has, and gives the lease back.
+    stopped = seen["stopped"]
+    assert stopped["ended"] == ["done", "SIGTERM"]
+    assert stopped["lease_is_over"]
+    assert stopped["saved"]
+    assert stopped["took_s"] < seen["grace_s"]
