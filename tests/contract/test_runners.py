@@ -197,6 +197,6 @@ def test_nothing_is_left_of_the_work_but_what_a_retry_would_use(output: Ledger) 
     refused = {rows[number]["clip_id"] for number, stage in REFUSED.items() if stage == "develop"}
     assert Checkpoints(output.store, "").clip_ids() <= refused
     folders = {key.partition("/")[0] for key in output.store.list()}
-    assert folders - {"index.html", "lease", "checkpoints"} == {
+    assert folders - {"index.html", "lease", "runs", "checkpoints"} == {
         "_SUCCESS", "clips", "commits", "failures", "manifest", "rejects", "rows", "run.json",
     }  # fmt: skip
