@@ -58,6 +58,8 @@ def main() -> None:
     documents = build_overlay("cpu-demo")
     job = make_ray_job(find_kind(documents, "RayCronJob")[0])["spec"]
     settings = {**find_settings(documents), "AWS_ENDPOINT_URL": f"http://{BRIDGE}:9000"}
+    for name in [name for name in os.environ if name.startswith("RAY_")]:
+        del os.environ[name]  # of a local cluster that whoever called this has started
     os.environ.update(
         AWS_ENDPOINT_URL=settings["AWS_ENDPOINT_URL"],
         AWS_DEFAULT_REGION=settings["AWS_DEFAULT_REGION"],
