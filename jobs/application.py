@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 from jobs.api.keys import ApiKeys
 from jobs.recipes import DEFAULT, find_recipe
 from jobs.serve import ServeCall, bind_endpoint
+from pipeline.errors import UsageError
 
 
 class EndpointConfig(BaseModel):
@@ -35,12 +36,16 @@ def build_endpoint(config: EndpointConfig) -> Any:
     """Return the application.
 
     Raises:
-        UsageError: no such recipe, model or key file, or the output is another model's.
+        UsageError: no such recipe, model or key file, a variable of the output is not set, or the
+            output is another model's.
     """
+    output = os.path.expandvars(config.output)
+    if "$" in output:
+        raise UsageError(f"output {config.output!r}: this environment has no such variable")
     return bind_endpoint(
         ServeCall(
             find_recipe(config.recipe, config.overrides),
-            os.path.expandvars(config.output),
+            output,
             ApiKeys.read(
                 config.keys, os.environ.get("RUSHES_API_KEYS", ""), insecure=config.insecure
             ),

@@ -1,0 +1,24 @@
+"""The endpoint as Serve's config files ask for it."""
+
+from pathlib import Path
+
+import pytest
+
+from jobs.application import EndpointConfig, build_endpoint
+from pipeline.errors import UsageError
+
+
+def test_a_variable_that_is_not_set_is_no_folder_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NOT_SET", raising=False)
+    with pytest.raises(UsageError, match=r"\$NOT_SET/online"):
+        build_endpoint(EndpointConfig(output="$NOT_SET/online", insecure=True))
+    assert not any(tmp_path.iterdir())
+
+
+def test_variables_are_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HERE", str(tmp_path))
+    build_endpoint(EndpointConfig(output="$HERE/online", insecure=True))
+    assert (tmp_path / "online" / "run.json").exists()
