@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +15,6 @@ import pytest
 from jobs.contact_sheet import render_contact_sheet
 from pipeline.recipe import FinishSpec
 from pipeline.video import VideoWriter, write_poster
-
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed")
 
 HOSTILE = (
     "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=2'>\u2028\"'`${1}"
@@ -112,18 +108,6 @@ def make_output(output: Path, num_committed: int = 9) -> Path:
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_output(tmp_path_factory.mktemp("out") / "a run & more")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    args = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-    args += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=args)
-        yield running
-        running.close()
 
 
 @pytest.fixture
