@@ -17,6 +17,13 @@ NUM_CPUS = 8
 OBJECT_STORE_BYTES = 150 << 20
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a file's tests in one process, where `make test` has two: they share fixtures."""
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """A moto S3 server's endpoint, configured as a user would: AWS environment variables."""

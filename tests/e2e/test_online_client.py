@@ -32,6 +32,7 @@ from tests.support.online import CLIP_S, LONG, MAX_QUEUED, MINE, OTHERS, PROMPT,
 
 pytestmark = [
     pytest.mark.timeout(600),
+    pytest.mark.xdist_group("online"),  # they share a server
     pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning"),
 ]
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -46,7 +47,7 @@ from tests.support.pods import (
     start_pod,
 )
 
-NUM_CLIPS, STEPS = 6, 60
+NUM_CLIPS, STEPS = 4, 48
 HEAD, WORKERS = "10.231.0.2", ("10.231.0.3", "10.231.0.4", "10.231.0.5")
 TOKEN, KEY = "0123456789abcdef" * 4, "a-key"
 START_S, RUN_S, SCRAPE_S = 120.0, 300.0, 30.0
@@ -122,8 +123,12 @@ def start_cluster(
 
     head = start("head", HEAD, cluster["headGroupSpec"], None)
     (group,) = cluster["workerGroupSpecs"]
-    numbered = enumerate(WORKERS)
-    return head, [start(f"worker-{number}", each, group, HEAD) for number, each in numbered]
+    with ThreadPoolExecutor(len(WORKERS)) as threads:
+        joining = [
+            threads.submit(start, f"worker-{number}", address, group, HEAD)
+            for number, address in enumerate(WORKERS)
+        ]
+        return head, [each.result() for each in joining]
 
 
 def is_settled(pod: RunningPod) -> bool:
