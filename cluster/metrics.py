@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from cluster.schedule import Task, Urgency
+from pipeline import bucket
 
 _SECONDS = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0]
 
@@ -42,6 +43,9 @@ STAGE_SECONDS = Histogram(
     "rushes_stage_seconds", "What a stage took for a committed clip.", _SECONDS, ("stage",)
 )
 
+STORE_RETRIES = Counter("rushes_store_retries", "Calls to S3 that were made again.")
+bucket.on_retry = STORE_RETRIES.inc
+
 # A run's, from its driver.
 RUN_CLIPS = Gauge("rushes_run_clips", "Clips of the run: committed, failed, remaining.", ("state",))
 RUN_STEPS_LEFT = Gauge("rushes_run_steps_left", "Denoising steps of the run's remaining clips.")
@@ -54,7 +58,8 @@ VIDEO_SECONDS = Histogram(
 
 ALL: tuple[Counter | Gauge | Histogram, ...] = (
     CLIPS, OLDEST_WAIT, GANGS, GANG_REBUILDS, DEVICE_SECONDS, STEPS, STEP_SECONDS,
-    CHECKPOINT_BYTES, CLIPS_ENDED, STAGE_SECONDS, RUN_CLIPS, RUN_STEPS_LEFT, VIDEOS, VIDEO_SECONDS,
+    CHECKPOINT_BYTES, CLIPS_ENDED, STAGE_SECONDS, STORE_RETRIES, RUN_CLIPS, RUN_STEPS_LEFT, VIDEOS,
+    VIDEO_SECONDS,
 )  # fmt: skip
 """The table."""
 

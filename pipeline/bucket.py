@@ -11,7 +11,7 @@ import mimetypes
 import os
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,12 @@ from pipeline.places import SHARDS, AlreadyExistsError, map_threads
 
 CONFLICT_RETRIES = 6
 CONFLICT_DELAY_S = 0.1
+
+on_retry: Callable[[int], object] = int
+"""Called, in whatever thread, with how often a call to S3 was made again; metrics count it.
+
+Not seen is what aiohttp sends again by itself, on a connection that the server had closed.
+"""
 
 
 @contextlib.contextmanager
@@ -54,7 +60,11 @@ class Bucket:
         """The filesystem, opened once in each process."""
         with self._lock:
             if self._opened[0] != os.getpid():
-                self._opened = (os.getpid(), open_s3(max_attempts=8))
+                files = open_s3(max_attempts=8)
+                files.connect()
+                files.s3.meta.events.register("after-call.s3", _tell_retries)
+                files.s3.meta.events.register("after-call-error.s3", _tell_error)
+                self._opened = (os.getpid(), files)
             return self._opened[1]
 
     def open_filesystem(self) -> Any:
@@ -158,6 +168,15 @@ def open_s3(max_attempts: int) -> Any:
     return fsspec.filesystem(
         "s3", use_listings_cache=False, skip_instance_cache=True, config_kwargs=config
     )
+
+
+def _tell_retries(parsed: dict[str, Any], **_: Any) -> None:
+    if retries := parsed.get("ResponseMetadata", {}).get("RetryAttempts", 0):
+        on_retry(retries)
+
+
+def _tell_error(**_: Any) -> None:
+    on_retry(1)  # what botocore gives up without an answer, s3fs makes again
 
 
 def _http_status(error: OSError) -> int | None:

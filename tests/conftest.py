@@ -17,11 +17,15 @@ NUM_CPUS = 8
 OBJECT_STORE_BYTES = 150 << 20
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file's tests in one process, where `make test` has two: they share fixtures."""
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """Deal the tests out to the two processes of `make test`.
+
+    Those that take long start Ray: side by side they would only be in each other's way, so they go
+    one after another in one process. Of the others, a file's share fixtures and stay together.
+    """
     for item in items:
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
+        is_long = item.get_closest_marker("timeout") or "ray_cluster" in item.fixturenames
+        item.add_marker(pytest.mark.xdist_group("long" if is_long else item.path.name))
 
 
 @pytest.fixture(scope="session")

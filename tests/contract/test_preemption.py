@@ -28,6 +28,7 @@ from tests.support.command import wait_until
 from tests.support.leaks import check_leaks
 
 WAIT_S = 180.0
+STEPS = 64
 RECIPE = find_recipe(overrides=["gangs.0.count=1", "pool.chunk_s=0.05"])
 
 
@@ -59,7 +60,7 @@ def denoiser(graph: Graph) -> Denoiser:
 
 @pytest.fixture(scope="module")
 def made_slow(encoder: Encoder, denoiser: Denoiser) -> Clip:
-    return make_clip("batch", 100, encoder, denoiser)
+    return make_clip("batch", STEPS, encoder, denoiser)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def made_quick(encoder: Encoder, denoiser: Denoiser) -> Clip:
 
 @pytest.fixture
 def batch(made_slow: Clip, request: pytest.FixtureRequest) -> Clip:
-    """A clip of a hundred steps, with an id of this test's: the pool has never seen it."""
+    """A clip of many steps, with an id of this test's: the pool has never seen it."""
     return replace(made_slow, key=digest(f"batch, {request.node.name}"))
 
 
@@ -144,7 +145,7 @@ def test_an_urgent_clip_goes_first_and_neither_is_another(
     pool: Pool, batch: Clip, urgent: Clip
 ) -> None:
     slow = pool.render(batch)
-    wait_until(lambda: 5 < pool.steps_of(batch) < 50, WAIT_S, "a batch clip under way")
+    wait_until(lambda: 5 < pool.steps_of(batch) < STEPS // 2, WAIT_S, "a batch clip under way")
     quick = pool.render(urgent, urgent=True)
     assert wait_first([slow, quick]) == quick
     assert any(batch.key in key for key in pool.store.list(FOLDER)), "it is saved while it waits"
@@ -156,7 +157,7 @@ def test_an_urgent_clip_goes_first_and_neither_is_another(
 def test_what_urgent_clips_take_is_not_counted_as_the_batchs(pool: Pool, batch: Clip) -> None:
     began = time.monotonic()
     slow = pool.render(batch)
-    wait_until(lambda: 5 < pool.steps_of(batch) < 50, WAIT_S, "a batch clip under way")
+    wait_until(lambda: 5 < pool.steps_of(batch) < STEPS // 2, WAIT_S, "a batch clip under way")
     quick = pool.render(replace(batch, key=digest("as long")), urgent=True)
     ends = ray.get([slow, quick], timeout=WAIT_S)
     wall_s = time.monotonic() - began
@@ -180,7 +181,7 @@ def test_a_gang_that_an_urgent_clip_loses_is_no_attempt_of_the_one_that_gave_way
 ) -> None:
     long = replace(batch, key=digest("long"))
     slow = pool.render(batch)
-    wait_until(lambda: 5 < pool.steps_of(batch) < 50, WAIT_S, "a batch clip under way")
+    wait_until(lambda: 5 < pool.steps_of(batch) < STEPS // 2, WAIT_S, "a batch clip under way")
     quick = pool.render(long, urgent=True)
     wait_until(lambda: pool.steps_of(long) > 5, WAIT_S, "the urgent clip under way")
     os.kill(find_rank().pid, signal.SIGKILL)

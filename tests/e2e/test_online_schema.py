@@ -13,7 +13,6 @@ from tests.support.online import MINE, Server
 
 pytestmark = [
     pytest.mark.timeout(600),
-    pytest.mark.xdist_group("online"),  # they share a server
     pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning"),
 ]
 EXAMPLES = 25

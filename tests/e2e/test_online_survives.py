@@ -16,7 +16,6 @@ from tests.support.online import CLIP_S, LONG, PROMPT, Server
 
 pytestmark = [
     pytest.mark.timeout(600),
-    pytest.mark.xdist_group("online"),  # they share a server
     pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning"),
 ]
 DISPATCHER = "ray::ServeReplica:rushes:Dispatcher"

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from cluster import metrics
 from jobs.clean import clean_output
+from pipeline import bucket
 from pipeline.documents import Commit
 from pipeline.errors import UsageError
 from pipeline.ledger import Ledger
@@ -146,3 +148,22 @@ def test_a_storage_that_stays_broken_ends_the_call_and_harms_nothing(
             run_night(ObjectStore(output), tmp_path, Counter())
     run_night(ObjectStore(output), tmp_path, Counter())
     check_night(ObjectStore(output))
+
+
+def test_calls_that_are_made_again_are_counted(
+    s3_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert bucket.on_retry == metrics.STORE_RETRIES.inc
+    counted = list[int]()
+    monkeypatch.setattr(bucket, "on_retry", counted.append)
+    strikes = iter(["throttled", "internal error"])
+    with serve_faults(s3_server, lambda *_: next(strikes, None)) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        store = ObjectStore(f"s3://{BUCKET}/{uuid.uuid4().hex}")
+        store.put("a.txt", b"a")
+        assert proxy.struck.total() == 2
+        assert store.read("a.txt") == b"a"
+    assert sum(counted) == 2
+    with pytest.raises(OSError, match="Could not connect"):
+        ObjectStore(store.uri).read("a.txt")
+    assert sum(counted) > 2, "nobody listens any more"

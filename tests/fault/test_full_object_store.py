@@ -27,7 +27,10 @@ SIZE, NUM_FRAMES = 128, 17
 def test_a_run_in_a_full_object_store(tmp_path: Path) -> None:
     pieces = [ray.put(np.ones(PIECE_BYTES, np.uint8)) for _ in range(20)]
     held = [ray.get(each) for each in pieces[: OBJECT_STORE_BYTES // PIECE_BYTES - 1]]
-    assert "Spilled" in memory_summary(stats_only=True)  # what doesn't fit is on the disk already
+    here = ray.get_runtime_context().gcs_address
+    assert "Spilled" in memory_summary(
+        here, stats_only=True
+    )  # what doesn't fit is on the disk already
     table = write_table(
         tmp_path / "ads.parquet",
         prompt=["a red ball", "a blue ring"],
