@@ -73,3 +73,13 @@ class VideoState:
     left_s: float | None
     """What its denoising will still take, in seconds, where a gang has it."""
     end: VideoEnd | None = None
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A job that was not taken in, as its owner has reached a limit."""
+
+    limit: Literal["queue", "rate"]
+    """Videos under way, or asked for in a minute."""
+    retry_after_s: int
+    """When it is worth to ask again, in seconds; for the rate: when there will be room."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -24,8 +25,9 @@ import ray
 from ray.exceptions import RayError
 
 from cluster import metrics
-from cluster.answers import ClipProgress, PoolProgress, VideoState
+from cluster.answers import ClipProgress, PoolProgress, Refusal, VideoState
 from cluster.pool import make_pool
+from cluster.rate import RateLimit
 from cluster.stages import RenderSpec, denoise
 from pipeline.checkpoints import Checkpoints
 from pipeline.documents import Commit, Failure, OutputIdentity
@@ -41,6 +43,7 @@ PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0
 """Before what failed is tried again; twice as long each time."""
 ROOM = 64
 """Clips that are in the stages at once, or wait there for a gang; the others wait before them."""
+QUEUE_RETRY_S = 10
 LOST_LEASE = 70
 
 _log = logging.getLogger("ray.serve")
@@ -68,13 +71,15 @@ class Dispatcher:
         encode: Any,
         publish: Any,
         max_queued: int,
+        max_per_minute: int,
     ) -> None:
         """Wait for the lease, read the inbox, make the pool, take up what is unfinished.
 
         `encode` and `publish` are handles of the stages' deployments. An owner may have up to
-        `max_queued` videos under way.
+        `max_queued` videos under way, and ask for `max_per_minute` in any 60 seconds.
         """
         self._max_queued = max_queued
+        self._rate = RateLimit(max_per_minute)
         self._encode, self._publish = encode, publish
         store = ObjectStore(output)
         await asyncio.to_thread(Ledger(store).open_output, identity)
@@ -104,10 +109,10 @@ class Dispatcher:
                 self._begin(job)
         self._watcher = asyncio.create_task(self._watch())
 
-    async def submit(self, job: VideoJob) -> VideoState | None:
-        """Take a job in; it is durable when this returns. None: its owner has too many under way.
+    async def submit(self, job: VideoJob) -> VideoState | Refusal:
+        """Take a job in; it is durable when this returns. Or refuse it, which counts for nothing.
 
-        A job whose idempotency key its owner has used before is that earlier one.
+        A job whose idempotency key its owner has used before is that earlier one, at any time.
         """
         if job.idempotency_key:
             used = job.owner, job.idempotency_key
@@ -115,9 +120,9 @@ class Dispatcher:
                 if before in self._jobs:
                     return self._describe(before)
                 await asyncio.sleep(POLL_S)  # it is being written, and may fail
-        if self._under_way[job.owner] >= self._max_queued:
+        if refusal := self._refuse(job.owner):
             self._idempotent.pop((job.owner, job.idempotency_key or ""), None)
-            return None
+            return refusal
         self._under_way[job.owner] += 1
         try:
             await asyncio.to_thread(self._inbox.accept, job)
@@ -174,6 +179,12 @@ class Dispatcher:
             await self._pool.stop.remote()
         ray.kill(self._pool)
         await asyncio.to_thread(self._held.close)
+
+    def _refuse(self, owner: str) -> Refusal | None:
+        if self._under_way[owner] >= self._max_queued:
+            return Refusal("queue", QUEUE_RETRY_S)
+        wait_s = self._rate.take(owner)
+        return Refusal("rate", math.ceil(wait_s)) if wait_s else None
 
     def _remember(self, job: VideoJob) -> None:
         self._jobs[job.id] = job

@@ -36,7 +36,11 @@ class _Publish(Publish):
 
 
 def bind_dispatcher(
-    spec: RenderSpec, output: str, identity: OutputIdentity, max_queued: int
+    spec: RenderSpec,
+    output: str,
+    identity: OutputIdentity,
+    max_queued: int,
+    max_per_minute: int,
 ) -> Any:
     """Return the application that renders; `serve.run` it, or bind it to an ingress."""
     encode = _deploy(_Encode, "Encode", spec.recipe.encode).bind(spec)
@@ -48,7 +52,7 @@ def bind_dispatcher(
         max_ongoing_requests=MANY,
         ray_actor_options={"num_cpus": 0, "resources": ON_HEAD_NODE},
     )
-    return dispatcher.bind(spec, output, identity, encode, publish, max_queued)
+    return dispatcher.bind(spec, output, identity, encode, publish, max_queued, max_per_minute)
 
 
 def _deploy(stage: type, name: str, resources: StageSpec) -> Any:

@@ -30,6 +30,7 @@ class EndpointConfig(BaseModel):
     insecure: bool = False
     aliases: tuple[str, ...] = ()
     max_queued: PositiveInt = 100
+    max_per_minute: PositiveInt = 60
 
 
 def build_endpoint(config: EndpointConfig) -> Any:
@@ -51,5 +52,6 @@ def build_endpoint(config: EndpointConfig) -> Any:
             ),
             config.aliases,
             max_queued=config.max_queued,
+            max_per_minute=config.max_per_minute,
         )
     )

@@ -224,6 +224,9 @@ def serve(
     max_queued: Annotated[
         int, typer.Option(help="Videos that one key may have under way; more are refused.", min=1)
     ] = 100,
+    max_per_minute: Annotated[
+        int, typer.Option(help="Videos that one key may ask for a minute; more are refused.", min=1)
+    ] = 60,
     alias: Annotated[
         list[str] | None,
         typer.Option(
@@ -259,6 +262,7 @@ def serve(
             host,
             port,
             max_queued,
+            max_per_minute,
         )
         serve_endpoint(call, address, lambda text: console.print(text, highlight=False))
 

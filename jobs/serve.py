@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from cluster.answers import VideoState
+from cluster.answers import Refusal, VideoState
 from cluster.online import DISPATCHER, MANY, bind_dispatcher
 from cluster.session import check_cluster, describe_shortage, ray_session
 from cluster.stages import RenderSpec
@@ -52,6 +52,8 @@ class ServeCall:
     port: int = 8000
     max_queued: int = 100
     """Videos that one key may have under way."""
+    max_per_minute: int = 60
+    """Videos that one key may ask for in any 60 seconds."""
 
 
 def serve_endpoint(call: ServeCall, address: str | None, say: Callable[[str], None]) -> None:
@@ -101,7 +103,11 @@ def bind_endpoint(call: ServeCall) -> Any:
     identity = describe_output(recipe, fingerprint)
     Ledger(ObjectStore(call.output)).open_output(identity)
     dispatcher = bind_dispatcher(
-        RenderSpec(recipe, fingerprint), call.output, identity, call.max_queued
+        RenderSpec(recipe, fingerprint),
+        call.output,
+        identity,
+        call.max_queued,
+        call.max_per_minute,
     )
     ingress = cast(Any, serve.deployment)(
         cast(Any, serve.ingress)()(Ingress),
@@ -136,8 +142,8 @@ class RemoteDesk:
         """Hold the handle."""
         self._dispatcher: Any = dispatcher
 
-    async def submit(self, job: VideoJob) -> VideoState | None:
-        """Take a job in; None: its owner has too many under way."""
+    async def submit(self, job: VideoJob) -> VideoState | Refusal:
+        """Take a job in, or refuse it: its owner has reached a limit."""
         return await _ask(self._dispatcher.submit, job)
 
     async def find(self, owner: str, video_id: str) -> VideoState | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Protocol
 
-from cluster.answers import VideoState
+from cluster.answers import Refusal, VideoState
 from jobs.api.body import parse_metadata, parse_request
 from jobs.api.keys import ApiKeys
 from jobs.api.wire import ApiError
@@ -19,13 +19,12 @@ from pipeline.ledger import Ledger
 from pipeline.recipe import Recipe
 
 MAX_IDEMPOTENCY_CHARS = 255
-RETRY_AFTER_S = 10
 
 
 class Desk(Protocol):
     """What is needed of a `cluster.dispatch.Dispatcher`."""
 
-    async def submit(self, job: VideoJob) -> VideoState | None: ...  # noqa: D102
+    async def submit(self, job: VideoJob) -> VideoState | Refusal: ...  # noqa: D102
     async def find(self, owner: str, video_id: str) -> VideoState | None: ...  # noqa: D102
     async def list(  # noqa: D102
         self, owner: str, after: str | None, limit: int, *, newest_first: bool
@@ -78,7 +77,7 @@ class Endpoint:
         """Take a call for a video in; `source` is what it is a remix of.
 
         Raises:
-            ApiError: it asks for what the model can't do, or its owner has too many under way.
+            ApiError: it asks for what the model can't do, or its owner has reached a limit.
         """
         model = self.check_model(fields.get("model"))
         asked = await asyncio.to_thread(parse_request, fields, self.recipe)
@@ -103,14 +102,8 @@ class Endpoint:
             metadata=parse_metadata(fields),
         )
         state = await self.desk.submit(job)
-        if state is None:
-            error = ApiError(
-                HTTPStatus.TOO_MANY_REQUESTS,
-                "you have as many videos under way as one key may have; wait for one, or delete it",
-                code="too_many_videos",
-            )
-            error.headers["retry-after"] = str(RETRY_AFTER_S)
-            raise error
+        if isinstance(state, Refusal):
+            raise _too_many(state)
         return state
 
     async def find(self, owner: str, video_id: str) -> VideoState:
@@ -133,3 +126,20 @@ def unknown_video(video_id: str, param: str = "video_id") -> ApiError:
         param=param,
         code="video_not_found",
     )
+
+
+def _too_many(refusal: Refusal) -> ApiError:
+    if refusal.limit == "queue":
+        code = "too_many_videos"
+        message = (
+            "you have as many videos under way as one key may have; wait for one, or delete it"
+        )
+    else:
+        code = "rate_limit_exceeded"
+        message = (
+            "you have asked for as many videos as one key may in a minute; "
+            f"ask again in {refusal.retry_after_s} s"
+        )
+    error = ApiError(HTTPStatus.TOO_MANY_REQUESTS, message, code=code)
+    error.headers["retry-after"] = str(refusal.retry_after_s)
+    return error

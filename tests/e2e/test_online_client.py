@@ -28,7 +28,17 @@ from pipeline.probe import probe, read_frames
 from pipeline.recipe import resolve_checkpoint
 from pipeline.store import ObjectStore
 from tests.support.command import wait_until
-from tests.support.online import CLIP_S, LONG, MAX_QUEUED, MINE, OTHERS, PROMPT, Server
+from tests.support.online import (
+    BUSY,
+    CLIP_S,
+    LONG,
+    MAX_PER_MINUTE,
+    MAX_QUEUED,
+    MINE,
+    OTHERS,
+    PROMPT,
+    Server,
+)
 
 pytestmark = [
     pytest.mark.timeout(600),
@@ -167,8 +177,10 @@ def test_a_deleted_video_is_given_up(server: Server, client: OpenAI, video: Any)
 
 def test_a_key_that_has_too_many_under_way_is_told_to_wait(server: Server, video: Any) -> None:
     with server.client(OTHERS) as others:
-        asked = [f"queued {n}" for n in range(MAX_QUEUED)]
-        ids = [others.videos.create(prompt=each, extra_body=LONG).id for each in asked]
+        slow = [
+            others.videos.create(prompt=f"queued {n}", extra_body=LONG) for n in range(MAX_QUEUED)
+        ]
+        ids = [each.id for each in slow]
         with pytest.raises(openai.RateLimitError) as refused:
             others.videos.create(prompt="one too many")
         assert refused.value.code == "too_many_videos"
@@ -178,6 +190,29 @@ def test_a_key_that_has_too_many_under_way_is_told_to_wait(server: Server, video
         for each in ids:
             others.videos.delete(each)
         others.videos.delete(others.videos.create(prompt="there is room again").id)
+
+
+def test_a_key_that_asks_too_often_is_told_when_to_ask_again(server: Server, video: Any) -> None:
+    sent: dict[str, Any] = {"prompt": PROMPT, "extra_body": {"seed": 7}}
+    once = {"Idempotency-Key": "once"}
+    began = time.monotonic()
+    with server.client(BUSY) as busy:
+        first = busy.videos.create(**sent, extra_headers=once)
+        assert busy.videos.create(**sent, extra_headers=once).id == first.id
+        for _ in range(MAX_PER_MINUTE - 1):
+            busy.videos.delete(busy.videos.create(**sent).id)
+        with pytest.raises(openai.RateLimitError) as refused:
+            busy.videos.create(**sent)
+        since_s = time.monotonic() - began
+        assert refused.value.code == "rate_limit_exceeded"
+        assert refused.value.type == "rate_limit_error"
+        assert "as one key may in a minute" in refused.value.message
+        wait_s = int(refused.value.response.headers["retry-after"])
+        assert 60 - since_s <= wait_s <= 60
+        assert busy.videos.create(**sent, extra_headers=once).id == first.id
+        with server.client() as client:
+            client.videos.delete(client.videos.create(**sent).id)
+        busy.videos.delete(first.id)
 
 
 def test_keys_take_turns(server: Server, client: OpenAI, video: Any) -> None:

@@ -22,11 +22,11 @@ from tests.support.command import (
     wait_until,
 )
 
-MINE, OTHERS = "my-key", "their-key"
+MINE, OTHERS, BUSY = "my-key", "their-key", "busy-key"
 READY_S, CLIP_S = 240.0, 120.0
 PROMPT = "a red ball moving left"
 LONG = {"num_inference_steps": "100"}
-MAX_QUEUED = 30
+MAX_QUEUED, MAX_PER_MINUTE = 30, 100
 
 
 class Server:
@@ -38,7 +38,7 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}/v1"
         self.folder = folder
         self.output = folder / "online"
-        digests = [hashlib.sha256(key.encode()).hexdigest() for key in (MINE, OTHERS)]
+        digests = [hashlib.sha256(key.encode()).hexdigest() for key in (MINE, OTHERS, BUSY)]
         (folder / "keys").write_text("\n".join(digests))
         self.process: subprocess.Popen[str]
         self._stack = ExitStack()
@@ -46,6 +46,7 @@ class Server:
     def start(self) -> None:
         call = ("serve", "-o", "online", "--port", str(self.port), "--keys", "keys",
                 "--alias", "sora-2", "--max-queued", str(MAX_QUEUED),
+                "--max-per-minute", str(MAX_PER_MINUTE),
                 "--set", "checkpoint.every_s=0.5", "--set", "lease.limit_s=6")  # fmt: skip
         self.process = self._stack.enter_context(start_rushes(*call, cwd=self.folder))
         assert self.process.stdout
