@@ -29,11 +29,13 @@ from cluster.answers import ClipProgress, PoolProgress, Refusal, VideoState
 from cluster.pool import make_pool
 from cluster.rate import RateLimit
 from cluster.stages import RenderSpec, denoise
+from cluster.webhook import Webhook, WebhookTarget
 from pipeline.checkpoints import Checkpoints
 from pipeline.documents import Commit, Failure, OutputIdentity
 from pipeline.inbox import Inbox, VideoEnd, VideoJob
 from pipeline.lease import Lease
 from pipeline.ledger import Ledger
+from pipeline.outbox import Outbox, WebhookEvent
 from pipeline.request import RenderRequest
 from pipeline.store import ObjectStore
 
@@ -72,11 +74,13 @@ class Dispatcher:
         publish: Any,
         max_queued: int,
         max_per_minute: int,
+        target: WebhookTarget | None,
     ) -> None:
         """Wait for the lease, read the inbox, make the pool, take up what is unfinished.
 
         `encode` and `publish` are handles of the stages' deployments. An owner may have up to
-        `max_queued` videos under way, and ask for `max_per_minute` in any 60 seconds.
+        `max_queued` videos under way, and ask for `max_per_minute` in any 60 seconds. How a video
+        ends, `target` is told.
         """
         self._max_queued = max_queued
         self._rate = RateLimit(max_per_minute)
@@ -90,6 +94,7 @@ class Dispatcher:
         self._held.enter_context(lease.kept(lambda _: os._exit(LOST_LEASE)))
         self._ledger = Ledger(store, lease.epoch)
         self._inbox = Inbox(store, lease.epoch)
+        self._webhook = Webhook(target, Outbox(store, lease.epoch)) if target else None
         self._jobs: dict[str, VideoJob] = {}
         self._ends: dict[str, VideoEnd] = {}
         self._idempotent: dict[tuple[str, str], str] = {}
@@ -107,6 +112,10 @@ class Dispatcher:
             else:
                 self._under_way[job.owner] += 1
                 self._begin(job)
+        if self._webhook:
+            for event in await self._webhook.load():
+                if event.video_id in self._ends:  # else its end is still to come
+                    self._webhook.tell(event)
         self._watcher = asyncio.create_task(self._watch())
 
     async def submit(self, job: VideoJob) -> VideoState | Refusal:
@@ -175,6 +184,8 @@ class Dispatcher:
         for clip in self._clips.values():
             if clip.task:
                 clip.task.cancel()
+        if self._webhook:
+            await self._webhook.close()
         with suppress(RayError):
             await self._pool.stop.remote()
         ray.kill(self._pool)
@@ -225,14 +236,19 @@ class Dispatcher:
                 del self._clips[clip_id]
 
     async def _keep(self, video_id: str, end: VideoEnd) -> None:
-        """Write how a video ended, however long the storage is away."""
+        """Write how a video ended, however long the storage is away; then tell of it."""
+        event = WebhookEvent.of_end(video_id, end)
         for pause_s in _pauses():
             try:
+                if self._webhook:
+                    await self._webhook.keep(event)
                 await asyncio.to_thread(self._inbox.end, video_id, end)
                 break
             except OSError as error:
                 _log.warning("%s: its end can't be written yet: %s", video_id, error)
                 await asyncio.sleep(pause_s)
+        if self._webhook:
+            self._webhook.tell(event)
 
     async def _render(self, clip_id: str, clip: _Clip) -> VideoEnd:
         """Return how a clip ends; what fails beside it is tried again."""

@@ -16,6 +16,7 @@ from ray import serve
 from cluster.dispatch import Dispatcher
 from cluster.pool import ON_HEAD_NODE
 from cluster.stages import Encode, Publish, RenderSpec, Row
+from cluster.webhook import WebhookTarget
 from pipeline.documents import OutputIdentity
 from pipeline.ledger import Ledger
 from pipeline.recipe import StageSpec
@@ -41,6 +42,7 @@ def bind_dispatcher(
     identity: OutputIdentity,
     max_queued: int,
     max_per_minute: int,
+    target: WebhookTarget | None,
 ) -> Any:
     """Return the application that renders; `serve.run` it, or bind it to an ingress."""
     encode = _deploy(_Encode, "Encode", spec.recipe.encode).bind(spec)
@@ -52,7 +54,9 @@ def bind_dispatcher(
         max_ongoing_requests=MANY,
         ray_actor_options={"num_cpus": 0, "resources": ON_HEAD_NODE},
     )
-    return dispatcher.bind(spec, output, identity, encode, publish, max_queued, max_per_minute)
+    return dispatcher.bind(
+        spec, output, identity, encode, publish, max_queued, max_per_minute, target
+    )
 
 
 def _deploy(stage: type, name: str, resources: StageSpec) -> Any:

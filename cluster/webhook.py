@@ -74,6 +74,10 @@ class Webhook:
         self._room = asyncio.Semaphore(AT_ONCE)
         self._tasks = set[asyncio.Task[None]]()
 
+    async def load(self) -> list[WebhookEvent]:
+        """Return what was kept, here or by an endpoint before, and not told yet."""
+        return await asyncio.to_thread(self._outbox.load)
+
     async def keep(self, event: WebhookEvent) -> None:
         """Have an event in the store, before what it tells of is.
 

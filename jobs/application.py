@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from jobs.api.keys import ApiKeys
 from jobs.recipes import DEFAULT, find_recipe
-from jobs.serve import ServeCall, bind_endpoint
+from jobs.serve import ServeCall, bind_endpoint, find_webhook
 from pipeline.errors import UsageError
 
 
@@ -31,14 +31,16 @@ class EndpointConfig(BaseModel):
     aliases: tuple[str, ...] = ()
     max_queued: PositiveInt = 100
     max_per_minute: PositiveInt = 60
+    webhook: str | None = None
+    """URL that is told how each video ends, signed by RUSHES_WEBHOOK_SECRET."""
 
 
 def build_endpoint(config: EndpointConfig) -> Any:
     """Return the application.
 
     Raises:
-        UsageError: no such recipe, model or key file, a variable of the output is not set, or the
-            output is another model's.
+        UsageError: no such recipe, model or key file, a variable of the output is not set, the
+            webhook has no secret, or the output is another model's.
     """
     output = os.path.expandvars(config.output)
     if "$" in output:
@@ -53,5 +55,6 @@ def build_endpoint(config: EndpointConfig) -> Any:
             config.aliases,
             max_queued=config.max_queued,
             max_per_minute=config.max_per_minute,
+            webhook=find_webhook(config.webhook),
         )
     )

@@ -227,6 +227,14 @@ def serve(
     max_per_minute: Annotated[
         int, typer.Option(help="Videos that one key may ask for a minute; more are refused.", min=1)
     ] = 60,
+    webhook: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Told how each video ends, in a POST that RUSHES_WEBHOOK_SECRET signs.",
+            show_default=False,
+        ),
+    ] = None,
     alias: Annotated[
         list[str] | None,
         typer.Option(
@@ -250,7 +258,7 @@ def serve(
     """
     with _errors():
         from jobs.api.keys import ApiKeys
-        from jobs.serve import ServeCall, serve_endpoint
+        from jobs.serve import ServeCall, find_webhook, serve_endpoint
 
         console = _console()
         listed = os.environ.get("RUSHES_API_KEYS", "")
@@ -263,6 +271,7 @@ def serve(
             port,
             max_queued,
             max_per_minute,
+            find_webhook(webhook),
         )
         serve_endpoint(call, address, lambda text: console.print(text, highlight=False))
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import threading
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from cluster.answers import Refusal, VideoState
 from cluster.online import DISPATCHER, MANY, bind_dispatcher
 from cluster.session import check_cluster, describe_shortage, ray_session
 from cluster.stages import RenderSpec
+from cluster.webhook import WebhookTarget
 from jobs.api.endpoint import Endpoint
 from jobs.api.errors import UnavailableError
 from jobs.api.keys import ApiKeys
@@ -54,6 +56,8 @@ class ServeCall:
     """Videos that one key may have under way."""
     max_per_minute: int = 60
     """Videos that one key may ask for in any 60 seconds."""
+    webhook: WebhookTarget | None = None
+    """Who is told how a video ends."""
 
 
 def serve_endpoint(call: ServeCall, address: str | None, say: Callable[[str], None]) -> None:
@@ -108,6 +112,7 @@ def bind_endpoint(call: ServeCall) -> Any:
         identity,
         call.max_queued,
         call.max_per_minute,
+        call.webhook,
     )
     ingress = cast(Any, serve.deployment)(
         cast(Any, serve.ingress)()(Ingress),
@@ -116,6 +121,15 @@ def bind_endpoint(call: ServeCall) -> Any:
         ray_actor_options={"num_cpus": INGRESS_CPUS},
     )
     return ingress.bind(dispatcher, call, digest_renderer(fingerprint, recipe.finish))
+
+
+def find_webhook(url: str | None) -> WebhookTarget | None:
+    """Return who is told of ends, with the secret that this environment has for it.
+
+    Raises:
+        UsageError: no such URL, or no such secret.
+    """
+    return WebhookTarget(url, os.environ.get("RUSHES_WEBHOOK_SECRET", "")) if url else None
 
 
 class Ingress:

@@ -38,7 +38,7 @@ class WebhookEvent(Document):
         """Return the event of a video's end."""
         return cls(
             id=f"evt_{video_id.removeprefix('video_')}",
-            type=f"video.{end.status}",
+            type="video.completed" if end.status == "completed" else "video.failed",
             video_id=video_id,
             created_at=end.ended_at,
         )
