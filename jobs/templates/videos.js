@@ -52,6 +52,7 @@ function tell(error) {
 /** Do what a button is for; what goes wrong is told. */
 const act = (work) => (event) => {
   event.preventDefault();
+  find("alert").textContent = "";
   work(event).catch(tell);
 };
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 import threading
@@ -78,18 +77,8 @@ def enter(page: Any, key: str = OTHERS) -> None:
     page.get_by_role("heading", name="Ask for a video").wait_for()
 
 
-def look(page: Any, name: str) -> None:
-    """Keep a picture of the page, where somebody wants to see it."""
-    if folder := os.environ.get("RUSHES_PICTURES"):
-        for scheme in ("light", "dark"):
-            page.emulate_media(color_scheme=scheme)
-            page.screenshot(path=Path(folder) / f"{name}-{scheme}.png", full_page=True)
-        page.emulate_media(color_scheme="light")
-
-
 def test_a_video_by_the_keyboard_alone(page: Any) -> None:
     assert page.evaluate("document.activeElement.id") == "key"
-    look(page, "key")
     page.keyboard.type("wrong-key")
     page.keyboard.press("Enter")
     page.get_by_role("alert").get_by_text("no valid API key").wait_for()
@@ -119,7 +108,6 @@ def test_a_video_by_the_keyboard_alone(page: Any) -> None:
     card = page.get_by_role("listitem")
     assert card.get_by_role("heading").inner_text() == f"{PROMPT}, slowly"
     page.get_by_text("Rendering").wait_for()
-    look(page, "rendering")
     page.get_by_role("status").get_by_text("Completed: a red ball").wait_for(timeout=CLIP_MS)
     assert len(page.evaluate("[...window.seen]")) > 2, "progress moves"
     assert page.locator("#tally").inner_text() == "1 completed"
@@ -134,7 +122,6 @@ def test_a_video_by_the_keyboard_alone(page: Any) -> None:
     size += " : v.onloadedmetadata = () => done([v.videoWidth, v.videoHeight, v.duration]))"
     assert video.evaluate(size) == [80, 64, 17 / 8]
     assert page.get_by_role("link", name="Save the file").get_attribute("download")
-    look(page, "playing")
 
     page.get_by_role("button", name="Delete: a red ball").focus()
     page.keyboard.press("Enter")
@@ -177,7 +164,6 @@ def test_the_queue_is_shown_and_what_waits_can_be_called_off(page: Any, server: 
         shown = page.get_by_role("listitem").get_by_role("heading").all_inner_texts()
         assert shown == [f"slow {n}" for n in (3, 2, 1, 0)]
         assert page.get_by_role("progressbar", name="Progress: slow 3").count() == 1
-        look(page, "queue")
         page.get_by_role("button", name="Cancel: slow 3").click()
         page.get_by_role("status").get_by_text("The video is deleted.").wait_for()
         assert page.evaluate("document.activeElement.ariaLabel") == "Cancel: slow 2"
@@ -218,7 +204,6 @@ def test_everything_has_a_name_and_fits_a_narrow_window(page: Any) -> None:
     for width in (640, 320):
         page.set_viewport_size({"width": width, "height": 450})
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-    look(page, "narrow")
 
 
 def test_a_call_whose_answer_was_lost_is_made_again_as_the_same(page: Any, server: Server) -> None:
