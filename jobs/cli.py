@@ -248,7 +248,7 @@ def serve(
 
     Point the openai client at it: OpenAI(base_url="http://127.0.0.1:8000/v1", api_key=...). What is
     accepted is in the output before it is acknowledged: the same command goes on after any crash.
-    The output is the endpoint's own while it runs; a table's output is another one.
+    The output is the endpoint's own while it runs; a table's output is another one. At / is a page.
 
     [bold]Examples[/]
 

@@ -86,6 +86,7 @@ def serve_endpoint(call: ServeCall, address: str | None, say: Callable[[str], No
             if short := describe_shortage(call.recipe):
                 say(short)
             say(f"{call.recipe.name} is ready: base_url=http://{call.host}:{call.port}/v1")
+            say(f"its page: http://{call.host}:{call.port}/")
             say(f"videos go to {store.uri}; Ctrl-C ends it")
             threading.Event().wait()
         except KeyboardInterrupt:

@@ -39,6 +39,11 @@ class ApiKeys:
             )
         return cls(digests, insecure=insecure and not digests)
 
+    @property
+    def insecure(self) -> bool:
+        """Whether everybody is let in, and nobody asked for a key."""
+        return self._insecure
+
     def identify(self, authorization: str | None) -> str:
         """Return the owner that an Authorization header stands for; empty if nobody is asked.
 

@@ -12,6 +12,7 @@ from jobs.api.body import VideoBody, read_body
 from jobs.api.content import Variant, read_content
 from jobs.api.endpoint import Endpoint, unknown_video
 from jobs.api.errors import document_errors, handle_errors
+from jobs.api.page import make_page_routes
 from jobs.api.wire import (
     ApiError,
     DeletedVideo,
@@ -31,6 +32,7 @@ def make_app(endpoint: Endpoint) -> FastAPI:
     app = FastAPI(title="Rushes", summary="Videos from prompts.", docs_url=None, redoc_url=None)
     app.state.endpoint = endpoint
     app.include_router(_routes)
+    app.include_router(make_page_routes(asks_key=not endpoint.keys.insecure))
     handle_errors(app)
     return app
 

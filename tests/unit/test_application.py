@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from jobs.application import EndpointConfig, build_endpoint
 from pipeline.errors import UsageError
@@ -22,3 +23,9 @@ def test_variables_are_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("HERE", str(tmp_path))
     build_endpoint(EndpointConfig(output="$HERE/online", insecure=True))
     assert (tmp_path / "online" / "run.json").exists()
+
+
+@pytest.mark.parametrize("limit", ["max_queued", "max_per_minute"])
+def test_a_limit_that_lets_nobody_in_is_refused(limit: str) -> None:
+    with pytest.raises(ValidationError, match=limit):
+        EndpointConfig.model_validate({"output": "out", "insecure": True, limit: 0})
