@@ -175,6 +175,11 @@ def test_a_deleted_video_is_given_up(server: Server, client: OpenAI, video: Any)
     wait_until(lambda: not list(saved.rglob("*.json")), CLIP_S, "no saves left")
 
 
+def test_the_webhook_is_told(server: Server, video: Any) -> None:
+    wait_until(lambda: video.id in server.listener.read(), CLIP_S, "the webhook told of it")
+    assert server.listener.read()[video.id] == "video.completed"
+
+
 def test_a_key_that_has_too_many_under_way_is_told_to_wait(server: Server, video: Any) -> None:
     with server.client(OTHERS) as others:
         slow = [

@@ -22,7 +22,6 @@ from tests.support.online import CLIP_S, LONG, MINE, OTHERS, PROMPT, Server
 
 pytestmark = [
     pytest.mark.timeout(600),
-    pytest.mark.xdist_group("online"),  # they share a server
     pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning"),
 ]
 HOSTILE = '<img src=x onerror="window.hacked=1"></h3><script>window.hacked=2</script>'

@@ -39,6 +39,7 @@ def test_what_was_accepted_survives_the_dispatcher_and_the_whole_machine(server:
         attempts = list((server.output / commit.video.key).parent.glob("*.mp4"))
         assert len(attempts) == 1, "rendered once"
     assert patient.videos.retrieve(video.id) == video
+    wait_until(lambda: {*ids} <= server.listener.read().keys(), CLIP_S, "the webhook told of all")
     late = [patient.videos.create(prompt=f"late {n}", extra_body=LONG).id for n in range(3)]
     wait_until(lambda: client.videos.retrieve(late[0]).progress > 5, CLIP_S, "steps")
     os.kill(server.process.pid, signal.SIGTERM)

@@ -69,12 +69,14 @@ def measure_rushes(*args: str | Path, cwd: Path) -> tuple[str, dict[str, Any]]:
 
 
 @contextmanager
-def start_rushes(*args: str | Path, cwd: Path) -> Iterator[subprocess.Popen[str]]:
+def start_rushes(
+    *args: str | Path, cwd: Path, **environment: str
+) -> Iterator[subprocess.Popen[str]]:
     """Start the command, in a process group of its own as a shell does; end all that is left."""
     process = subprocess.Popen(
         [*RUSHES, *map(str, args)],
         cwd=cwd,
-        env=make_environment(),
+        env={**make_environment(), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

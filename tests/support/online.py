@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import socket
 import subprocess
+import threading
 from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,37 @@ READY_S, CLIP_S = 240.0, 120.0
 PROMPT = "a red ball moving left"
 LONG = {"num_inference_steps": "100"}
 MAX_QUEUED, MAX_PER_MINUTE = 30, 100
+WEBHOOK_SECRET = "whsec_cnVzaGVzIHdlYmhvb2sgc2VjcmV0"
+
+
+class Listener:
+    """A user's server, in this process, that hears how videos end."""
+
+    def __init__(self) -> None:
+        heard = self._heard = list[tuple[bytes, dict[str, str]]]()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                heard.append((body, dict(self.headers)))
+                self.send_response(204)
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None: ...
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/hook"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def read(self) -> dict[str, str]:
+        """Return the event of each video, as the official client reads it from what was signed."""
+        client = OpenAI(api_key="none", webhook_secret=WEBHOOK_SECRET)
+        events: list[Any] = [client.webhooks.unwrap(*each) for each in list(self._heard)]
+        return {each.data.id: each.type for each in events}
+
+    def end(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
 
 
 class Server:
@@ -40,15 +73,17 @@ class Server:
         self.output = folder / "online"
         digests = [hashlib.sha256(key.encode()).hexdigest() for key in (MINE, OTHERS, BUSY)]
         (folder / "keys").write_text("\n".join(digests))
+        self.listener = Listener()
         self.process: subprocess.Popen[str]
         self._stack = ExitStack()
 
     def start(self) -> None:
         call = ("serve", "-o", "online", "--port", str(self.port), "--keys", "keys",
                 "--alias", "sora-2", "--max-queued", str(MAX_QUEUED),
-                "--max-per-minute", str(MAX_PER_MINUTE),
+                "--max-per-minute", str(MAX_PER_MINUTE), "--webhook", self.listener.url,
                 "--set", "checkpoint.every_s=0.5", "--set", "lease.limit_s=6")  # fmt: skip
-        self.process = self._stack.enter_context(start_rushes(*call, cwd=self.folder))
+        running = start_rushes(*call, cwd=self.folder, RUSHES_WEBHOOK_SECRET=WEBHOOK_SECRET)
+        self.process = self._stack.enter_context(running)
         assert self.process.stdout
         line = ""
         while "is ready" not in line:
@@ -68,6 +103,7 @@ class Server:
 
     def end(self) -> None:
         self._stack.close()
+        self.listener.end()
 
     def client(self, key: str = MINE) -> OpenAI:
         return OpenAI(base_url=self.url, api_key=key, max_retries=0)
