@@ -31,7 +31,7 @@ Rule = Callable[[list[Document]], Iterator[str]]
 
 KUBERAY_SERVICES = {"online-head-svc": {"ray.io/node-type": "head"}}
 """Services that KubeRay makes of a RayService, and the pods behind them."""
-SECRETS = {"rushes-s3", "rushes-ray", "rushes-keys", "rushes-hub"}
+SECRETS = {"rushes-s3", "rushes-ray", "rushes-keys", "rushes-webhook", "rushes-hub"}
 """Those that k8s/README.md has one make."""
 _UNITS = {"Mi": 2**20, "Gi": 2**30, "m": 1e-3}
 
