@@ -178,6 +178,14 @@ class Dispatcher:
                 clip.task.cancel()
         return True
 
+    async def is_ready(self) -> bool:
+        """Return whether a gang has its model loaded, and clips can be made at once."""
+        try:
+            now: PoolProgress = await self._pool.progress.remote()
+        except RayError:  # it is starting anew
+            return False
+        return now.gangs_ready > 0
+
     async def close(self) -> None:
         """Save what is under way, end the pool and give the lease back."""
         self._watcher.cancel()

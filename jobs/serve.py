@@ -175,6 +175,10 @@ class RemoteDesk:
         """Forget an owner's video."""
         return await _ask(self._dispatcher.delete, owner, video_id)
 
+    async def is_ready(self) -> bool:
+        """Return whether clips can be made at once."""
+        return await _ask(self._dispatcher.is_ready)
+
 
 async def _ask(method: Any, *args: Any, **kwargs: Any) -> Any:
     try:

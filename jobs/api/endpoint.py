@@ -30,6 +30,7 @@ class Desk(Protocol):
         self, owner: str, after: str | None, limit: int, *, newest_first: bool
     ) -> tuple[list[VideoState], bool] | None: ...
     async def delete(self, owner: str, video_id: str) -> bool: ...  # noqa: D102
+    async def is_ready(self) -> bool: ...  # noqa: D102
 
 
 @dataclass(frozen=True)

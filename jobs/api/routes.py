@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Respons
 from jobs.api.body import VideoBody, read_body
 from jobs.api.content import Variant, read_content
 from jobs.api.endpoint import Endpoint, unknown_video
-from jobs.api.errors import document_errors, handle_errors
+from jobs.api.errors import RETRY_AFTER_S, document_errors, handle_errors
 from jobs.api.page import make_page_routes
 from jobs.api.wire import (
     ApiError,
@@ -194,6 +194,20 @@ async def list_models(at: At, owner: Owner) -> ModelList:
 async def retrieve_model(model: str, at: At, owner: Owner) -> Model:
     """Tell of one model."""
     return Model(id=at.check_model(model), created=at.created)
+
+
+@_routes.get("/readyz", responses=document_errors())
+async def check_readiness(at: At) -> dict[str, str]:
+    """Say that a model is loaded; until then, 503. Videos are taken in before, and wait."""
+    if not await at.desk.is_ready():
+        error = ApiError(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "models are being loaded; what is asked for meanwhile waits",
+            code="not_ready",
+        )
+        error.headers["retry-after"] = str(RETRY_AFTER_S)
+        raise error
+    return {"status": "ready"}
 
 
 @_routes.get("/healthz")

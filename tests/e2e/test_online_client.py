@@ -175,6 +175,11 @@ def test_a_deleted_video_is_given_up(server: Server, client: OpenAI, video: Any)
     wait_until(lambda: not list(saved.rglob("*.json")), CLIP_S, "no saves left")
 
 
+def test_it_is_ready_and_says_so_to_anybody(server: Server, video: Any) -> None:
+    answer = httpx2.get(f"http://127.0.0.1:{server.port}/readyz")
+    assert (answer.status_code, answer.json()) == (200, {"status": "ready"})
+
+
 def test_the_webhook_is_told(server: Server, video: Any) -> None:
     wait_until(lambda: video.id in server.listener.read(), CLIP_S, "the webhook told of it")
     assert server.listener.read()[video.id] == "video.completed"

@@ -27,6 +27,9 @@ class FullDesk:
     async def submit(self, job: Any) -> Refusal | None:
         return self.refusal
 
+    async def is_ready(self) -> bool:
+        return self.refusal is None
+
 
 def connect(output: Path, keys: ApiKeys, desk: FullDesk | None = None) -> TestClient:
     ledger = Ledger(ObjectStore(output))
@@ -94,4 +97,16 @@ def test_the_page_has_nothing_inline_and_asks_for_a_key_where_there_are_keys(
 
 def test_the_page_is_no_part_of_the_api_that_is_documented(tmp_path: Path) -> None:
     documented = connect(tmp_path, ApiKeys.read(None, "my-key")).get("/openapi.json").json()
-    assert [path for path in documented["paths"] if not path.startswith("/v1/")] == ["/healthz"]
+    assert [path for path in documented["paths"] if not path.startswith("/v1/")] == [
+        "/readyz",
+        "/healthz",
+    ]
+
+
+def test_it_is_ready_once_a_model_is_loaded(tmp_path: Path) -> None:
+    keys = ApiKeys.read(None, "a-key", insecure=False)
+    assert connect(tmp_path, keys).get("/readyz").json() == {"status": "ready"}
+    answer = connect(tmp_path, keys, FullDesk(Refusal("queue", 10))).get("/readyz")
+    assert answer.status_code == 503
+    assert int(answer.headers["retry-after"]) > 0
+    assert answer.json()["error"]["code"] == "not_ready"

@@ -29,3 +29,15 @@ def test_variables_are_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_limit_that_lets_nobody_in_is_refused(limit: str) -> None:
     with pytest.raises(ValidationError, match=limit):
         EndpointConfig.model_validate({"output": "out", "insecure": True, limit: 0})
+
+
+def test_a_webhook_needs_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RUSHES_WEBHOOK_SECRET", raising=False)
+    config = EndpointConfig(
+        output=str(tmp_path / "online"), insecure=True, webhook="https://example.com/hook"
+    )
+    with pytest.raises(UsageError, match="RUSHES_WEBHOOK_SECRET"):
+        build_endpoint(config)
+    assert not any(tmp_path.iterdir())
+    monkeypatch.setenv("RUSHES_WEBHOOK_SECRET", "whsec_cnVzaGVzIHdlYmhvb2sgc2VjcmV0")
+    assert build_endpoint(config)
