@@ -17,17 +17,6 @@ NUM_CPUS = 8
 OBJECT_STORE_BYTES = 150 << 20
 
 
-def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """Deal the tests out to the two processes of `make test`.
-
-    Those that take long start Ray: side by side they would only be in each other's way, so they go
-    one after another in one process. Of the others, a file's share fixtures and stay together.
-    """
-    for item in items:
-        is_long = item.get_closest_marker("timeout") or "ray_cluster" in item.fixturenames
-        item.add_marker(pytest.mark.xdist_group("long" if is_long else item.path.name))
-
-
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """A moto S3 server's endpoint, configured as a user would: AWS environment variables."""

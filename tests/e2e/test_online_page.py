@@ -44,8 +44,13 @@ def context(browser: Any) -> Iterator[Any]:
 
 @pytest.fixture
 def tidy(server: Server) -> Iterator[None]:
-    """No video is left, whatever has failed: other tests of this server count theirs."""
+    """No video is there, before and after: other tests of this server leave and count theirs."""
+    delete_all(server)
     yield
+    delete_all(server)
+
+
+def delete_all(server: Server) -> None:
     for key in (MINE, OTHERS):
         with server.client(key) as client:
             for video in list(client.videos.list()):
