@@ -105,6 +105,7 @@ class Dispatcher:
         self._pool = make_pool(spec.recipe, checkpoints)
         self._pool.start.remote()  # models load before anybody asks
         self._room = asyncio.Semaphore(ROOM)
+        untold = await self._webhook.load() if self._webhook else []
         for job, end in await asyncio.to_thread(self._inbox.load):
             self._remember(job)
             if end:
@@ -113,8 +114,9 @@ class Dispatcher:
                 self._under_way[job.owner] += 1
                 self._begin(job)
         if self._webhook:
-            for event in await self._webhook.load():
-                if event.video_id in self._ends:  # else its end is still to come
+            for event in untold:
+                is_under_way = event.video_id in self._jobs and event.video_id not in self._ends
+                if not is_under_way:  # else its end is still to come
                     self._webhook.tell(event)
         self._watcher = asyncio.create_task(self._watch())
 

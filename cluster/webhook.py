@@ -23,7 +23,9 @@ from pipeline.outbox import Outbox, WebhookEvent
 TIMEOUT_S = 15.0
 AT_ONCE = 16
 MINUTE, HOUR = 60.0, 3600.0
-DELAYS_S = (5.0, 5 * MINUTE, 30 * MINUTE, 2 * HOUR, 5 * HOUR, 10 * HOUR, 14 * HOUR, 20 * HOUR)
+DELAYS_S = (
+    5.0, 5 * MINUTE, 30 * MINUTE, 2 * HOUR, 5 * HOUR, 10 * HOUR, 14 * HOUR, 20 * HOUR, 24 * HOUR,
+)  # fmt: skip
 """Before each try after the first: the specification's schedule."""
 LONGEST = timedelta(days=3)
 """What is older is not told any more: an endpoint that was away starts the schedule anew."""

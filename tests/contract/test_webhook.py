@@ -20,8 +20,8 @@ from pipeline.inbox import VideoEnd, new_video_id
 from pipeline.lease import Lease
 from pipeline.outbox import FOLDER, Outbox, WebhookEvent
 from pipeline.store import ObjectStore
+from tests.support.online import WEBHOOK_SECRET as SECRET
 
-SECRET = "whsec_cnVzaGVzIHdlYmhvb2sgc2VjcmV0"
 SOON = (0.02, 0.02, 0.02)
 HEARD_S = 10.0
 COMPLETED = VideoEnd(status="completed")
