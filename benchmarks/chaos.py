@@ -2,9 +2,10 @@
 
 A round renders one table into a fresh output by `rushes render`, struck at random moments: the
 driver, a rank, the pool, one of Ray Data's actors or the raylet killed, a rank or the driver
-stopped as if it hung, a saved state damaged, SIGTERM. Whenever the command ends unfinished it is
-called again. Then all that the README promises is checked against the store alone, and every video
-is compared by its hash with an undisturbed run's.
+stopped as if it hung, a saved state damaged, SIGTERM. With `--nodes N` it runs on a head and so
+many worker nodes, of which one's raylet is killed, the head's too, or one is drained. Whenever the
+command ends unfinished it is called again. Then all that the README promises is checked against the
+store alone, and every video is compared by its hash with an undisturbed run's.
 
 Prints a line a round and last `rounds=N faults=N clips=N lost=0 duplicated=0 differing=0
 repeated_steps=x%`; exits with 1 where a clip was lost, made twice or differs. `repeated_steps` is
@@ -18,26 +19,25 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.faults import FAULTS, NODE_FAULTS, Call
 from jobs.clean import clean_output
 from pipeline.checkpoints import FOLDER as CHECKPOINTS
 from pipeline.documents import Commit
 from pipeline.ledger import Ledger
 from pipeline.store import ObjectStore
+from tests.support.nodes import start_nodes
 
 ROWS = 40
 LONG_ROWS = 6
@@ -45,43 +45,9 @@ SHORT_STEPS, LONG_STEPS = 4, 100
 FAULTS_A_ROUND = 4
 EARLY = 0.2
 """The share of calls that are struck while they start; the others once ranks are at work."""
-EVERY_S = 0.5
 CALLS = 25
-CALL_TIMEOUT_S = 600.0
-OVERRIDES = (
-    f"checkpoint.every_s={EVERY_S}",
-    "lease.limit_s=6",
-    "pool.max_attempts=8",
-    "pool.step_timeout_min_s=8",
-)
-_DRIVE = """
-import json, sys
-import jobs.run
-from jobs.recipes import find_recipe
-from jobs.render import render_tables
-from jobs.run import RunBrokenError
-
-class Counting:
-    def __init__(self): self.before = self.last = 0
-    def planned(self, *_): pass
-    def ended(self, _): pass
-    def noted(self, text): print("note:", text, flush=True)
-    def stepped(self, steps, ready, gangs):
-        if steps < self.last: self.before += self.last  # a pool that was started anew
-        self.last = steps
-        print(json.dumps({"steps": self.before + steps}), flush=True)
-
-jobs.run.POLL_S = 0.1
-table, output, *overrides = sys.argv[1:]
-try:
-    result = render_tables([table], output, find_recipe(overrides=overrides), Counting())
-except RunBrokenError as error:
-    print("broken:", error, flush=True)
-    sys.exit(1)
-status = result.status
-unfinished = status.failed + status.remaining
-sys.exit(75 if result.ended_by else 3 if unfinished else 0)
-"""
+NODE_CPUS = 3
+"""Of each worker node: two hold all of a run's actors, and one of them its gangs."""
 
 
 @dataclass
@@ -128,131 +94,6 @@ def write_table(path: Path) -> int:
     return sum(steps)
 
 
-class Call:
-    """One call of the command, in a process group of its own."""
-
-    def __init__(self, table: Path, output: Path) -> None:
-        """Start it."""
-        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - for as long as the call
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", _DRIVE, str(table), str(output), *OVERRIDES],
-            stdout=self.log,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        self._seen: dict[int, psutil.Process] = {}
-
-    def look(self) -> list[psutil.Process]:
-        """Return the processes under the call; those of a dead one's are remembered."""
-        with suppress(psutil.Error):
-            for each in psutil.Process(self.process.pid).children(recursive=True):
-                self._seen.setdefault(each.pid, each)
-        return [each for each in self._seen.values() if is_alive(each)]
-
-    def find(self, name: str) -> list[psutil.Process]:
-        """Return those of them whose command line begins or ends with `name`."""
-        return [each for each in self.look() if matches(each, name)]
-
-    def end(self) -> tuple[int, str]:
-        """Wait for its end, and end what it has left; return its exit code and what it said."""
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(CALL_TIMEOUT_S)
-        left = self.look()
-        for each in left:
-            with suppress(psutil.Error):
-                each.kill()
-        with suppress(ProcessLookupError):
-            self.process.kill()
-        code = self.process.wait()
-        self.log.seek(0)
-        return code, self.log.read()
-
-
-def is_alive(process: psutil.Process) -> bool:
-    """Return whether a process runs: it is neither gone nor a zombie."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
-
-
-def matches(process: psutil.Process, name: str) -> bool:
-    """Return whether a process calls itself by `name`, or runs a program of that name."""
-    try:
-        line = process.cmdline()
-    except psutil.Error:
-        return False
-    return bool(line) and (line[0].startswith(name) or line[0].endswith(f"/{name}"))
-
-
-def kill_one(call: Call, dice: random.Random, name: str, number: int = signal.SIGKILL) -> bool:
-    """Send a signal to one process of a name; return whether there was one."""
-    found = call.find(name)
-    if not found:
-        return False
-    with suppress(psutil.Error):
-        dice.choice(found).send_signal(number)
-        return True
-    return False
-
-
-def strike_driver(number: int) -> Callable[[Call, Path, random.Random], bool]:
-    """Return a fault that sends a signal to the driver."""
-
-    def strike(call: Call, output: Path, dice: random.Random) -> bool:
-        call.look()
-        call.process.send_signal(number)
-        return True
-
-    return strike
-
-
-def strike_name(name: str, number: int = signal.SIGKILL) -> Callable[..., bool]:
-    """Return a fault that sends a signal to one process of a name."""
-    return lambda call, output, dice: kill_one(call, dice, name, number)
-
-
-def damage_checkpoint(call: Call, output: Path, dice: random.Random) -> bool:
-    """Flip a byte of a saved state and kill the ranks, so that it is asked for."""
-    saved = sorted((output / CHECKPOINTS).rglob("*.safetensors"))
-    if not saved:
-        return False
-    path = dice.choice(saved)
-    with suppress(FileNotFoundError):
-        content = bytearray(path.read_bytes())
-        content[dice.randrange(len(content))] ^= 0xFF
-        path.write_bytes(content)
-    for each in call.find("ray::RankWorker"):
-        with suppress(psutil.Error):
-            each.kill()
-    return True
-
-
-def pause_driver(call: Call, output: Path, dice: random.Random) -> bool:
-    """Stop the driver for longer than its lease lasts; nobody takes over, so it goes on."""
-    call.process.send_signal(signal.SIGSTOP)
-    time.sleep(8)
-    call.process.send_signal(signal.SIGCONT)
-    return True
-
-
-FAULTS: dict[str, Callable[[Call, Path, random.Random], bool]] = {
-    "driver killed": strike_driver(signal.SIGKILL),
-    "driver terminated": strike_driver(signal.SIGTERM),
-    "driver interrupted": strike_driver(signal.SIGINT),
-    "driver paused": pause_driver,
-    "rank killed": strike_name("ray::RankWorker"),
-    "rank hung": strike_name("ray::RankWorker", signal.SIGSTOP),
-    "pool killed": strike_name("ray::GangPool"),
-    "encode killed": strike_name("ray::MapWorker(Map(_Encode"),
-    "client killed": strike_name("ray::MapWorker(Map(_Denoise"),
-    "publish killed": strike_name("ray::MapWorker(Map(_Publish"),
-    "raylet killed": strike_name("raylet"),
-    "checkpoint damaged": damage_checkpoint,
-}
-
-
 def read_steps(log: str) -> int:
     """Return the steps that a call has counted."""
     counted = [json.loads(line)["steps"] for line in log.splitlines() if line.startswith("{")]
@@ -270,33 +111,52 @@ def watch_commits(output: Path, seen: dict[str, bytes]) -> int:
     return changed
 
 
-def run_round(folder: Path, table: Path, steps: int, dice: random.Random, faults: int) -> Tally:
-    """Render the table into a fresh output under so many faults; return what it brought."""
-    output = folder / "out"
-    tally, seen = Tally(steps_needed=steps), dict[str, bytes]()
-    for number in range(CALLS):
-        call = Call(table, output)
-        sign = "ray::GangPool" if dice.random() < EARLY else "ray::RankWorker.advance"
-        while call.process.poll() is None and not call.find(sign):
+@dataclass
+class Struck:
+    """A round as it goes on."""
+
+    output: Path
+    dice: random.Random
+    tally: Tally
+    left: int
+    """Faults still to come."""
+    seen: dict[str, bytes] = field(default_factory=dict[str, bytes])
+    """Each commit, as first seen."""
+
+    def strike(self, call: Call) -> None:
+        """Strike a call at random moments until it ends."""
+        faults = NODE_FAULTS if call.nodes else FAULTS
+        sign = "ray::GangPool" if self.dice.random() < EARLY else "ray::RankWorker.advance"
+        while call.is_alive() and not call.find(sign):
             time.sleep(0.2)
-        while call.process.poll() is None:
-            deadline = time.monotonic() + dice.uniform(0.2, 8)
-            while time.monotonic() < deadline and call.process.poll() is None:
+        while call.is_alive():
+            deadline = time.monotonic() + self.dice.uniform(0.2, 8)
+            while time.monotonic() < deadline and call.is_alive():
                 time.sleep(0.2)
                 call.look()
-            if faults and call.process.poll() is None:
-                name = dice.choice(sorted(FAULTS))
-                if FAULTS[name](call, output, dice):
-                    tally.faults[name] += 1
-                    faults -= 1
-            tally.duplicated += watch_commits(output, seen)
-        code, log = call.end()
-        tally.steps_made += read_steps(log)
-        if code == 0:
-            break
-        print(f"  call {number + 1} ended with {code}: {tail(log)}", flush=True)
-    tally.duplicated += watch_commits(output, seen)
-    return tally
+            if self.left and call.is_alive():
+                name = self.dice.choice(sorted(faults))
+                if faults[name](call, self.output, self.dice):
+                    self.tally.faults[name] += 1
+                    self.left -= 1
+            self.tally.duplicated += watch_commits(self.output, self.seen)
+
+    def run(self, table: Path, workers: int) -> None:
+        """Call until all is done: each on a Ray of its own, or all on a cluster while it has a head."""
+        with ExitStack() as cluster:
+            nodes = None
+            for number in range(CALLS):
+                if workers and not (nodes and nodes.has_head()):
+                    cluster.close()
+                    nodes = cluster.enter_context(start_nodes(0, NODE_CPUS, workers))
+                call = Call(table, self.output, nodes)
+                self.strike(call)
+                code, log = call.end()
+                self.tally.steps_made += read_steps(log)
+                if code == 0:
+                    break
+                print(f"  call {number + 1} ended with {code}: {tail(log)}", flush=True)
+        self.tally.duplicated += watch_commits(self.output, self.seen)
 
 
 def tail(log: str) -> str:
@@ -330,7 +190,7 @@ def check(output: Path, expected: dict[str, str], tally: Tally) -> None:
 def render_undisturbed(folder: Path, table: Path) -> dict[str, str]:
     """Return each clip's video hash from a run without faults."""
     call = Call(table, folder / "out")
-    while call.process.poll() is None:
+    while call.is_alive():
         time.sleep(0.5)
         call.look()
     code, log = call.end()
@@ -354,6 +214,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first round")
     parser.add_argument("--faults", type=int, default=FAULTS_A_ROUND, help="faults a round")
+    parser.add_argument("--nodes", type=int, default=0, help="worker nodes; 0: a local Ray a call")
     args = parser.parse_args()
     total = Tally()
     with tempfile.TemporaryDirectory(prefix="rushes-chaos-") as root:
@@ -364,7 +225,8 @@ def main() -> None:
             began = time.monotonic()
             dice = random.Random(f"{args.seed}/{number}")
             with tempfile.TemporaryDirectory(dir=root) as folder:
-                tally = run_round(Path(folder), table, steps, dice, args.faults)
+                tally = Tally(steps_needed=steps)
+                Struck(Path(folder) / "out", dice, tally, args.faults).run(table, args.nodes)
                 check(Path(folder) / "out", expected, tally)
             total.add(tally)
             struck = ", ".join(f"{name} {n}" for name, n in sorted(tally.faults.items()))

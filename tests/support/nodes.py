@@ -1,8 +1,9 @@
 """A Ray cluster of several nodes on this machine, in a process of its own that a test commands.
 
 `python -m tests.support.nodes HEAD_CPUS WORKER_CPUS WORKERS` prints one line of JSON: the address,
-and of each worker node its id and its raylet's process id. For every line that it reads it adds a
-worker node, if the line is `add`, or else drains the node of that id. It ends with its input.
+the process id of the head node's raylet, and each worker node's, by its id. For every line that it
+reads it adds a worker node, if the line is `add`, or else drains the node of that id. It ends with
+its input.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
-from tests.support.command import ROOT, end_process, find_children, make_environment
+import psutil
+
+from tests.support.command import ROOT, end_process, find_children, is_alive, make_environment
 
 DRAIN_S = 600
 
@@ -25,9 +29,18 @@ class Nodes:
     """A cluster that runs."""
 
     address: str
+    head: int
+    """The process id of the head node's raylet."""
     raylets: dict[str, int]
-    """Of each worker node, by its id."""
+    """Those of each worker node, by its id."""
     process: subprocess.Popen[str]
+
+    def has_head(self) -> bool:
+        """Return whether the head node lives."""
+        try:
+            return is_alive(psutil.Process(self.head))
+        except psutil.NoSuchProcess:
+            return False
 
     def add(self) -> str:
         """Add a worker node; return its id."""
@@ -64,7 +77,7 @@ def start_nodes(head_cpus: int, worker_cpus: int, workers: int) -> Iterator[Node
     assert process.stdout
     try:
         started = json.loads(process.stdout.readline())
-        yield Nodes(started["address"], started["raylets"], process)
+        yield Nodes(started["address"], started["head"], started["raylets"], process)
     finally:
         left = find_children(process.pid)
         process.stdin.close()
@@ -89,12 +102,15 @@ def main() -> None:
         head_node_args={"num_cpus": head_cpus, "include_dashboard": False},
     )
 
+    def find_raylet(node: Any) -> int:
+        return node.all_processes["raylet"][0].process.pid
+
     def add() -> tuple[str, int]:
         node = cluster.add_node(num_cpus=worker_cpus)
-        return node.node_id, node.all_processes["raylet"][0].process.pid
+        return node.node_id, find_raylet(node)
 
-    raylets = dict(add() for _ in range(workers))
-    print(json.dumps({"address": cluster.address, "raylets": raylets}), flush=True)
+    head, raylets = find_raylet(cluster.head_node), dict(add() for _ in range(workers))
+    print(json.dumps({"address": cluster.address, "head": head, "raylets": raylets}), flush=True)
     client = GcsClient(address=cluster.address)
     for line in sys.stdin:
         if line == "add\n":
