@@ -142,7 +142,7 @@ class Struck:
             self.tally.duplicated += watch_commits(self.output, self.seen)
 
     def run(self, table: Path, workers: int) -> None:
-        """Call until all is done: each on a Ray of its own, or all on a cluster while it has a head."""
+        """Call until all is done: each on a local Ray, or on one cluster while that has a head."""
         with ExitStack() as cluster:
             nodes = None
             for number in range(CALLS):

@@ -94,8 +94,17 @@ def shorten_the_grace(documents: list[Document]) -> None:
     head_of(documents)["terminationGracePeriodSeconds"] = 60
 
 
-def forget_the_drain(documents: list[Document]) -> None:
+def end_the_driver_at_once(documents: list[Document]) -> None:
     del head_of(documents)["containers"][0]["env"]
+
+
+def drain_the_head_for_long(documents: list[Document]) -> None:
+    head_of(documents)["containers"][0]["env"][0]["value"] = "90"
+
+
+def forget_the_drain(documents: list[Document]) -> None:
+    group = cluster_of(documents)["workerGroupSpecs"][0]
+    del group["template"]["spec"]["containers"][0]["env"]
 
 
 def checkpoint_slowly(documents: list[Document]) -> None:
@@ -185,6 +194,8 @@ GPU: tuple[tuple[rules.Rule, Callable[[list[Document]], None]], ...] = (
     (rules.accounts_have_least_rights, give_workers_a_token),
     (rules.accounts_have_least_rights, allow_everything),
     (rules.pods_outlive_their_drain, shorten_the_grace),
+    (rules.pods_outlive_their_drain, end_the_driver_at_once),
+    (rules.pods_outlive_their_drain, drain_the_head_for_long),
     (rules.pods_outlive_their_drain, forget_the_drain),
     (rules.pods_outlive_their_drain, checkpoint_slowly),
     (rules.pods_outlive_their_drain, leave_at_once),
