@@ -25,6 +25,7 @@ OVERRIDES = (
     f"checkpoint.every_s={EVERY_S}",
     "lease.limit_s=6",
     "pool.max_attempts=8",
+    "pool.tenant_limit_s=12",
     "pool.step_timeout_min_s=8",
 )
 _DRIVE = """

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pipeline.inbox import VideoEnd, VideoJob
+
+
+class ClipKey(NamedTuple):
+    """A clip of one output: another output's is another clip, though they may be alike."""
+
+    output: str
+    clip_id: str
 
 
 @dataclass(frozen=True)
@@ -40,23 +47,28 @@ class ClipProgress:
 
 @dataclass(frozen=True)
 class PoolProgress:
-    """The pool at a glance."""
+    """The pool at a glance, as one of its tenants sees it.
+
+    Every count is of this tenant's run and this pool's process alone.
+    """
 
     waiting: int
     running: int
     steps_done: int
     gangs_ready: int
+    """Of the pool, whoever they work for."""
     gangs: int
     rebuilds: int
+    """Gangs that were lost meanwhile."""
     broken: str | None
     """Why no gang can be built, when none can."""
     device_seconds: float = 0.0
-    """For how long gangs were held, weights' loading included, times their ranks.
+    """For how long gangs were held for it, weights' loading included, times their ranks.
 
-    Of those that came up; from this pool's process alone, as every count here.
+    Of those that came up. A gang that works for nobody is held for every tenant.
     """
     clips: dict[str, ClipProgress] = field(default_factory=dict[str, ClipProgress])
-    """Those that gangs have, by id."""
+    """Its clips that gangs have, by id."""
     warnings: tuple[str, ...] = ()
     """What went wrong and was got over, the last few; `warned` counts all."""
     warned: int = 0

@@ -21,6 +21,7 @@ import pyarrow as pa
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
+from cluster.client import PoolClient
 from cluster.leaving import leave_in_time
 from cluster.stages import Encode, Publish, RenderSpec, Row, denoise
 from pipeline.documents import Commit, Failure
@@ -44,11 +45,11 @@ def make_work(requests: Mapping[str, RenderRequest]) -> Table:
 
 
 def run_batch(
-    spec: RenderSpec, ledger: Ledger, pool: Any, work_key: str
+    spec: RenderSpec, ledger: Ledger, pool: PoolClient, work_key: str
 ) -> Iterator[Commit | Failure]:
     """Render every clip of the ledger's work table; yield what became of each, as it ends.
 
-    `pool` is the handle of a started `GangPool`.
+    `pool` is one that was joined for the ledger's output.
     """
     _configure()
     recipe = spec.recipe
@@ -100,7 +101,7 @@ class _Encode(Encode):
 class _Denoise:
     """Row with conditioning → row with packed latents, by way of the pool."""
 
-    def __init__(self, pool: Any) -> None:
+    def __init__(self, pool: PoolClient) -> None:
         # This process owns the conditioning that ranks borrow. Where Ray 2.60 has word for such a
         # borrower left at exit, its destructors wait for ever on a thread that has ended.
         atexit.register(os._exit, 0)

@@ -18,15 +18,16 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
-import ray
-from ray.exceptions import RayError
+from ray.exceptions import ActorDiedError, RayError
 
 from cluster import metrics
 from cluster.answers import ClipProgress, PoolProgress, Refusal, VideoState
-from cluster.pool import make_pool
+from cluster.client import PoolClient, join_pool
+from cluster.pool import PoolBrokenError, PoolClosedError
 from cluster.rate import RateLimit
 from cluster.stages import RenderSpec, denoise
 from cluster.webhook import Webhook, WebhookTarget
@@ -47,6 +48,7 @@ ROOM = 64
 """Clips that are in the stages at once, or wait there for a gang; the others wait before them."""
 QUEUE_RETRY_S = 10
 LOST_LEASE = 70
+_LET_GO = (ActorDiedError, PoolBrokenError, PoolClosedError)
 
 _log = logging.getLogger("ray.serve")
 
@@ -76,7 +78,7 @@ class Dispatcher:
         max_per_minute: int,
         target: WebhookTarget | None,
     ) -> None:
-        """Wait for the lease, read the inbox, make the pool, take up what is unfinished.
+        """Wait for the lease, join the pool, read the inbox, take up what is unfinished.
 
         `encode` and `publish` are handles of the stages' deployments. An owner may have up to
         `max_queued` videos under way, and ask for `max_per_minute` in any 60 seconds. How a video
@@ -101,9 +103,11 @@ class Dispatcher:
         self._under_way = Counter[str]()  # of each owner
         self._clips: dict[str, _Clip] = {}
         self._progress: dict[str, ClipProgress] = {}
-        checkpoints = Checkpoints(store, spec.model_fingerprint, lease.epoch)
-        self._pool = make_pool(spec.recipe, checkpoints)
-        self._pool.start.remote()  # models load before anybody asks
+        self._gangs_ready = 0
+        self._join = partial(
+            join_pool, spec.recipe, Checkpoints(store, spec.model_fingerprint, lease.epoch)
+        )
+        self._pool: PoolClient = await asyncio.to_thread(self._join)  # which begins to load models
         self._room = asyncio.Semaphore(ROOM)
         untold = await self._webhook.load() if self._webhook else []
         for job, end in await asyncio.to_thread(self._inbox.load):
@@ -182,11 +186,7 @@ class Dispatcher:
 
     async def is_ready(self) -> bool:
         """Return whether a gang has its model loaded, and clips can be made at once."""
-        try:
-            now: PoolProgress = await self._pool.progress.remote()
-        except RayError:  # it is starting anew
-            return False
-        return now.gangs_ready > 0
+        return self._gangs_ready > 0
 
     async def close(self) -> None:
         """Save what is under way, end the pool and give the lease back."""
@@ -197,8 +197,7 @@ class Dispatcher:
         if self._webhook:
             await self._webhook.close()
         with suppress(RayError):
-            await self._pool.stop.remote()
-        ray.kill(self._pool)
+            await self._pool.leave()
         await asyncio.to_thread(self._held.close)
 
     def _refuse(self, owner: str) -> Refusal | None:
@@ -239,7 +238,7 @@ class Dispatcher:
         except asyncio.CancelledError:
             if not clip.videos:  # nobody wants it any more
                 with suppress(RayError):
-                    await self._pool.cancel.remote(clip_id)
+                    await self._pool.cancel(clip_id)
             raise
         finally:
             if self._clips.get(clip_id) is clip:
@@ -268,6 +267,8 @@ class Dispatcher:
             except Exception as error:  # noqa: BLE001 - a stage's process, the pool or the storage
                 _log.warning("clip %s is tried again: %s", clip_id[:16], error)
                 await asyncio.sleep(pause_s)
+                if isinstance(error, _LET_GO):
+                    await self._join_again()
             else:
                 if isinstance(outcome, Commit):
                     return VideoEnd(status="completed")
@@ -299,17 +300,30 @@ class Dispatcher:
         return VideoState(job, "in_progress", 99 * now.step // now.num_steps, left_s)
 
     async def _watch(self) -> None:
-        """Keep in sight how far the clips are that gangs have."""
+        """Keep in sight how far the clips are that gangs have, and this tenant in the pool's."""
         while True:
             await asyncio.sleep(POLL_S)
             metrics.VIDEOS.set(self._under_way.total())
-            if self._clips:
-                with suppress(RayError):
-                    now: PoolProgress = await self._pool.progress.remote()
-                    gone = self._progress.keys() - now.clips.keys()
-                    self._progress |= now.clips
-                    for clip_id in gone - self._clips.keys():
-                        del self._progress[clip_id]
+            try:
+                now: PoolProgress = await self._pool.progress()
+            except _LET_GO:
+                self._gangs_ready = 0
+                await self._join_again()
+            except RayError:  # it is starting anew
+                self._gangs_ready = 0
+            else:
+                self._gangs_ready = now.gangs_ready
+                gone = self._progress.keys() - now.clips.keys()
+                self._progress |= now.clips
+                for clip_id in gone - self._clips.keys():
+                    del self._progress[clip_id]
+
+    async def _join_again(self) -> None:
+        """Enter the pool, or another: it has let this tenant go, or could make no gang."""
+        try:
+            self._pool = await asyncio.to_thread(self._join)
+        except Exception as error:  # noqa: BLE001 - the next look tries again
+            _log.warning("the pool can't be joined: %s", error)
 
 
 def _pauses() -> Iterator[float]:

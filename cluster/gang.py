@@ -22,6 +22,7 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from cluster.answers import ClipKey
 from cluster.rank import Progress, RankWorker
 from pipeline.checkpoints import Checkpoints
 from pipeline.errors import UsageError
@@ -56,22 +57,19 @@ class Gang:
         title: str,
         shape: GangShape,
         group: PlacementGroup,
-        checkpoints: Checkpoints,
     ) -> None:
         """Hold what `create` made; ranks come later."""
         self.name = name
         self.title = title
         """What Ray's dashboard knows the gang by; no other has it."""
         self.shape = shape
+        self.held_since = time.monotonic()
+        """When its resources were reserved."""
         self._group = group
-        self._checkpoints = checkpoints
         self._ranks: list[Any] = []
-        self._held_since = time.monotonic()
 
     @classmethod
-    async def create(
-        cls, name: str, owner: str, shape: GangShape, recipe: Recipe, checkpoints: Checkpoints
-    ) -> Self:
+    async def create(cls, name: str, owner: str, shape: GangShape, recipe: Recipe) -> Self:
         """Reserve resources, start the ranks and load their weights.
 
         `owner` is what `remove_gangs` knows this gang by.
@@ -85,11 +83,11 @@ class Gang:
         bundle = {kind: amount for kind, amount in bundle.items() if amount}
         title = f"{owner}/{name}/{secrets.token_hex(4)}"
         group = placement_group([bundle] * ranks, strategy=shape.placement, name=title)
-        gang = cls(name, title, shape, group, checkpoints)
+        gang = cls(name, title, shape, group)
         model, timeout_s = recipe.model, recipe.pool.start_timeout_s
         try:
             await _wait(group.ready(), timeout_s, f"{name}: resources {ranks} x {bundle}")
-            gang._held_since = time.monotonic()
+            gang.held_since = time.monotonic()
             gang._ranks = [gang._start_rank(model, number) for number in range(ranks)]
             if ranks > 1:
                 opened = gang._ranks[0].host.remote(timeout_s)
@@ -108,7 +106,7 @@ class Gang:
 
     async def start(
         self,
-        key: str,
+        key: ClipKey,
         request: RenderRequest,
         conditioning: Any,
         snapshot: Any,
@@ -121,7 +119,7 @@ class Gang:
         args = (key, request, conditioning, snapshot)
         return await self._blame("start", *args, timeout_s=timeout_s)
 
-    async def advance(self, key: str, max_steps: int, timeout_s: float) -> Progress:
+    async def advance(self, key: ClipKey, max_steps: int, timeout_s: float) -> Progress:
         """Make up to `max_steps` steps of a clip.
 
         Raises:
@@ -131,32 +129,36 @@ class Gang:
         return await self._blame("advance", key, max_steps, timeout_s=timeout_s)
 
     async def save(
-        self, key: str, device_seconds: float, timeout_s: float, *, wait: bool = False
+        self,
+        key: ClipKey,
+        checkpoints: Checkpoints,
+        device_seconds: float,
+        timeout_s: float,
+        *,
+        wait: bool = False,
     ) -> str:
-        """Save a clip's session; with `wait`, return once it is in the store.
+        """Save a clip's session to `checkpoints`; with `wait`, return once it is in the store.
 
         Returns what went wrong with saving, which doesn't harm the session.
         """
-        call = self._ranks[0].save.remote(key, device_seconds, wait)
+        call = self._ranks[0].save.remote(key, checkpoints, device_seconds, wait)
         return await _wait(call, timeout_s, f"{self.name}: save")
 
-    async def finish(self, key: str, device_seconds: float, timeout_s: float) -> tuple[Any, str]:
+    async def finish(
+        self, key: ClipKey, checkpoints: Checkpoints, device_seconds: float, timeout_s: float
+    ) -> tuple[Any, str]:
         """Return a reference to the packed latents of a finished clip, once they are saved.
 
         With it, what went wrong with saving, if anything.
         """
         finish = self._ranks[0].finish.options(num_returns=2)
-        latents, wrong = finish.remote(key, device_seconds)
+        latents, wrong = finish.remote(key, checkpoints, device_seconds)
         await self.drop(key, timeout_s)
         return latents, await _wait(wrong, timeout_s, f"{self.name}: finish")
 
-    async def drop(self, key: str, timeout_s: float) -> None:
+    async def drop(self, key: ClipKey, timeout_s: float) -> None:
         """Forget a clip's session, finished or not."""
         await self._blame("drop", key, timeout_s=timeout_s)
-
-    def device_seconds(self) -> float:
-        """Return the seconds since its resources were reserved, times its ranks."""
-        return (time.monotonic() - self._held_since) * self.shape.layout.ranks
 
     def nodes(self) -> set[str]:
         """Return the ids of the nodes that the ranks are on."""
@@ -178,7 +180,7 @@ class Gang:
             num_gpus=self.shape.num_gpus,
             scheduling_strategy=place,
         )
-        return actor.remote(model, self.shape, number, self._checkpoints)
+        return actor.remote(model, self.shape, number)
 
     async def _call(self, method: str, *args: Any, timeout_s: float) -> Any:
         """Call every rank; return the first one's answer once all have answered."""
@@ -186,7 +188,7 @@ class Gang:
         what = f"{self.name}: {method}"
         return (await _wait(asyncio.gather(*calls), timeout_s, what))[0]
 
-    async def _blame(self, method: str, key: str, *args: Any, timeout_s: float) -> Any:
+    async def _blame(self, method: str, key: ClipKey, *args: Any, timeout_s: float) -> Any:
         """Call every rank for a clip, and tell the clip's error from the gang's.
 
         A rank that alone refuses leaves the others waiting for it: then the gang is lost.

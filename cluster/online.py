@@ -13,8 +13,8 @@ from typing import Any, cast
 
 from ray import serve
 
+from cluster.client import ON_HEAD_NODE
 from cluster.dispatch import Dispatcher
-from cluster.pool import ON_HEAD_NODE
 from cluster.stages import Encode, Publish, RenderSpec, Row
 from cluster.webhook import WebhookTarget
 from pipeline.documents import OutputIdentity

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import ray
 
 from cluster import metrics
+from cluster.answers import ClipKey
 from pipeline.checkpoints import Checkpoints
 from pipeline.recipe import GangShape, ModelSpec, resolve_checkpoint
 from pipeline.request import RenderRequest
@@ -51,18 +53,15 @@ class RankWorker:
     advanced by the thread that started it. A gang's ranks get the same calls in the same order.
     """
 
-    def __init__(
-        self, model: ModelSpec, shape: GangShape, rank: int, checkpoints: Checkpoints
-    ) -> None:
-        """Hold what `load` needs, and where sessions are saved."""
+    def __init__(self, model: ModelSpec, shape: GangShape, rank: int) -> None:
+        """Hold what `load` needs."""
         self._model = model
         self._shape = shape
         self._rank = rank
-        self._checkpoints = checkpoints
         self._saver = ThreadPoolExecutor(1, "saver")
-        self._saving: tuple[str, Future[Any]] | None = None  # a clip, and its save
+        self._saving: tuple[ClipKey, Future[Any]] | None = None  # a clip, and its save
         self._store: Any = None
-        self._sessions: dict[str, DenoiseSession] = {}
+        self._sessions: dict[ClipKey, DenoiseSession] = {}
 
     def host(self, timeout_s: float) -> tuple[str, int]:
         """Open the gang's meeting place, at a port that is free; return its address. Rank 0's."""
@@ -126,7 +125,7 @@ class RankWorker:
         return str(torch.device(self._denoiser.device))
 
     def start(
-        self, key: str, request: RenderRequest, conditioning: bytes, snapshot: bytes | None
+        self, key: ClipKey, request: RenderRequest, conditioning: bytes, snapshot: bytes | None
     ) -> Progress:
         """Start a session named `key`, where `snapshot` left off if it is of this model."""
         from pipeline.handoff import Conditioning
@@ -146,15 +145,17 @@ class RankWorker:
         seconds = time.perf_counter() - began
         return Progress(session.step, session.num_steps, seconds, passed_over)
 
-    def advance(self, key: str, max_steps: int) -> Progress:
+    def advance(self, key: ClipKey, max_steps: int) -> Progress:
         """Make up to `max_steps` steps of a session."""
         began = time.perf_counter()
         session = self._sessions[key]
         session.advance(max_steps)
         return Progress(session.step, session.num_steps, time.perf_counter() - began)
 
-    def save(self, key: str, device_seconds: float, wait: bool = False) -> str:
-        """Write a session's snapshot to the store; without `wait` in the background, if none is.
+    def save(
+        self, key: ClipKey, checkpoints: Checkpoints, device_seconds: float, wait: bool = False
+    ) -> str:
+        """Write a session's snapshot to its output; without `wait` in the background, if none is.
 
         Called on rank 0 alone: between two steps every rank holds the whole state. Returns what
         went wrong with the last save that has ended, if anything.
@@ -163,10 +164,13 @@ class RankWorker:
             return ""
         wrong = self._settle_save()
         session = self._sessions[key]
-        self._begin_save(key, "snapshot", session.step, session.snapshot(), device_seconds)
+        save = partial(checkpoints.save, device_seconds=device_seconds)
+        self._begin_save(save, key, "snapshot", session.step, session.snapshot())
         return (self._settle_save() if wait else "") or wrong
 
-    def finish(self, key: str, device_seconds: float) -> tuple[bytes, str]:
+    def finish(
+        self, key: ClipKey, checkpoints: Checkpoints, device_seconds: float
+    ) -> tuple[bytes, str]:
         """Return a finished session's latents, packed and saved, and forget the session.
 
         With them, what went wrong with saving, if anything: the clip needs no saving to go on.
@@ -174,20 +178,20 @@ class RankWorker:
         session = self._sessions.pop(key)
         latents = session.latents().to_bytes()
         wrong = self._settle_save()
-        self._begin_save(key, "latents", session.step, latents, device_seconds)
+        save = partial(checkpoints.save, device_seconds=device_seconds)
+        self._begin_save(save, key, "latents", session.step, latents)
         return latents, self._settle_save() or wrong
 
     def _begin_save(
         self,
-        key: str,
+        save: Callable[..., Any],
+        key: ClipKey,
         kind: Literal["snapshot", "latents"],
         step: int,
         payload: bytes,
-        device_seconds: float,
     ) -> None:
-        layout = str(self._shape.layout)
-        save = partial(self._checkpoints.save, layout=layout, device_seconds=device_seconds)
-        self._saving = key, self._saver.submit(save, key, kind, step, payload)
+        save = partial(save, key.clip_id, kind, step, payload, layout=str(self._shape.layout))
+        self._saving = key, self._saver.submit(save)
         metrics.CHECKPOINT_BYTES.inc(len(payload), {"kind": kind})
 
     def _settle_save(self) -> str:
@@ -197,10 +201,12 @@ class RankWorker:
         (key, saving), self._saving = self._saving, None
         error = saving.exception()
         return (
-            f"clip {key[:16]} could not be saved: {type(error).__name__}: {error}" if error else ""
+            f"clip {key.clip_id[:16]} could not be saved: {type(error).__name__}: {error}"
+            if error
+            else ""
         )
 
-    def drop(self, key: str) -> None:
+    def drop(self, key: ClipKey) -> None:
         """Forget a session, finished or not."""
         session = self._sessions.pop(key, None)
         if session:

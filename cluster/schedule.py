@@ -6,6 +6,7 @@ import heapq
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from cluster.answers import ClipKey
 from pipeline.request import RenderRequest
 
 
@@ -20,7 +21,7 @@ class Urgency(IntEnum):
 class Task:
     """A clip that waits for a gang."""
 
-    key: str
+    key: ClipKey
     request: RenderRequest
     urgency: Urgency = Urgency.BATCH
     room: int | None = None

@@ -85,7 +85,7 @@ def ray_session(recipe: Recipe, address: str | None = None) -> Generator[None]:
                 os.environ.setdefault(name, value)
             num_cpus = max(os.cpu_count() or 1, round(logical_cpus(recipe) + 0.5))
             with _ended_if_broken_off():
-                init(num_cpus=num_cpus, include_dashboard=False, **quiet)
+                init("local", num_cpus=num_cpus, include_dashboard=False, **quiet)
         try:
             yield
         finally:

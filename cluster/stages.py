@@ -22,6 +22,7 @@ from ray.exceptions import RayError
 
 from cluster import metrics
 from cluster.answers import Rendered
+from cluster.client import PoolClient
 from pipeline.documents import Commit, Failure, describe_failure
 from pipeline.errors import RunEndingError
 from pipeline.ledger import Ledger
@@ -71,8 +72,8 @@ class Encode:
             return _step("encode", row, make)
 
 
-async def denoise(pool: Any, row: Row, *, urgent: bool = False, owner: str = "") -> Row:
-    """Row with conditioning → row with packed latents, by way of a `GangPool`'s handle.
+async def denoise(pool: PoolClient, row: Row, *, urgent: bool = False, owner: str = "") -> Row:
+    """Row with conditioning → row with packed latents, by way of a pool.
 
     `urgent` and `owner` are those of `GangPool.render`.
     """
@@ -95,11 +96,13 @@ async def denoise(pool: Any, row: Row, *, urgent: bool = False, owner: str = "")
 
 
 async def _render(
-    pool: Any, row: Row, urgent: bool, owner: str, tries: int = LATENTS_TRIES
+    pool: PoolClient, row: Row, urgent: bool, owner: str, tries: int = LATENTS_TRIES
 ) -> tuple[Rendered, bytes]:
     """Return what became of a clip in the pool, and its latents if there are any."""
     request = RenderRequest.model_validate_json(row["request"])
-    rendered = await pool.render.remote(row["clip_id"], request, row["payload"], urgent, owner)
+    rendered: Rendered = await pool.render(
+        row["clip_id"], request, row["payload"], urgent=urgent, owner=owner
+    )
     try:
         return rendered, await rendered.latents[0] if rendered.latents else b""
     except RayError:  # their node is gone, or the pool's process: what it saved is not

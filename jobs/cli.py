@@ -90,6 +90,7 @@ Overrides = Annotated[
 Address = Annotated[
     str | None,
     typer.Option(
+        envvar="RAY_ADDRESS",
         help="A Ray cluster: auto, or HOST:PORT. Without it a local one is started.",
         show_default=False,
     ),

@@ -11,11 +11,11 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from jobs.stop import StopSignal, heed_stop_signals
+from jobs.stop import StopSignal, has_stop_come, heed_stop_signals
 from pipeline.checkpoints import Checkpoints
 from pipeline.documents import Commit, Failure, new_attempt
 from pipeline.ledger import Ledger
@@ -23,12 +23,12 @@ from pipeline.request import RenderRequest
 
 if TYPE_CHECKING:
     from cluster.answers import PoolProgress
+    from cluster.client import PoolClient
     from jobs.plan import PlannedCall
     from jobs.render import Reporter
 
 POLL_S = 0.5
-START_TIMEOUT_S = 300.0
-STOP_TIMEOUT_S = 30.0
+PROGRESS_TIMEOUT_S, STOP_TIMEOUT_S = 10.0, 30.0
 
 
 class RunBrokenError(Exception):
@@ -74,13 +74,13 @@ def run_on_ray(
         RunBrokenError: the run can't go on.
         StopSignal: SIGTERM came; what is unfinished is saved.
     """
-    from cluster.batch import make_work, run_batch
-    from cluster.session import describe_shortage, ray_session
-    from cluster.stages import RenderSpec
-
     work_key = f"work/{new_attempt()}.parquet"
-    ledger.put_table(work_key, make_work(requests))
     try:
+        from cluster.batch import make_work, run_batch
+        from cluster.session import describe_shortage, ray_session
+        from cluster.stages import RenderSpec
+
+        ledger.put_table(work_key, make_work(requests))
         with ray_session(call.recipe, address):
             heed_stop_signals()
             if short := describe_shortage(call.recipe):
@@ -92,8 +92,11 @@ def run_on_ray(
                     yield from _measured(outcomes, requests)
                 except Exception as error:
                     raise RunBrokenError(f"the run broke: {_find_cause(error)}") from error
-    except SystemExit as error:  # what Ray's own handler makes of a SIGTERM while Ray starts
-        raise StopSignal from error
+    except (Exception, SystemExit) as error:
+        # Ray's own handler makes a SystemExit of a SIGTERM; an import that it breaks off, anything.
+        if isinstance(error, SystemExit) or has_stop_come():
+            raise StopSignal from error
+        raise
     finally:
         ledger.store.delete(work_key)
 
@@ -137,35 +140,36 @@ _ERROR_LINE = re.compile(r"[A-Za-z_][\w.]*(: |$)")
 
 
 @contextmanager
-def _pool(call: PlannedCall, ledger: Ledger, reporter: Reporter, use: PoolUse) -> Generator[Any]:
-    """Hold a pool of the recipe's gangs; tell the reporter of its steps and troubles, count use."""
+def _pool(
+    call: PlannedCall, ledger: Ledger, reporter: Reporter, use: PoolUse
+) -> Generator[PoolClient]:
+    """Join the recipe's pool; tell the reporter of its steps and troubles, count its use."""
     import ray
     from ray.exceptions import RayError
 
-    from cluster.pool import make_pool
+    from cluster.client import join_pool
 
     recipe = call.recipe
-    pool = make_pool(recipe, Checkpoints(ledger.store, call.model_fingerprint, ledger.epoch))
-    ended = threading.Event()
+    pool = join_pool(recipe, Checkpoints(ledger.store, call.model_fingerprint, ledger.epoch))
+    ended, warned = threading.Event(), 0
+
+    def tell(now: PoolProgress) -> None:
+        nonlocal warned
+        use.count(now)
+        reporter.stepped(now.steps_done, now.gangs_ready, now.gangs)
+        for text in now.warnings[-(now.warned - warned) :] if now.warned > warned else ():
+            reporter.noted(text)
+        warned = now.warned
 
     def watch() -> None:
-        warned, last = 0, False
-        while not last:
-            last = ended.wait(POLL_S)  # once more at the end
-            try:
-                now: PoolProgress = ray.get(pool.progress.remote(), timeout=10)
-            except (RayError, TimeoutError):
-                continue
-            use.count(now)
-            reporter.stepped(now.steps_done, now.gangs_ready, now.gangs)
-            for text in now.warnings[-(now.warned - warned) :] if now.warned > warned else ():
-                reporter.noted(text)
-            warned = now.warned
+        while not ended.wait(POLL_S):
+            with suppress(RayError, TimeoutError):
+                now: PoolProgress = ray.get(pool.progress(), timeout=PROGRESS_TIMEOUT_S)
+                tell(now)
 
     watcher = threading.Thread(target=watch, name="progress", daemon=True)
+    watcher.start()
     try:
-        ray.get(pool.start.remote(), timeout=START_TIMEOUT_S)
-        watcher.start()
         yield pool
     except KeyboardInterrupt:
         reporter.noted(
@@ -173,12 +177,12 @@ def _pool(call: PlannedCall, ledger: Ledger, reporter: Reporter, use: PoolUse) -
         )
         raise
     finally:
-        try:
-            ray.get(pool.stop.remote(), timeout=recipe.checkpoint.grace_s + STOP_TIMEOUT_S)
-        except (RayError, TimeoutError):
-            pass
-        finally:
-            ended.set()
-            if watcher.ident:
-                watcher.join(STOP_TIMEOUT_S)
-            ray.kill(pool)
+        ended.set()
+        leaving = pool.leave()
+        watcher.join(PROGRESS_TIMEOUT_S)
+        with suppress(RayError, TimeoutError):
+            last: PoolProgress | None = ray.get(
+                leaving, timeout=recipe.checkpoint.grace_s + STOP_TIMEOUT_S
+            )
+            if last:
+                tell(last)

@@ -35,6 +35,11 @@ def heed_stop_signals() -> None:
         signal.signal(signal.SIGTERM, _stop)
 
 
+def has_stop_come() -> bool:
+    """Return whether a first SIGTERM came; what it broke into may have raised anything."""
+    return signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+
+
 def _stop(*_: object) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise StopSignal

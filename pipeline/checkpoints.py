@@ -32,7 +32,7 @@ class Checkpoints:
         """Touch nothing yet; with `epoch`, nothing is saved once another run has taken over."""
         self.store = store
         self.model_fingerprint = model_fingerprint
-        self._epoch = epoch
+        self.epoch = epoch
 
     def clip_ids(self) -> set[str]:
         """Return the ids of all clips of which something is saved, from a listing alone."""
@@ -56,8 +56,8 @@ class Checkpoints:
         Raises:
             LeaseLostError: another run has taken over.
         """
-        if self._epoch is not None:
-            check_epoch(self.store, self._epoch)
+        if self.epoch is not None:
+            check_epoch(self.store, self.epoch)
         stem = f"{_folder(clip_id)}/{new_attempt()}"
         checksum = hashlib.sha256(payload).hexdigest()
         checkpoint = Checkpoint(

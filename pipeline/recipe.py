@@ -147,6 +147,8 @@ class PoolSpec(_Section):
     step_timeout_min_s: Annotated[float, Field(gt=0)] = 60.0
     start_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
     """Longest wait for a gang's resources and weights."""
+    tenant_limit_s: Annotated[float, Field(gt=0)] = 120.0
+    """A run or endpoint of which the pool hears nothing for so long has died: it is let go."""
     online_share: Annotated[float, Field(gt=0, le=1)] = 0.5
     """The most of a gang's time that online clips take from batch."""
 

@@ -35,6 +35,7 @@ def ray_cluster() -> Iterator[None]:
     for name, value in LOCAL_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     ray.init(
+        "local",
         num_cpus=NUM_CPUS,
         object_store_memory=OBJECT_STORE_BYTES,
         include_dashboard=False,

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import ray
 
-from cluster.drive import Driver
+from cluster.answers import ClipKey
+from cluster.drive import Drive
 from cluster.gang import Gang
 from cluster.schedule import Task
+from cluster.tenants import Tenant
 from jobs.recipes import find_recipe
 from pipeline.checkpoints import Checkpoints
 from pipeline.identity import digest
@@ -37,14 +39,15 @@ NO_GROUP: Any = None
 def test_latents_that_a_lost_gang_had_saved_are_not_made_again(tmp_path: Path) -> None:
     """It died between their save and its word, and the clip was given to another gang."""
     recipe, saves = find_recipe(), Checkpoints(ObjectStore(tmp_path), "f" * 64)
-    rankless = Gang("single-0", "single-0", recipe.gangs[0], NO_GROUP, saves)
+    rankless = Gang("single-0", "single-0", recipe.gangs[0], NO_GROUP)
 
     async def denoise() -> Any:
-        driver = Driver(recipe, saves)
+        tenant = Tenant(saves, 0)
         saves.save(CLIP, "latents", 16, b"latents", device_seconds=2.5)
-        await driver.open()
-        task = Task(CLIP, REQUEST)
-        return await driver.denoise(rankless, task, None, lambda: False, lambda: None)
+        await tenant.open()
+        task = Task(ClipKey(tenant.output, CLIP), REQUEST)
+        drive = Drive(recipe, rankless, task, tenant, None, lambda: False, lambda: None)
+        return await drive.run()
 
     finished = asyncio.run(denoise())
     assert ray.get(finished.latents) == b"latents"

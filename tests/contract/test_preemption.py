@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -14,32 +14,21 @@ import pytest
 import ray
 import torch
 
-from cluster.pool import make_pool
+from cluster.client import join_pool
 from jobs.recipes import find_recipe
-from pipeline.checkpoints import FOLDER, Checkpoints
+from pipeline.checkpoints import Checkpoints
 from pipeline.denoise import Denoiser
 from pipeline.encode import Encoder
 from pipeline.graph import Graph
 from pipeline.identity import digest
 from pipeline.recipe import resolve_checkpoint
-from pipeline.request import RenderRequest
 from pipeline.store import ObjectStore
 from tests.support.command import wait_until
 from tests.support.leaks import check_leaks
+from tests.support.pools import WAIT_S, Clip, Tenant, make_clip
 
-WAIT_S = 180.0
 STEPS = 64
 RECIPE = find_recipe(overrides=["gangs.0.count=1", "pool.chunk_s=0.05"])
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A clip, and what it is when nothing disturbs it."""
-
-    key: str
-    request: RenderRequest
-    conditioning: bytes
-    latents: bytes
 
 
 @pytest.fixture(scope="module")
@@ -80,39 +69,6 @@ def urgent(made_quick: Clip, request: pytest.FixtureRequest) -> Clip:
     return replace(made_quick, key=digest(f"urgent, {request.node.name}"))
 
 
-def make_clip(name: str, steps: int, encoder: Encoder, denoiser: Denoiser) -> Clip:
-    request = RenderRequest(
-        prompt=f"a red ball, {name}",
-        width=64,
-        height=64,
-        num_frames=17,
-        fps=8.0,
-        seed=7,
-        num_inference_steps=steps,
-        guidance_scale=4.0,
-    )
-    conditioning = encoder.encode(request)
-    with denoiser.start(request, conditioning) as session:
-        session.advance(steps)
-        latents = session.latents().to_bytes()
-    return Clip(digest(name), request, conditioning.to_bytes(), latents)
-
-
-@dataclass
-class Pool:
-    """A pool of one gang."""
-
-    handle: Any
-    store: ObjectStore
-
-    def render(self, clip: Clip, **how: Any) -> Any:
-        return self.handle.render.remote(clip.key, clip.request, clip.conditioning, **how)
-
-    def steps_of(self, clip: Clip) -> int:
-        clips = ray.get(self.handle.progress.remote(), timeout=WAIT_S).clips
-        return clips[clip.key].step if clip.key in clips else 0
-
-
 @pytest.fixture(scope="module", autouse=True)
 def no_leaks(ray_cluster: None) -> Iterator[None]:
     """Look for leaks at the module's end: its tests share a pool, which takes long to start."""
@@ -121,12 +77,11 @@ def no_leaks(ray_cluster: None) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def pool(no_leaks: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+def pool(no_leaks: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tenant]:
     store = ObjectStore(tmp_path_factory.mktemp("saves"))
-    handle = make_pool(RECIPE, Checkpoints(store, "f" * 64))
-    yield Pool(handle, store)
-    ray.get(handle.stop.remote(), timeout=WAIT_S)
-    ray.kill(handle)
+    tenant = Tenant(join_pool(RECIPE, Checkpoints(store, "f" * 64)))
+    yield tenant
+    tenant.leave()
 
 
 def find_rank() -> psutil.Process:
@@ -142,19 +97,19 @@ def wait_first(refs: list[Any]) -> Any:
 
 
 def test_an_urgent_clip_goes_first_and_neither_is_another(
-    pool: Pool, batch: Clip, urgent: Clip
+    pool: Tenant, batch: Clip, urgent: Clip
 ) -> None:
     slow = pool.render(batch)
     wait_until(lambda: 5 < pool.steps_of(batch) < STEPS // 2, WAIT_S, "a batch clip under way")
     quick = pool.render(urgent, urgent=True)
     assert wait_first([slow, quick]) == quick
-    assert any(batch.key in key for key in pool.store.list(FOLDER)), "it is saved while it waits"
+    assert pool.saved(batch), "it is saved while it waits"
     ends = ray.get([slow, quick], timeout=WAIT_S)
     assert [ray.get(each.latents[0]) for each in ends] == [batch.latents, urgent.latents]
     assert [each.attempts for each in ends] == [1, 1]
 
 
-def test_what_urgent_clips_take_is_not_counted_as_the_batchs(pool: Pool, batch: Clip) -> None:
+def test_what_urgent_clips_take_is_not_counted_as_the_batchs(pool: Tenant, batch: Clip) -> None:
     began = time.monotonic()
     slow = pool.render(batch)
     wait_until(lambda: 5 < pool.steps_of(batch) < STEPS // 2, WAIT_S, "a batch clip under way")
@@ -164,7 +119,7 @@ def test_what_urgent_clips_take_is_not_counted_as_the_batchs(pool: Pool, batch: 
     assert sum(each.device_seconds for each in ends) <= wall_s, "one gang of one rank made both"
 
 
-def test_urgent_clips_do_not_starve_a_batch(pool: Pool, batch: Clip, urgent: Clip) -> None:
+def test_urgent_clips_do_not_starve_a_batch(pool: Tenant, batch: Clip, urgent: Clip) -> None:
     slow = pool.render(batch)
     wait_until(lambda: pool.steps_of(batch) > 5, WAIT_S, "a batch clip under way")
     clips = [replace(urgent, key=digest(f"flood {n}")) for n in range(30)]
@@ -177,7 +132,7 @@ def test_urgent_clips_do_not_starve_a_batch(pool: Pool, batch: Clip, urgent: Cli
 
 
 def test_a_gang_that_an_urgent_clip_loses_is_no_attempt_of_the_one_that_gave_way(
-    pool: Pool, batch: Clip
+    pool: Tenant, batch: Clip
 ) -> None:
     long = replace(batch, key=digest("long"))
     slow = pool.render(batch)
@@ -190,28 +145,28 @@ def test_a_gang_that_an_urgent_clip_loses_is_no_attempt_of_the_one_that_gave_way
     assert {ray.get(each.latents[0]) for each in ends} == {batch.latents}
 
 
-def test_a_cancelled_clip_frees_its_gang(pool: Pool, batch: Clip, urgent: Clip) -> None:
+def test_a_cancelled_clip_frees_its_gang(pool: Tenant, batch: Clip, urgent: Clip) -> None:
     slow = pool.render(batch)
     wait_until(lambda: pool.steps_of(batch) > 5, WAIT_S, "a clip under way")
-    ray.get(pool.handle.cancel.remote(batch.key), timeout=WAIT_S)
+    ray.get(pool.client.cancel(batch.key), timeout=WAIT_S)
     end = ray.get(slow, timeout=WAIT_S)
     assert (end.latents, end.reasons) == ([], ("cancelled",))
     assert ray.get(pool.render(urgent), timeout=WAIT_S).attempts == 1
     assert pool.steps_of(batch) == 0
-    assert not any(batch.key in key for key in pool.store.list(FOLDER))
+    assert not pool.saved(batch)
     again = ray.get(pool.render(batch), timeout=WAIT_S)
     assert ray.get(again.latents[0]) == batch.latents
 
 
 def test_a_clip_that_was_cancelled_while_it_waited_may_be_asked_for_again(
-    pool: Pool, batch: Clip, urgent: Clip
+    pool: Tenant, batch: Clip, urgent: Clip
 ) -> None:
     slow, waiting = pool.render(batch), pool.render(urgent)
     wait_until(lambda: pool.steps_of(batch) > 5, WAIT_S, "a clip under way")
-    ray.get(pool.handle.cancel.remote(urgent.key), timeout=WAIT_S)
+    ray.get(pool.client.cancel(urgent.key), timeout=WAIT_S)
     again = pool.render(urgent)
     ends = ray.get([slow, waiting, again], timeout=WAIT_S)
     assert [len(each.latents) for each in ends] == [1, 0, 1]
     assert ray.get(ends[2].latents[0]) == urgent.latents
-    progress = ray.get(pool.handle.progress.remote(), timeout=WAIT_S)
+    progress = pool.look()
     assert (progress.waiting, progress.running) == (0, 0)

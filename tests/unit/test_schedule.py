@@ -7,6 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.answers import ClipKey
 from cluster.schedule import Schedule, Task, Urgency
 from pipeline.request import RenderRequest
 
@@ -22,7 +23,7 @@ def make_task(key: str, num_frames: int = 17, urgency: Urgency = Urgency.BATCH) 
         num_inference_steps=4,
         guidance_scale=4.0,
     )
-    return Task(key, request, urgency)
+    return Task(ClipKey("out", key), request, urgency)
 
 
 def drain(schedule: Schedule) -> list[Task]:
@@ -40,7 +41,7 @@ def test_urgent_first_then_longest() -> None:
         make_task("urgent", 5, Urgency.ONLINE),
     ):
         schedule.add(task)
-    assert [task.key for task in drain(schedule)] == ["urgent", "long", "short"]
+    assert [task.key.clip_id for task in drain(schedule)] == ["urgent", "long", "short"]
 
 
 def test_empty() -> None:
@@ -66,7 +67,7 @@ def test_a_class_is_taken_from_first_or_alone() -> None:
     assert schedule.has(None, Urgency.ONLINE)
     first = schedule.take(None, (Urgency.BATCH, Urgency.ONLINE))
     assert first
-    assert first.key == "batch"
+    assert first.key.clip_id == "batch"
     assert schedule.take(None, (Urgency.BATCH,)) is None
     assert schedule.take(None, (Urgency.ONLINE,))
     assert not schedule.has(None, Urgency.ONLINE)
@@ -95,7 +96,10 @@ def test_who_comes_later_is_not_behind_all_that_waits() -> None:
     taken = schedule.take()
     schedule.add(replace(make_task("b", urgency=Urgency.ONLINE), owner="b"))
     assert taken
-    assert [task.key for task in drain(schedule)][:3] in (["a1", "b", "a2"], ["b", "a1", "a2"])
+    assert [task.key.clip_id for task in drain(schedule)][:3] in (
+        ["a1", "b", "a2"],
+        ["b", "a1", "a2"],
+    )
 
 
 @given(

@@ -1,0 +1,98 @@
+"""`PoolClient`: the pool as one of its tenants sees it; `join_pool` finds it, or makes it."""
+
+# pyright: reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, cast
+
+import ray
+from ray._common.constants import HEAD_NODE_RESOURCE_NAME
+from ray.exceptions import ActorDiedError
+
+from cluster.pool import GangPool, PoolClosedError
+from pipeline.checkpoints import Checkpoints
+from pipeline.identity import digest
+from pipeline.recipe import Recipe
+from pipeline.request import RenderRequest
+
+NAMESPACE = "rushes"
+POOL_RESTARTS = 10
+JOIN_TIMEOUT_S = 300.0
+RETRY_S = 0.2
+ON_HEAD_NODE = {HEAD_NODE_RESOURCE_NAME: 0.001}
+"""What an actor asks for that belongs on the one node that no spot market takes back."""
+
+
+@dataclass(frozen=True)
+class PoolClient:
+    """A pool's handle and whose calls they are; every method returns a reference to its answer.
+
+    What the calls do and raise, `GangPool` says.
+    """
+
+    actor: Any
+    checkpoints: Checkpoints
+
+    def render(
+        self,
+        clip_id: str,
+        request: RenderRequest,
+        conditioning: bytes,
+        *,
+        urgent: bool = False,
+        owner: str = "",
+    ) -> Any:
+        """Render a clip's latents: a `Rendered`."""
+        return self.actor.render.remote(
+            self.checkpoints, clip_id, request, conditioning, urgent, owner
+        )
+
+    def progress(self) -> Any:
+        """Tell how it goes, a `PoolProgress`; a sign of life, without which a tenant is let go."""
+        return self.actor.progress.remote(self.checkpoints)
+
+    def cancel(self, clip_id: str) -> Any:
+        """Give a clip up."""
+        return self.actor.cancel.remote(self.checkpoints, clip_id)
+
+    def leave(self) -> Any:
+        """Have all that is under way saved, and leave; the last `PoolProgress`, or None."""
+        return self.actor.leave.remote(self.checkpoints)
+
+
+def join_pool(recipe: Recipe, checkpoints: Checkpoints) -> PoolClient:
+    """Enter the pool that this cluster has for a recipe; if it has none, make it.
+
+    Runs share one where model, gangs, `[pool]` and `[checkpoint]` are the same. Ray starts it anew
+    where its process dies.
+
+    Raises:
+        TimeoutError: Ray can't start it.
+    """
+    shared = recipe.model_dump(include={"model", "gangs", "pool", "checkpoint"}, mode="json")
+    name = f"pool-{digest({'model': checkpoints.model_fingerprint, 'recipe': shared})[:16]}"
+    options = cast(Any, ray.remote(GangPool)).options(
+        name=name,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        num_cpus=0,
+        resources=ON_HEAD_NODE,
+        max_concurrency=10_000,
+        max_restarts=POOL_RESTARTS,
+        max_task_retries=-1,
+    )
+    deadline = time.monotonic() + JOIN_TIMEOUT_S
+    while True:
+        actor = options.remote(recipe, name)
+        try:
+            ray.get(actor.enter.remote(checkpoints), timeout=deadline - time.monotonic())
+        except (PoolClosedError, ActorDiedError):  # the one that was there has just ended
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(RETRY_S)
+        else:
+            return PoolClient(actor, checkpoints)

@@ -1,0 +1,154 @@
+"""`Tenant`: a run as the pool knows it, and `Meter`: whose the gangs' time is.
+
+A tenant is one output's run, a batch or an endpoint; several share a pool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pipeline.checkpoints import Checkpoints
+from pipeline.documents import Checkpoint
+from pipeline.errors import LeaseLostError
+
+WARNINGS_KEPT = 50
+
+
+class Tenant:
+    """One output's run: where it saves, what was made for it, when it was last heard of."""
+
+    def __init__(self, checkpoints: Checkpoints, rebuilds: int) -> None:
+        """Touch nothing yet; `rebuilds` is how many gangs the pool has lost before."""
+        self.output = checkpoints.store.uri
+        self._begin(checkpoints, rebuilds)
+
+    def _begin(self, checkpoints: Checkpoints, rebuilds: int) -> None:
+        self.checkpoints = checkpoints
+        self.rebuilds_before = rebuilds
+        self.steps = 0
+        """Steps made so far, of all its clips."""
+        self.warnings = deque[str](maxlen=WARNINGS_KEPT)
+        self.warned = 0
+        """How many warnings there were; the last are in `warnings`."""
+        self.seen_at = time.monotonic()
+        self._saved = set[str]()
+        self._listing: asyncio.Task[set[str]] | None = None
+
+    @property
+    def epoch(self) -> int:
+        """Its lease's."""
+        return self.checkpoints.epoch or 0
+
+    def follow(self, checkpoints: Checkpoints, rebuilds: int) -> bool:
+        """Take a sign of life; of a newer run, which takes this one's place, return True.
+
+        Raises:
+            LeaseLostError: it is of an older one.
+        """
+        epoch = checkpoints.epoch or 0
+        if epoch < self.epoch:
+            raise LeaseLostError(f"{self.output} was taken over by another run")
+        if epoch > self.epoch:
+            self._begin(checkpoints, rebuilds)
+            return True
+        self.seen_at = time.monotonic()
+        return False
+
+    async def open(self) -> None:
+        """Find out, once, which clips something is saved of."""
+        if self._listing is None:
+            self._listing = asyncio.create_task(asyncio.to_thread(self.checkpoints.clip_ids))
+        listing = self._listing
+        try:
+            self._saved |= await asyncio.shield(listing)
+        except OSError:
+            if self._listing is listing:
+                self._listing = None  # the next may get through
+            raise
+
+    def note_save(self, clip_id: str) -> None:
+        """Remember that something is, or may be, saved of a clip."""
+        self._saved.add(clip_id)
+
+    async def load(self, clip_id: str) -> tuple[Checkpoint, bytes] | None:
+        """Return what is saved of a clip; asks the store only where something may be."""
+        if clip_id not in self._saved:
+            return None
+        try:
+            return await asyncio.to_thread(self.checkpoints.load, clip_id, self.warn)
+        except OSError as error:
+            self.warn(f"clip {clip_id[:16]} starts anew: {error}")
+            return None
+
+    def warn(self, text: str) -> None:
+        """Keep word of something that went wrong and was got over; of nothing, nothing."""
+        if text:
+            self.warnings.append(text)
+            self.warned += 1
+
+
+@dataclass
+class _Held:
+    ranks: int
+    tenant: str | None
+    since: float
+
+
+class Meter:
+    """Device-seconds by tenant, which only grow.
+
+    A gang's time is its tenant's whose clip it works on; while it works for none it is held for
+    all of them, and counts for each.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Hold a clock, in seconds."""
+        self.total = 0.0
+        """Of all gangs, whoever had them; as of the last call."""
+        self._clock = clock
+        self._used: dict[str, float] = {}
+        self._gangs: dict[str, _Held] = {}
+
+    def enter(self, tenant: str) -> None:
+        """Begin to count for a tenant."""
+        self._settle()
+        self._used[tenant] = 0.0
+
+    def leave(self, tenant: str) -> None:
+        """Count for a tenant no longer."""
+        self._settle()
+        self._used.pop(tenant, None)
+
+    def hold(self, gang: str, ranks: int, since: float) -> None:
+        """Begin to count a gang, that was held since then."""
+        self._gangs[gang] = _Held(ranks, None, since)
+
+    def work(self, gang: str, tenant: str | None) -> str | None:
+        """Count a gang for a tenant from now on, or for none; return whose it was."""
+        self._settle()
+        held = self._gangs[gang]
+        before, held.tenant = held.tenant, tenant
+        return before
+
+    def free(self, gang: str) -> None:
+        """Count a gang no longer."""
+        self._settle()
+        self._gangs.pop(gang, None)
+
+    def read(self, tenant: str) -> float:
+        """Return a tenant's device-seconds so far."""
+        self._settle()
+        return self._used.get(tenant, 0.0)
+
+    def _settle(self) -> None:
+        now = self._clock()
+        for held in self._gangs.values():
+            seconds, held.since = (now - held.since) * held.ranks, now
+            self.total += seconds
+            for tenant in self._used if held.tenant is None else (held.tenant,):
+                if tenant in self._used:
+                    self._used[tenant] += seconds

@@ -1,0 +1,75 @@
+"""A pool in the tests' cluster, as a tenant of it sees it, and clips to give it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from cluster.answers import PoolProgress
+from cluster.client import PoolClient
+from pipeline.denoise import Denoiser
+from pipeline.encode import Encoder
+from pipeline.identity import digest
+from pipeline.request import RenderRequest
+
+WAIT_S = 180.0
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip, and what it is when nothing disturbs it."""
+
+    key: str
+    request: RenderRequest
+    conditioning: bytes
+    latents: bytes
+
+
+def make_clip(name: str, steps: int, encoder: Encoder, denoiser: Denoiser) -> Clip:
+    """Return a clip, made in this process."""
+    request = RenderRequest(
+        prompt=f"a red ball, {name}",
+        width=64,
+        height=64,
+        num_frames=17,
+        fps=8.0,
+        seed=7,
+        num_inference_steps=steps,
+        guidance_scale=4.0,
+    )
+    conditioning = encoder.encode(request)
+    with denoiser.start(request, conditioning) as session:
+        session.advance(steps)
+        latents = session.latents().to_bytes()
+    return Clip(digest(name), request, conditioning.to_bytes(), latents)
+
+
+@dataclass
+class Tenant:
+    """A tenant of a pool."""
+
+    client: PoolClient
+
+    def render(self, clip: Clip, **how: Any) -> Any:
+        """Ask for a clip; returns a reference to its end."""
+        return self.client.render(clip.key, clip.request, clip.conditioning, **how)
+
+    def look(self) -> PoolProgress:
+        """Return how it goes."""
+        return ray.get(self.client.progress(), timeout=WAIT_S)
+
+    def steps_of(self, clip: Clip) -> int:
+        """Return how many steps a gang has made of a clip that it has."""
+        clips = self.look().clips
+        return clips[clip.key].step if clip.key in clips else 0
+
+    def leave(self) -> PoolProgress | None:
+        """Leave the pool."""
+        return ray.get(self.client.leave(), timeout=WAIT_S)
+
+    def saved(self, clip: Clip) -> list[str]:
+        """Return the keys of what is saved of a clip."""
+        keys = self.client.checkpoints.store.list("checkpoints")
+        return [key for key in keys if clip.key in key]

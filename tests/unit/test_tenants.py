@@ -1,0 +1,72 @@
+"""Whose the gangs' time is, and which run of an output is its newest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster.tenants import Meter, Tenant
+from pipeline.checkpoints import Checkpoints
+from pipeline.errors import LeaseLostError
+from pipeline.store import ObjectStore
+
+
+class Clock:
+    """Tells the time that it was set to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_gangs_time_is_its_clips_tenants_and_while_idle_everybodys() -> None:
+    clock = Clock()
+    meter = Meter(clock)
+    meter.enter("batch")
+    meter.hold("gang", ranks=2, since=90.0)
+    clock.now = 105.0  # held for 15 s, with 2 ranks, for the only tenant
+    assert meter.read("batch") == 30.0
+    meter.enter("online")
+    assert meter.work("gang", "batch") is None
+    clock.now = 110.0
+    assert meter.work("gang", "online") == "batch"
+    clock.now = 111.0
+    assert (meter.read("batch"), meter.read("online")) == (40.0, 2.0)
+    meter.work("gang", None)
+    clock.now = 112.0
+    assert (meter.read("batch"), meter.read("online")) == (42.0, 4.0)
+    meter.leave("online")
+    clock.now = 113.0
+    meter.free("gang")
+    clock.now = 200.0
+    assert (meter.read("batch"), meter.read("online")) == (44.0, 0.0)
+    assert meter.total == 23 * 2
+
+
+def test_work_for_one_who_has_left_is_nobodys() -> None:
+    clock = Clock()
+    meter = Meter(clock)
+    meter.enter("batch")
+    meter.hold("gang", ranks=1, since=100.0)
+    meter.work("gang", "online")
+    clock.now = 101.0
+    assert (meter.read("batch"), meter.total) == (0.0, 1.0)
+
+
+def test_a_newer_run_of_an_output_takes_the_olders_place(tmp_path: Path) -> None:
+    store = ObjectStore(tmp_path)
+    first, second = (Checkpoints(store, "f" * 64, epoch) for epoch in (1, 2))
+    tenant = Tenant(first, rebuilds=0)
+    tenant.steps = 7
+    tenant.warn("a gang was lost")
+    tenant.warn("")
+    assert (tenant.warned, list(tenant.warnings)) == (1, ["a gang was lost"])
+    assert not tenant.follow(first, rebuilds=3)
+    assert (tenant.steps, tenant.rebuilds_before) == (7, 0)
+    assert tenant.follow(second, rebuilds=3)
+    assert (tenant.steps, tenant.warned, tenant.rebuilds_before) == (0, 0, 3)
+    with pytest.raises(LeaseLostError):
+        tenant.follow(first, rebuilds=3)
