@@ -21,6 +21,7 @@ from pipeline.recipe import Recipe
 SPARE_CPUS = 2.0
 """Logical CPUs for Ray Data's own read and repartition tasks."""
 CONNECT_TIMEOUT_S = 5.0
+_TOKEN_HINT = "; it asks for a token: set RAY_AUTH_MODE=token"
 LOCAL_ENVIRONMENT = {
     "RAY_worker_maximum_startup_concurrency": "16",  # all of a run's actors start at once
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -79,7 +80,10 @@ def ray_session(recipe: Recipe, address: str | None = None) -> Generator[None]:
             try:
                 init(address=address, **quiet)
             except (ConnectionError, ValueError, RuntimeError) as error:
-                raise UsageError(f"--address {address}: no Ray cluster answers: {error}") from error
+                hint = _TOKEN_HINT if "InvalidAuthToken" in str(error.__cause__) else ""
+                raise UsageError(
+                    f"--address {address}: no Ray cluster answers: {error}{hint}"
+                ) from error
         else:
             for name, value in LOCAL_ENVIRONMENT.items():
                 os.environ.setdefault(name, value)

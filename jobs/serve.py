@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
+import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
@@ -88,6 +89,9 @@ def serve_endpoint(call: ServeCall, address: str | None, say: Callable[[str], No
             say(f"{call.recipe.name} is ready: base_url=http://{call.host}:{call.port}/v1")
             say(f"its page: http://{call.host}:{call.port}/")
             say(f"videos go to {store.uri}; Ctrl-C ends it")
+            if not address:
+                here = cast(Any, ray).get_runtime_context().gcs_address
+                say(f"a batch on its gangs: RAY_AUTH_MODE=token rushes render ... --address {here}")
             threading.Event().wait()
         except KeyboardInterrupt:
             say(f"stopping: saving what is under way, up to {call.recipe.checkpoint.grace_s:.0f} s")

@@ -29,6 +29,8 @@ READY_S, CLIP_S = 240.0, 120.0
 PROMPT = "a red ball moving left"
 LONG = {"num_inference_steps": "100"}
 MAX_QUEUED, MAX_PER_MINUTE = 30, 100
+SHARED = ("--set", "checkpoint.every_s=0.5")
+"""What a batch must set, too, for the endpoint's pool."""
 WEBHOOK_SECRET = "whsec_cnVzaGVzIHdlYmhvb2sgc2VjcmV0"
 
 
@@ -75,13 +77,14 @@ class Server:
         (folder / "keys").write_text("\n".join(digests))
         self.listener = Listener()
         self.process: subprocess.Popen[str]
+        self.cluster: str
         self._stack = ExitStack()
 
     def start(self) -> None:
         call = ("serve", "-o", "online", "--port", str(self.port), "--keys", "keys",
                 "--alias", "sora-2", "--max-queued", str(MAX_QUEUED),
                 "--max-per-minute", str(MAX_PER_MINUTE), "--webhook", self.listener.url,
-                "--set", "checkpoint.every_s=0.5", "--set", "lease.limit_s=6")  # fmt: skip
+                *SHARED, "--set", "lease.limit_s=6")  # fmt: skip
         running = start_rushes(*call, cwd=self.folder, RUSHES_WEBHOOK_SECRET=WEBHOOK_SECRET)
         self.process = self._stack.enter_context(running)
         assert self.process.stdout
@@ -90,6 +93,9 @@ class Server:
             line = self.process.stdout.readline()
             assert line, self.process.communicate()
         assert self.url in line
+        while "--address" not in line:
+            line = self.process.stdout.readline()
+        self.cluster = line.split("--address")[1].split()[0]
 
     def find(self, name: str) -> Any:
         return wait_until(lambda: find_named(self.process.pid, name), READY_S, name)
