@@ -57,6 +57,8 @@ class PoolProgress:
     steps_done: int
     gangs_ready: int
     """Of the pool, whoever they work for."""
+    gangs_asleep: int
+    """That are not there as no clip waits for them."""
     gangs: int
     rebuilds: int
     """Gangs that were lost meanwhile."""

@@ -103,7 +103,7 @@ class Dispatcher:
         self._under_way = Counter[str]()  # of each owner
         self._clips: dict[str, _Clip] = {}
         self._progress: dict[str, ClipProgress] = {}
-        self._gangs_ready = 0
+        self._gangs_up = 0
         self._join = partial(
             join_pool, spec.recipe, Checkpoints(store, spec.model_fingerprint, lease.epoch)
         )
@@ -185,8 +185,8 @@ class Dispatcher:
         return True
 
     async def is_ready(self) -> bool:
-        """Return whether a gang has its model loaded, and clips can be made at once."""
-        return self._gangs_ready > 0
+        """Return whether a gang has its model loaded, or only waits for a clip to load it for."""
+        return self._gangs_up > 0
 
     async def close(self) -> None:
         """Save what is under way, end the pool and give the lease back."""
@@ -307,12 +307,12 @@ class Dispatcher:
             try:
                 now: PoolProgress = await self._pool.progress()
             except _LET_GO:
-                self._gangs_ready = 0
+                self._gangs_up = 0
                 await self._join_again()
             except RayError:  # it is starting anew
-                self._gangs_ready = 0
+                self._gangs_up = 0
             else:
-                self._gangs_ready = now.gangs_ready
+                self._gangs_up = now.gangs_ready + now.gangs_asleep
                 gone = self._progress.keys() - now.clips.keys()
                 self._progress |= now.clips
                 for clip_id in gone - self._clips.keys():

@@ -23,7 +23,7 @@ CLIPS = Gauge("rushes_clips", "Clips in the pool: waiting, running.", ("state", 
 OLDEST_WAIT = Gauge(
     "rushes_oldest_wait_seconds", "How long the oldest clip has waited for a gang.", ("urgency",)
 )
-GANGS = Gauge("rushes_gangs", "Gangs: ready, starting.", ("state",))
+GANGS = Gauge("rushes_gangs", "Gangs: ready, starting, asleep.", ("state",))
 GANG_REBUILDS = Counter("rushes_gang_rebuilds", "Gangs that were lost, and built again.")
 DEVICE_SECONDS = Counter(
     "rushes_device_seconds", "Seconds that gangs were held for, times their ranks."

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
@@ -104,6 +105,8 @@ class GangPool:
         self._closing: asyncio.Task[None] | None = None
         self._gangs: dict[str, Gang] = {}
         self._servers: dict[str, asyncio.Task[None]] = {}
+        self._starting = Counter[int | None]()  # by their room
+        self._asleep = set[str]()
         self._leaving = set[Gang]()
         self._owed: dict[Gang, float] = {}  # until when batch has it to itself
         self._alone_since = time.monotonic()
@@ -184,6 +187,7 @@ class GangPool:
             running=running,
             steps_done=tenant.steps,
             gangs_ready=len(self._gangs),
+            gangs_asleep=len(self._asleep),
             gangs=len(self._servers),
             rebuilds=self._rebuilds - tenant.rebuilds_before,
             device_seconds=self._meter.read(tenant.output),
@@ -246,7 +250,8 @@ class GangPool:
             for number in range(shape.count):
                 name = f"{shape.name}-{number}"
                 if name not in self._servers or self._servers[name].done():
-                    self._servers[name] = asyncio.create_task(self._serve(name, shape))
+                    serving = self._serve(name, shape, is_kept=shape.is_kept(number))
+                    self._servers[name] = asyncio.create_task(serving)
 
     async def _let_go(self, tenant: Tenant, why: str) -> PoolProgress:
         """End a tenant's jobs, saved as far as they came; then the pool, if nobody is left."""
@@ -284,14 +289,33 @@ class GangPool:
             self._schedule.add(task)
             self._work.notify_all()  # one of them has the room for it
 
-    async def _take(self, gang: Gang) -> _Job:
+    async def _sleep(self, name: str, room: int | None) -> None:
+        """Return once more clips wait than gangs are on their way to take them."""
+        self._asleep.add(name)
+        try:
+            async with self._work:
+                await self._work.wait_for(lambda: self._schedule.count(room) > self._starting[room])
+                self._starting[room] += 1
+        finally:
+            self._asleep.discard(name)
+
+    async def _take(self, gang: Gang, patience_s: float | None) -> _Job | None:
+        """Return the next clip for a gang; None where none came within its patience."""
+        until = asyncio.get_running_loop().time() + patience_s if patience_s else None
+        is_over = False
         async with self._work:
             while True:
                 is_owed = self._owed.get(gang, 0.0) > time.monotonic()
                 classes = tuple(reversed(Urgency)) if is_owed else tuple(Urgency)
                 task = self._schedule.take(gang.shape.max_tokens, classes)
                 if task is None:
-                    await self._work.wait()
+                    if is_over:
+                        return None
+                    try:
+                        async with asyncio.timeout_at(until):
+                            await self._work.wait()
+                    except TimeoutError:
+                        is_over = True
                 elif job := self._find_job(task):
                     return job
 
@@ -300,10 +324,18 @@ class GangPool:
         job = self._jobs.get(task.key)
         return job if job and job.task is task else None
 
-    async def _serve(self, name: str, shape: GangShape) -> None:
-        """Keep one gang alive and give it clips, for as long as the pool lives."""
-        failed_starts = 0
+    async def _serve(self, name: str, shape: GangShape, *, is_kept: bool) -> None:
+        """Keep one gang alive and give it clips, for as long as the pool lives.
+
+        One that isn't kept is there while there are clips for it.
+        """
+        failed_starts, room = 0, shape.max_tokens
+        patience_s = None if is_kept else self._recipe.pool.idle_s
         while True:
+            if is_kept:
+                self._starting[room] += 1
+            else:
+                await self._sleep(name, room)
             try:
                 gang = await Gang.create(name, self._name, shape, self._recipe)
             except UnusableModelError as error:
@@ -318,12 +350,14 @@ class GangPool:
                 self._warn(f"gang {name} could not be started: {error}")
                 await asyncio.sleep(RESTART_PAUSE_S * failed_starts)
                 continue
+            finally:
+                self._starting[room] -= 1
             failed_starts = 0
             self._gangs[name] = gang
             self._meter.hold(name, shape.layout.ranks, gang.held_since)
             try:
-                while True:
-                    await self._run(gang, await self._take(gang))
+                while job := await self._take(gang, patience_s):
+                    await self._run(gang, job)
             except GangDiedError as error:
                 self._rebuilds += 1
                 metrics.GANG_REBUILDS.inc()
@@ -408,7 +442,9 @@ class GangPool:
         while True:
             now, held = time.monotonic(), self._meter.total
             metrics.GANGS.set(len(self._gangs), {"state": "ready"})
-            metrics.GANGS.set(len(self._servers) - len(self._gangs), {"state": "starting"})
+            metrics.GANGS.set(len(self._asleep), {"state": "asleep"})
+            starting = len(self._servers) - len(self._gangs) - len(self._asleep)
+            metrics.GANGS.set(starting, {"state": "starting"})
             if held > counted:
                 metrics.DEVICE_SECONDS.inc(held - counted)
                 counted = held

@@ -51,6 +51,10 @@ class Schedule:
         """Return how many clips wait."""
         return sum(map(len, self._heaps.values()))
 
+    def count(self, room: int | None) -> int:
+        """Return how many clips wait for gangs of this room."""
+        return sum(len(self._heaps.get((room, urgency), ())) for urgency in Urgency)
+
     def has(self, room: int | None, urgency: Urgency) -> bool:
         """Return whether a clip of a class waits for gangs of this room."""
         return bool(self._heaps.get((room, urgency)))

@@ -156,7 +156,7 @@ def _pool(
     def tell(now: PoolProgress) -> None:
         nonlocal warned
         use.count(now)
-        reporter.stepped(now.steps_done, now.gangs_ready, now.gangs)
+        reporter.stepped(now.steps_done, now.gangs_ready, now.gangs - now.gangs_asleep)
         for text in now.warnings[-(now.warned - warned) :] if now.warned > warned else ():
             reporter.noted(text)
         warned = now.warned

@@ -109,6 +109,9 @@ class GangShape(_Section):
 
     name: str
     count: Positive = 1
+    """How many there are at most."""
+    min_count: Annotated[int, Field(ge=0)] | None = None
+    """How many there are though no clip waits; None: all. See `PoolSpec.idle_s`."""
     tensor: Positive = 1
     """Ranks that share the transformer's layers (tensor parallelism)."""
     context: Positive = 1
@@ -123,6 +126,16 @@ class GangShape(_Section):
     num_cpus: Annotated[float, Field(gt=0)] = 1.0
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
     threads: Positive = 1
+
+    @model_validator(mode="after")
+    def _min_is_no_more(self) -> GangShape:
+        if self.min_count is not None and self.min_count > self.count:
+            raise ValueError(f"min_count: got {self.min_count}, expected up to count, {self.count}")
+        return self
+
+    def is_kept(self, number: int) -> bool:
+        """Return whether the gang of this number, from 0, is there though no clip waits."""
+        return self.min_count is None or number < self.min_count
 
     @property
     def layout(self) -> ParallelLayout:
@@ -147,6 +160,8 @@ class PoolSpec(_Section):
     step_timeout_min_s: Annotated[float, Field(gt=0)] = 60.0
     start_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
     """Longest wait for a gang's resources and weights."""
+    idle_s: Annotated[float, Field(gt=0)] = 300.0
+    """A gang beyond its shape's `min_count` ends after so long without a clip."""
     tenant_limit_s: Annotated[float, Field(gt=0)] = 120.0
     """A run or endpoint of which the pool hears nothing for so long has died: it is let go."""
     online_share: Annotated[float, Field(gt=0, le=1)] = 0.5

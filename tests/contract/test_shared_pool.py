@@ -172,3 +172,24 @@ def test_who_is_not_heard_of_is_let_go_and_the_last_one_ends_the_pool(
         with tenancy(tmp_path / "silent", recipe=STRICT) as again:
             assert again.look().gangs == 1
             wait_until(lambda: find_pools() == others, WAIT_S, "nobody is heard of any more")
+
+
+def test_gangs_sleep_while_no_clip_waits(no_leaks: None, tmp_path: Path, short: Clip) -> None:
+    overrides = ["gangs.0.count=2", "gangs.0.min_count=0", "pool.idle_s=1"]
+    with tenancy(tmp_path, recipe=find_recipe(overrides=overrides)) as tenant:
+
+        def are_asleep() -> bool:
+            now = tenant.look()
+            return (now.gangs_asleep, now.gangs_ready) == (now.gangs, 0) == (2, 0)
+
+        wait_until(are_asleep, WAIT_S, "no gang before there is a clip")
+        assert tenant.look().device_seconds == 0
+        made = tenant.render(short)
+        wait_until(lambda: tenant.look().gangs_asleep == 1, WAIT_S, "one gang for one clip")
+        assert latents_of(made) == short.latents
+        wait_until(are_asleep, WAIT_S, "it sleeps again")
+        held_s = tenant.look().device_seconds
+        assert held_s > 1
+        both = [tenant.render(replace(short, key=digest(f"again {n}"))) for n in range(2)]
+        assert {latents_of(each) for each in both} == {short.latents}
+        assert tenant.look().device_seconds > held_s

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from jobs.recipes import DEFAULT, find_recipe
 from pipeline.recipe import load_recipe
@@ -239,7 +240,21 @@ def misspell_a_setting(documents: list[Document]) -> None:
     spec["serveConfigV2"] = spec["serveConfigV2"].replace("import_path", "import_paht")
 
 
+def serve_with_fewer_gangs(documents: list[Document]) -> None:
+    spec = of_kind(documents, "RayService")["spec"]
+    config = yaml.safe_load(spec["serveConfigV2"])
+    config["applications"][0]["args"]["overrides"] = ["gangs.0.count=1"]
+    spec["serveConfigV2"] = yaml.safe_dump(config)
+
+
+def render_with_another_pool(documents: list[Document]) -> None:
+    job = of_kind(documents, "CronJob")["spec"]["jobTemplate"]["spec"]
+    job["template"]["spec"]["containers"][0]["args"] += ["--set", "pool.idle_s=60"]
+
+
 SHARED = (
+    (rules.one_pool_renders_all, serve_with_fewer_gangs),
+    (rules.one_pool_renders_all, render_with_another_pool),
     (rules.ports_match, ask_a_port_that_is_not_there),
     (rules.applications_load, misspell_an_argument),
     (rules.applications_load, misspell_a_setting),

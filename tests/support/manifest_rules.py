@@ -270,11 +270,22 @@ def applications_load(documents: list[Document]) -> Iterator[str]:
             yield str(error)
 
 
+def one_pool_renders_all(documents: list[Document]) -> Iterator[str]:
+    """Who renders the recipe changes nothing of it: on one cluster they then share their gangs."""
+    for where, words in find_commands(documents):
+        if "--set" in words:
+            yield f"{where}: --set"
+    for service in find_kind(documents, "RayService"):
+        for each in yaml.safe_load(service["spec"]["serveConfigV2"]).get("applications", ()):
+            if each.get("args", {}).get("overrides"):
+                yield f"{service['metadata']['name']}: overrides"
+
+
 RULES: tuple[Rule, ...] = (
     images_are_pinned, resources_are_set, pods_are_restricted, accounts_have_least_rights,
     pods_outlive_their_drain, gangs_have_room, groups_start_within_bounds,
     queued_nights_suit_kueue, selectors_match, references_exist, ports_match, nodes_are_probed,
-    commands_parse, recipes_load, applications_load,
+    commands_parse, recipes_load, applications_load, one_pool_renders_all,
 )  # fmt: skip
 
 
