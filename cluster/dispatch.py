@@ -14,6 +14,7 @@ import asyncio
 import logging
 import math
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -40,7 +41,7 @@ from pipeline.outbox import Outbox, WebhookEvent
 from pipeline.request import RenderRequest
 from pipeline.store import ObjectStore
 
-POLL_S = 0.25
+POLL_S, IDLE_POLL_S = 0.25, 1.0
 TRIES = 4
 PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0
 """Before what failed is tried again; twice as long each time."""
@@ -301,22 +302,28 @@ class Dispatcher:
 
     async def _watch(self) -> None:
         """Keep in sight how far the clips are that gangs have, and this tenant in the pool's."""
+        looked_at = 0.0
         while True:
             await asyncio.sleep(POLL_S)
             metrics.VIDEOS.set(self._under_way.total())
-            try:
-                now: PoolProgress = await self._pool.progress()
-            except _LET_GO:
-                self._gangs_up = 0
-                await self._join_again()
-            except RayError:  # it is starting anew
-                self._gangs_up = 0
-            else:
-                self._gangs_up = now.gangs_ready + now.gangs_asleep
-                gone = self._progress.keys() - now.clips.keys()
-                self._progress |= now.clips
-                for clip_id in gone - self._clips.keys():
-                    del self._progress[clip_id]
+            if self._clips or time.monotonic() - looked_at > IDLE_POLL_S:
+                looked_at = time.monotonic()
+                await self._look()
+
+    async def _look(self) -> None:
+        try:
+            now: PoolProgress = await self._pool.progress()
+        except _LET_GO:
+            self._gangs_up = 0
+            await self._join_again()
+        except RayError:  # it is starting anew
+            self._gangs_up = 0
+        else:
+            self._gangs_up = now.gangs_ready + now.gangs_asleep
+            gone = self._progress.keys() - now.clips.keys()
+            self._progress |= now.clips
+            for clip_id in gone - self._clips.keys():
+                del self._progress[clip_id]
 
     async def _join_again(self) -> None:
         """Enter the pool, or another: it has let this tenant go, or could make no gang."""
