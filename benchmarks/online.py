@@ -1,0 +1,269 @@
+"""What a video online waits for while every gang is busy with a batch, and what it costs the batch.
+
+Starts `rushes serve` with the embedded model, and on its cluster `rushes render` with long clips,
+twice, into an output each: undisturbed, then with a video asked for every few seconds. Measures
+
+  wait         POST until a gang begins the video's first step, in seconds and in batch steps
+  slowdown     how much longer the batch took than undisturbed, beyond the online work itself
+  differing    the batch's videos that are not, byte for byte, those of the undisturbed one
+  polls        what `GET /v1/videos/{id}` takes while 200 clients ask all the time
+
+On CPUs encode, develop and Serve share the gangs' cores: wait and slowdown are then more than gangs
+of GPUs would show. Run it on a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import platform
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from openai import OpenAI
+
+from benchmarks.overhead import describe_cpu
+from cluster.answers import PoolProgress
+from cluster.client import PoolClient, join_pool
+from jobs.recipes import find_recipe
+from pipeline.checkpoints import Checkpoints
+from pipeline.identity import fingerprint_model
+from pipeline.lease import read_lease
+from pipeline.ledger import Ledger
+from pipeline.recipe import resolve_checkpoint
+from pipeline.store import ObjectStore
+
+SETTINGS = ("pool.chunk_s=0.05",)
+"""A step is longer: then every step ends a chunk."""
+STEPS = 100
+ONLINE_STEPS = 4
+EVERY_S = 5.0
+POLLERS, POLL_S = 200, 10.0
+LOOK_S = 0.01
+START_S = 300.0
+REPORT = Path(__file__).with_name("online.md")
+
+
+@dataclass
+class Endpoint:
+    """A server that runs, and its cluster's address."""
+
+    url: str
+    cluster: str
+    output: Path
+
+
+@contextmanager
+def serve(folder: Path) -> Any:
+    """Run the endpoint in processes of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "jobs.cli", "serve", "-o", "online", "--insecure"]
+    command += ["--port", str(port), "--max-per-minute", "10000", *_settings()]
+    process = subprocess.Popen(command, cwd=folder, env=_environment(), stdout=-1, text=True)
+    try:
+        assert process.stdout
+        for line in process.stdout:
+            if "--address" in line:
+                cluster = line.split("--address")[1].split()[0]
+                break
+        else:
+            raise SystemExit("the endpoint did not start")
+        yield Endpoint(f"http://127.0.0.1:{port}/v1", cluster, folder / "online")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(120)
+
+
+def render(folder: Path, name: str, endpoint: Endpoint) -> subprocess.Popen[bytes]:
+    """Start the batch on the endpoint's cluster."""
+    command = [sys.executable, "-m", "jobs.cli", "render", "ads.parquet", "-o", name]
+    command += ["--address", endpoint.cluster, *_settings()]
+    log = (folder / f"{name}.log").open("wb")
+    return subprocess.Popen(command, cwd=folder, env=_environment(), stdout=log, stderr=log)
+
+
+def enter(endpoint: Endpoint) -> PoolClient:
+    """Return the pool as the endpoint sees it."""
+    recipe = find_recipe(overrides=SETTINGS)
+    fingerprint = fingerprint_model(recipe.model, resolve_checkpoint(recipe.model))
+    store = ObjectStore(endpoint.output)
+    lease = read_lease(store)
+    assert lease
+    return join_pool(recipe, Checkpoints(store, fingerprint, lease.epoch))
+
+
+class Watch:
+    """Sees, every hundredth of a second, which of the endpoint's clips have made a step."""
+
+    def __init__(self, pool: PoolClient) -> None:
+        """Begin."""
+        self.first_steps: list[float] = []
+        """When each began its first."""
+        self._pool, self._ended, self._seen = pool, threading.Event(), set[str]()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def _look(self) -> None:
+        while not self._ended.wait(LOOK_S):
+            now: PoolProgress = ray.get(self._pool.progress())
+            for clip_id, progress in now.clips.items():
+                if progress.step and clip_id not in self._seen:
+                    self._seen.add(clip_id)
+                    self.first_steps.append(time.monotonic() - progress.step * progress.step_s)
+
+    def end(self) -> None:
+        """Look no more."""
+        self._ended.set()
+        self._thread.join()
+
+
+def run_batch(folder: Path, name: str, endpoint: Endpoint) -> float:
+    """Render the batch undisturbed; return its seconds."""
+    process = render(folder, name, endpoint)
+    while process.poll() is None:
+        time.sleep(0.2)
+    if process.returncode:
+        raise SystemExit((folder / f"{name}.log").read_text())
+    return measure_batch(folder / name)
+
+
+def measure_batch(output: Path) -> float:
+    """Return the seconds from the first clip's begin to the last one's commit."""
+    commits = list(Ledger(ObjectStore(output)).read_commits())
+    began = min(each.committed_at.timestamp() - sum(each.timings.values()) for each in commits)
+    return max(each.committed_at.timestamp() for each in commits) - began
+
+
+def disturb(folder: Path, name: str, endpoint: Endpoint) -> tuple[float, list[float], float]:
+    """Render the batch again, with videos in between; return its seconds, waits, online seconds."""
+    client = OpenAI(base_url=endpoint.url, api_key="none", max_retries=0)
+    watch, asked, online_s = Watch(enter(endpoint)), list[float](), 0.0
+    process = render(folder, name, endpoint)
+    saves = folder / name / "checkpoints"
+    while process.poll() is None and not list(saves.rglob("*.json")):
+        time.sleep(0.1)
+    number = 0
+    while process.poll() is None:
+        asked.append(time.monotonic())
+        video = client.videos.create_and_poll(
+            prompt=f"a red ball, {number}",
+            extra_body={"num_inference_steps": str(ONLINE_STEPS)},
+            poll_interval_ms=250,
+        )
+        assert video.status == "completed", video
+        number += 1
+        time.sleep(max(0.0, EVERY_S - (time.monotonic() - asked[-1])))
+    watch.end()
+    if process.returncode:
+        raise SystemExit((folder / f"{name}.log").read_text())
+    pairs = zip(asked, sorted(watch.first_steps), strict=True)
+    online = Ledger(ObjectStore(endpoint.output)).read_commits()
+    online_s = sum(each.device_seconds for each in online)
+    return measure_batch(folder / name), [first - began for began, first in pairs], online_s
+
+
+async def poll(endpoint: Endpoint) -> tuple[float, float, float]:
+    """Ask from many clients at once; return median and 95th percentile seconds, calls a second."""
+    client = OpenAI(base_url=endpoint.url, api_key="none")
+    video = client.videos.list(limit=1).data[0]
+    took: list[float] = []
+
+    async def ask(session: aiohttp.ClientSession, until: float) -> None:
+        while time.monotonic() < until:
+            began = time.monotonic()
+            async with session.get(f"{endpoint.url}/videos/{video.id}") as answer:
+                assert answer.status == 200, await answer.text()
+                await answer.read()
+            took.append(time.monotonic() - began)
+
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        until = time.monotonic() + POLL_S
+        await asyncio.gather(*(ask(session, until) for _ in range(POLLERS)))
+    return statistics.median(took), _find_95th(took), len(took) / POLL_S
+
+
+def main() -> None:
+    """Measure and print; write the report if asked to."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--clips", type=int, default=12, help="of the batch")
+    parser.add_argument("--write", action="store_true", help=f"write {REPORT.name}")
+    options = parser.parse_args()
+    load = os.getloadavg()[0]
+    if load > 1:
+        print(f"note: the machine's load is {load:.1f}; figures from a busy machine mislead")
+    with tempfile.TemporaryDirectory(prefix="rushes-online-") as root:
+        folder = Path(root)
+        prompts = [f"a blue square, {number}" for number in range(options.clips)]
+        table = {"prompt": prompts, "num_inference_steps": [STEPS] * options.clips}
+        pq.write_table(pa.table(table), folder / "ads.parquet")
+        with serve(folder) as endpoint:
+            os.environ["RAY_AUTH_MODE"] = "token"
+            ray.init(endpoint.cluster, log_to_driver=False, logging_level="ERROR")
+            alone_s = run_batch(folder, "alone", endpoint)
+            both_s, waits, online_s = disturb(folder, "both", endpoint)
+            median_s, slow_s, rate = asyncio.run(poll(endpoint))
+            ray.shutdown()
+        alone, both = (
+            {each.clip_id: each for each in Ledger(ObjectStore(folder / name)).read_commits()}
+            for name in ("alone", "both")
+        )
+    gangs = sum(shape.count for shape in find_recipe().gangs)
+    step_s = statistics.median(each.timings["denoise"] / STEPS for each in alone.values())
+    differing = sum(both[key].video.sha256 != alone[key].video.sha256 for key in alone)
+    slowdown = (both_s - online_s / gangs) / alone_s - 1
+    late_s = _find_95th(waits)
+    lines = [
+        f"- The batch: {len(alone)} clips of {STEPS} steps of {step_s:.3f} s, on {gangs} gangs.",
+        f"- {len(waits)} videos of {ONLINE_STEPS} steps. POST to first step: median "
+        f"{statistics.median(waits):.2f} s ({statistics.median(waits) / step_s:.1f} steps), 95th "
+        f"percentile {late_s:.2f} s ({late_s / step_s:.1f} steps); two steps and 100 ms are "
+        f"{2 * step_s + 0.1:.2f} s.",
+        f"- The batch took {alone_s:.1f} s undisturbed and {both_s:.1f} s with {online_s:.1f} "
+        f"device-seconds of online work: {100 * slowdown:+.1f} % beyond it.",
+        f"- {differing} of the batch's videos differ from the undisturbed ones.",
+        f"- {POLLERS} clients that poll: median {1000 * median_s:.0f} ms, 95th percentile "
+        f"{1000 * slow_s:.0f} ms, {rate:.0f} calls a second.",
+    ]
+    print("\n".join(lines))
+    if options.write:
+        machine = f"{describe_cpu()}, {os.cpu_count()} cores, {platform.system()}. {date.today()}."
+        head = "# The endpoint beside a batch\n\nMade by `python -m benchmarks.online --write`, "
+        head += f"whose docstring says how it is measured. Machine: {machine}\n\n"
+        REPORT.write_text(head + "\n".join(lines) + "\n", "utf-8")
+    sys.exit(1 if differing else 0)
+
+
+def _find_95th(values: list[float]) -> float:
+    return statistics.quantiles(values, n=20)[-1]
+
+
+def _settings() -> list[str]:
+    return [word for each in SETTINGS for word in ("--set", each)]
+
+
+def _environment() -> dict[str, str]:
+    root = str(Path(__file__).parents[1])
+    return {**os.environ, "PYTHONPATH": root, "PYTHONUNBUFFERED": "1", "RAY_AUTH_MODE": "token"}
+
+
+if __name__ == "__main__":
+    main()
