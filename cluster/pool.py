@@ -36,7 +36,7 @@ from cluster.gang import (
 )
 from cluster.leaving import LEAVING_POLL_S, find_leaving_nodes
 from cluster.schedule import Schedule, Task, Urgency
-from cluster.tenants import Meter, Tenant
+from cluster.tenants import Meter, Tenant, Told
 from pipeline.checkpoints import Checkpoints
 from pipeline.documents import Checkpoint
 from pipeline.recipe import GangShape, Recipe
@@ -182,6 +182,8 @@ class GangPool:
     def _describe(self, tenant: Tenant) -> PoolProgress:
         jobs = [job for job in self._jobs.values() if job.tenant is tenant]
         running = sum(not job.off_gang.is_set() for job in jobs)
+        device_seconds = self._meter.read(tenant.output)
+        tenant.told = Told(tenant.steps, device_seconds, self._rebuilds)
         return PoolProgress(
             waiting=len(jobs) - running,
             running=running,
@@ -190,7 +192,7 @@ class GangPool:
             gangs_asleep=len(self._asleep),
             gangs=len(self._servers),
             rebuilds=self._rebuilds - tenant.rebuilds_before,
-            device_seconds=self._meter.read(tenant.output),
+            device_seconds=device_seconds,
             broken=self._broken,
             warnings=tuple(tenant.warnings),
             warned=tenant.warned,
@@ -236,10 +238,10 @@ class GangPool:
         tenant = self._tenants.get(output)
         if tenant is None:
             tenant = self._tenants[output] = Tenant(checkpoints, self._rebuilds)
-        elif not tenant.follow(checkpoints, self._rebuilds):
+        elif not tenant.follow(checkpoints):
             return tenant
         self._forget_losses(output)
-        self._meter.enter(output)
+        self._meter.enter(output, tenant.told.device_seconds)
         if not self._servers:
             self._start()
         return tenant

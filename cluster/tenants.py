@@ -18,19 +18,30 @@ from pipeline.errors import LeaseLostError
 WARNINGS_KEPT = 50
 
 
+@dataclass(frozen=True)
+class Told:
+    """What a run was last told of its use."""
+
+    steps: int
+    device_seconds: float
+    rebuilds: int
+    """Of the pool, from its beginning."""
+
+
 class Tenant:
     """One output's run: where it saves, what was made for it, when it was last heard of."""
 
     def __init__(self, checkpoints: Checkpoints, rebuilds: int) -> None:
         """Touch nothing yet; `rebuilds` is how many gangs the pool has lost before."""
         self.output = checkpoints.store.uri
-        self._begin(checkpoints, rebuilds)
-
-    def _begin(self, checkpoints: Checkpoints, rebuilds: int) -> None:
-        self.checkpoints = checkpoints
         self.rebuilds_before = rebuilds
         self.steps = 0
         """Steps made so far, of all its clips."""
+        self.told = Told(0, 0.0, rebuilds)
+        self._begin(checkpoints)
+
+    def _begin(self, checkpoints: Checkpoints) -> None:
+        self.checkpoints = checkpoints
         self.warnings = deque[str](maxlen=WARNINGS_KEPT)
         self.warned = 0
         """How many warnings there were; the last are in `warnings`."""
@@ -43,8 +54,10 @@ class Tenant:
         """Its lease's."""
         return self.checkpoints.epoch or 0
 
-    def follow(self, checkpoints: Checkpoints, rebuilds: int) -> bool:
+    def follow(self, checkpoints: Checkpoints) -> bool:
         """Take a sign of life; of a newer run, which takes this one's place, return True.
+
+        What was made since the older was last told of it counts as the newer's.
 
         Raises:
             LeaseLostError: it is of an older one.
@@ -53,7 +66,9 @@ class Tenant:
         if epoch < self.epoch:
             raise LeaseLostError(f"{self.output} was taken over by another run")
         if epoch > self.epoch:
-            self._begin(checkpoints, rebuilds)
+            self._begin(checkpoints)
+            self.steps -= self.told.steps
+            self.rebuilds_before = self.told.rebuilds
             return True
         self.seen_at = time.monotonic()
         return False
@@ -113,10 +128,10 @@ class Meter:
         self._used: dict[str, float] = {}
         self._gangs: dict[str, _Held] = {}
 
-    def enter(self, tenant: str) -> None:
-        """Begin to count for a tenant."""
+    def enter(self, tenant: str, told: float = 0.0) -> None:
+        """Begin to count for a tenant; or anew, but for what it was not told of."""
         self._settle()
-        self._used[tenant] = 0.0
+        self._used[tenant] = self._used.get(tenant, told) - told
 
     def leave(self, tenant: str) -> None:
         """Count for a tenant no longer."""

@@ -26,7 +26,7 @@ def read_only(store: ObjectStore) -> RunRecord:
 
 
 def progress(rebuilds: int, device_seconds: float) -> PoolProgress:
-    return PoolProgress(0, 0, 0, 0, 0, rebuilds, None, device_seconds)
+    return PoolProgress(0, 0, 0, 0, 0, 0, rebuilds, None, device_seconds)
 
 
 def begin_and_raise(run: Run, epoch: int, error: BaseException) -> None:

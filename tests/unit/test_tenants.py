@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.tenants import Meter, Tenant
+from cluster.tenants import Meter, Tenant, Told
 from pipeline.checkpoints import Checkpoints
 from pipeline.errors import LeaseLostError
 from pipeline.store import ObjectStore
@@ -64,9 +64,22 @@ def test_a_newer_run_of_an_output_takes_the_olders_place(tmp_path: Path) -> None
     tenant.warn("a gang was lost")
     tenant.warn("")
     assert (tenant.warned, list(tenant.warnings)) == (1, ["a gang was lost"])
-    assert not tenant.follow(first, rebuilds=3)
+    tenant.told = Told(steps=5, device_seconds=1.0, rebuilds=3)
+    assert not tenant.follow(first)
     assert (tenant.steps, tenant.rebuilds_before) == (7, 0)
-    assert tenant.follow(second, rebuilds=3)
-    assert (tenant.steps, tenant.warned, tenant.rebuilds_before) == (0, 0, 3)
+    assert tenant.follow(second)
+    assert (tenant.steps, tenant.warned, tenant.rebuilds_before) == (2, 0, 3)
     with pytest.raises(LeaseLostError):
-        tenant.follow(first, rebuilds=3)
+        tenant.follow(first)
+
+
+def test_what_the_older_run_was_not_told_of_is_the_newers() -> None:
+    clock = Clock()
+    meter = Meter(clock)
+    meter.enter("batch")
+    meter.hold("gang", ranks=1, since=100.0)
+    clock.now = 107.0
+    told = meter.read("batch")
+    clock.now = 110.0
+    meter.enter("batch", told)
+    assert meter.read("batch") == 3.0
