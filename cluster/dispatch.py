@@ -44,9 +44,9 @@ from pipeline.store import ObjectStore
 from pipeline.uploads import Uploads
 
 POLL_S = 0.25
-TRIES = 4
+TRIES, BATCH_TRIES = 4, 20
 PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0
-"""Before what failed is tried again; twice as long each time."""
+"""Before what failed is tried again; twice as long each time. A batch has time for more tries."""
 ROOM = 64
 """Clips that are in the stages at once, or wait there for a gang; the others wait before them."""
 BATCH_ENCODES = 2
@@ -344,7 +344,7 @@ class Dispatcher:
 
     async def _render(self, clip_id: str, clip: _Clip) -> VideoEnd:
         """Return how a clip ends; what fails beside it is tried again."""
-        for pause_s in islice(_pauses(), TRIES):
+        for pause_s in islice(_pauses(), TRIES if clip.urgent else BATCH_TRIES):
             try:
                 outcome = await self._make(clip_id, clip)
             except Exception as error:  # noqa: BLE001 - a stage's process, the pool or the storage
