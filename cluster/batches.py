@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from cluster.answers import BatchState, Refusal
 from cluster.files import Files, cut_page
@@ -267,23 +267,16 @@ class Batches:
             status = "cancelled"
         elif not codes.isdisjoint(UNFINISHED):
             status = "expired"
-        output: dict[Literal["output", "error"], list[bytes]] = {"output": [], "error": []}
-        for line, end in zip(plan.lines, ends, strict=True):
-            kind = "output" if end.status == "completed" else "error"
-            output[kind].append(self._lines.write(batch.job, line, end))
-        file_ids = {
-            kind: await self._make_file(batch.job, kind, b"".join(lines)) if lines else None
-            for kind, lines in output.items()
-        }
+        good, bad = await asyncio.to_thread(self._write, batch.job, plan, ends)
         end = BatchEnd(
             status=status,
             total=len(plan.lines),
-            completed=len(output["output"]),
+            completed=sum(end.status == "completed" for end in ends),
             failed=sum(end.status == "failed" and end.code not in UNFINISHED for end in ends),
             validated_at=plan.validated_at,
             finalizing_at=batch.finalizing_at,
-            output_file_id=file_ids["output"],
-            error_file_id=file_ids["error"],
+            output_file_id=await self._make_file(batch.job, "output", good),
+            error_file_id=await self._make_file(batch.job, "error", bad),
         )
         await self._end(batch, end)
 
@@ -293,7 +286,17 @@ class Batches:
             return VideoEnd(status="failed")
         return self._videos.find_end(line.job.id) or _give_up(why)
 
-    async def _make_file(self, job: BatchJob, kind: str, content: bytes) -> str:
+    def _write(self, job: BatchJob, plan: BatchPlan, ends: list[VideoEnd]) -> tuple[bytes, bytes]:
+        """Return the answers of lines whose video is completed, and those of all others."""
+        good, bad = list[bytes](), list[bytes]()
+        for line, end in zip(plan.lines, ends, strict=True):
+            (good if end.status == "completed" else bad).append(self._lines.write(job, line, end))
+        return b"".join(good), b"".join(bad)
+
+    async def _make_file(self, job: BatchJob, kind: str, content: bytes) -> str | None:
+        """Return the id of a file of answers; None where there are none."""
+        if not content:
+            return None
         record = FileRecord(
             id=derive_id("file-", job.id, kind),
             owner=job.owner,
