@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
+from pipeline.batches import BatchEnd, BatchJob, Cancellation
 from pipeline.inbox import VideoEnd, VideoJob
 
 
@@ -90,10 +92,29 @@ class VideoState:
 
 
 @dataclass(frozen=True)
-class Refusal:
-    """A job that was not taken in, as its owner has reached a limit."""
+class BatchState:
+    """How a batch goes that the online endpoint has accepted."""
 
-    limit: Literal["queue", "rate"]
-    """Videos under way, or asked for in a minute."""
+    job: BatchJob
+    status: Literal[
+        "validating", "in_progress", "finalizing", "cancelling",
+        "completed", "failed", "expired", "cancelled",
+    ]  # fmt: skip
+    total: int
+    """Lines; 0 before they are read."""
+    completed: int
+    failed: int
+    cancellation: Cancellation | None = None
+    validated_at: datetime | None = None
+    finalizing_at: datetime | None = None
+    end: BatchEnd | None = None
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What was not taken in, as its owner has reached a limit."""
+
+    limit: Literal["queue", "rate", "files", "batches"]
+    """Videos under way, or asked for in a minute; files uploaded; batches under way."""
     retry_after_s: int
     """When it is worth to ask again, in seconds; for the rate: when there will be room."""

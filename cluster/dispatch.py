@@ -17,7 +17,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -27,11 +27,14 @@ from ray.exceptions import ActorDiedError, RayError
 
 from cluster import metrics
 from cluster.answers import ClipProgress, PoolProgress, Refusal, VideoState
+from cluster.batches import Batches, LineFormat
 from cluster.client import PoolClient, join_pool
+from cluster.files import Files
 from cluster.pool import PoolBrokenError, PoolClosedError
 from cluster.rate import RateLimit
 from cluster.stages import RenderSpec, denoise
 from cluster.webhook import Webhook, WebhookTarget
+from pipeline.batches import BatchLimits, BatchStore
 from pipeline.checkpoints import Checkpoints
 from pipeline.documents import Commit, Failure, OutputIdentity
 from pipeline.inbox import Inbox, VideoEnd, VideoJob
@@ -40,13 +43,16 @@ from pipeline.ledger import Ledger
 from pipeline.outbox import Outbox, WebhookEvent
 from pipeline.request import RenderRequest
 from pipeline.store import ObjectStore
+from pipeline.uploads import Uploads
 
 POLL_S, IDLE_POLL_S = 0.25, 1.0
-TRIES = 4
+TRIES, BATCH_TRIES = 4, 20
 PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0
-"""Before what failed is tried again; twice as long each time."""
+"""Before what failed is tried again; twice as long each time. A batch has time for more tries."""
 ROOM = 64
 """Clips that are in the stages at once, or wait there for a gang; the others wait before them."""
+BATCH_ENCODES = 2
+"""Clips of batches that are encoded at once: one that is urgent waits for no more than these."""
 QUEUE_RETRY_S = 10
 LOST_LEASE = 70
 _LET_GO = (ActorDiedError, PoolBrokenError, PoolClosedError)
@@ -61,8 +67,12 @@ class _Clip:
     request: RenderRequest
     owner: str
     """Whose turn it takes."""
+    urgent: bool = True
+    """Whether anybody waits for it who is no batch."""
     videos: set[str] = field(default_factory=set[str])
     task: asyncio.Task[None] | None = None
+    is_made: bool = False
+    """What is left is to write how its videos ended."""
 
 
 class Dispatcher:
@@ -78,12 +88,15 @@ class Dispatcher:
         max_queued: int,
         max_per_minute: int,
         target: WebhookTarget | None,
+        lines: LineFormat,
+        limits: BatchLimits,
     ) -> None:
         """Wait for the lease, join the pool, read the inbox, take up what is unfinished.
 
         `encode` and `publish` are handles of the stages' deployments. An owner may have up to
-        `max_queued` videos under way, and ask for `max_per_minute` in any 60 seconds. How a video
-        ends, `target` is told.
+        `max_queued` videos under way, and ask for `max_per_minute` in any 60 seconds; of batches,
+        whose lines are read by `lines`, what `limits` say. How a video or a batch ends, `target`
+        is told.
         """
         self._max_queued = max_queued
         self._rate = RateLimit(max_per_minute)
@@ -110,17 +123,27 @@ class Dispatcher:
         )
         self._pool: PoolClient = await asyncio.to_thread(self._join)  # which begins to load models
         self._room = asyncio.Semaphore(ROOM)
+        self._encodes = asyncio.Semaphore(BATCH_ENCODES)
+        self._files = Files(Uploads(store, lease.epoch), limits.max_files)
+        batches = BatchStore(store, lease.epoch)
+        self._batches = Batches(batches, self._files, self, lines, limits, self._webhook)
+        await self._files.load()
         untold = await self._webhook.load() if self._webhook else []
         for job, end in await asyncio.to_thread(self._inbox.load):
             self._remember(job)
             if end:
                 self._ends[job.id] = end
-            else:
+            elif not job.batch_id:
                 self._under_way[job.owner] += 1
                 self._begin(job)
+        await self._batches.load()
+        await self._forget_cut_off()
         if self._webhook:
             for event in untold:
-                is_under_way = event.video_id in self._jobs and event.video_id not in self._ends
+                if event.batch_id:
+                    is_under_way = self._batches.is_under_way(event.batch_id)
+                else:
+                    is_under_way = event.video_id in self._jobs and event.video_id not in self._ends
                 if not is_under_way:  # else its end is still to come
                     self._webhook.tell(event)
         self._watcher = asyncio.create_task(self._watch())
@@ -157,8 +180,11 @@ class Dispatcher:
     async def list(
         self, owner: str, after: str | None, limit: int, *, newest_first: bool
     ) -> tuple[list[VideoState], bool] | None:
-        """Return a page of an owner's videos and whether there are more; None: no such `after`."""
-        ids = [each for each, job in self._jobs.items() if job.owner == owner]
+        """Return a page of an owner's videos and whether there are more; None: no such `after`.
+
+        Those of batches are left out: a batch's output names them.
+        """
+        ids = [each for each, job in self._jobs.items() if job.owner == owner and not job.batch_id]
         ids.sort(reverse=newest_first)
         if after is not None:
             if after not in ids:
@@ -175,15 +201,44 @@ class Dispatcher:
         if video_id not in self._jobs:  # deleted twice at once
             return True
         del self._jobs[video_id]
-        if not self._ends.pop(video_id, None):
+        if not self._ends.pop(video_id, None) and not job.batch_id:
             self._under_way[owner] -= 1
         self._idempotent.pop((owner, job.idempotency_key or ""), None)
-        clip = self._clips.get(job.clip_id)
-        if clip:
-            clip.videos.discard(video_id)
-            if not clip.videos and clip.task:
-                clip.task.cancel()
+        self._leave(job)
         return True
+
+    async def call_files(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Call a method of `cluster.files.Files`."""
+        return await getattr(self._files, method)(*args, **kwargs)
+
+    async def call_batches(self, method: str, *args: Any) -> Any:
+        """Call a method of `cluster.batches.Batches`."""
+        return await getattr(self._batches, method)(*args)
+
+    def find_end(self, video_id: str) -> VideoEnd | None:
+        """Return how a video ended, where it has."""
+        return self._ends.get(video_id)
+
+    async def bring_to_end(self, job: VideoJob) -> VideoEnd:
+        """Bring a batch's video to its end, once, however often it is called."""
+        if job.id not in self._jobs:
+            await asyncio.to_thread(self._inbox.accept, job)
+            self._remember(job)
+        while (end := self._ends.get(job.id)) is None:
+            self._begin(job)
+            if task := self._clips[job.clip_id].task:
+                await asyncio.wait([task])
+        return end
+
+    async def give_up(self, job: VideoJob, end: VideoEnd) -> None:
+        """End a batch's video so, unless it has ended or was never begun."""
+        clip = self._clips.get(job.clip_id)
+        if clip and clip.task and clip.is_made and job.id in clip.videos:
+            await asyncio.wait([clip.task])
+        if job.id in self._jobs and job.id not in self._ends:
+            self._leave(job)
+            await asyncio.to_thread(self._inbox.end, job.id, end)
+            self._ends[job.id] = end
 
     async def is_ready(self) -> bool:
         """Return whether a gang has its model loaded, or only waits for a clip to load it for."""
@@ -192,6 +247,7 @@ class Dispatcher:
     async def close(self) -> None:
         """Save what is under way, end the pool and give the lease back."""
         self._watcher.cancel()
+        await self._batches.close()
         for clip in self._clips.values():
             if clip.task:
                 clip.task.cancel()
@@ -216,23 +272,47 @@ class Dispatcher:
         return video_id in self._jobs and self._jobs[video_id].owner == owner
 
     def _begin(self, job: VideoJob) -> None:
-        clip = self._clips.get(job.clip_id)
+        clip, urgent = self._clips.get(job.clip_id), not job.batch_id
+        waits = clip and not (clip.urgent or clip.is_made or job.clip_id in self._progress)
+        joined = set[str]()
+        if clip and clip.task and urgent and waits:  # behind a batch: it is asked for anew
+            joined, clip.videos = clip.videos, set()
+            clip.task.cancel()
         if clip is None or not clip.videos:  # one that nobody wants any more is about to go
-            clip = self._clips[job.clip_id] = _Clip(job.request, job.owner)
+            clip = self._clips[job.clip_id] = _Clip(job.request, job.owner, urgent, joined)
             clip.task = asyncio.create_task(self._see_through(job.clip_id, clip))
         clip.videos.add(job.id)
+
+    def _leave(self, job: VideoJob) -> None:
+        """Have a clip made for one video less; for nobody, and it is given up."""
+        clip = self._clips.get(job.clip_id)
+        if clip:
+            clip.videos.discard(job.id)
+            if not clip.videos and clip.task:
+                clip.task.cancel()
+
+    async def _forget_cut_off(self) -> None:
+        """Forget videos of batches that ended while they were accepted: no batch knows of them."""
+        for job in list(self._jobs.values()):
+            unended = job.batch_id if job.id not in self._ends else None
+            if unended and not self._batches.is_under_way(unended):
+                await asyncio.to_thread(self._inbox.forget, job.id)
+                del self._jobs[job.id]
 
     async def _see_through(self, clip_id: str, clip: _Clip) -> None:
         """Bring a clip to its end, and every video that is it."""
         try:
-            async with self._room:
+            async with self._room if clip.urgent else nullcontext():
                 end = await self._render(clip_id, clip)
+            clip.is_made = True
             while clip.videos:  # more may come while these are written
                 video_id = next(iter(clip.videos))
                 await self._keep(video_id, end)
                 clip.videos.discard(video_id)
                 if video_id in self._jobs:
                     self._ends[video_id] = end
+                    if self._jobs[video_id].batch_id:
+                        continue
                     self._under_way[self._jobs[video_id].owner] -= 1
                     took = end.ended_at - self._jobs[video_id].created_at
                     metrics.VIDEO_SECONDS.observe(took.total_seconds(), {"how": end.status})
@@ -248,21 +328,23 @@ class Dispatcher:
     async def _keep(self, video_id: str, end: VideoEnd) -> None:
         """Write how a video ended, however long the storage is away; then tell of it."""
         event = WebhookEvent.of_end(video_id, end)
+        job = self._jobs.get(video_id)
+        webhook = None if job and job.batch_id else self._webhook  # of a batch, its end is told
         for pause_s in _pauses():
             try:
-                if self._webhook:
-                    await self._webhook.keep(event)
+                if webhook:
+                    await webhook.keep(event)
                 await asyncio.to_thread(self._inbox.end, video_id, end)
                 break
             except OSError as error:
                 _log.warning("%s: its end can't be written yet: %s", video_id, error)
                 await asyncio.sleep(pause_s)
-        if self._webhook:
-            self._webhook.tell(event)
+        if webhook:
+            webhook.tell(event)
 
     async def _render(self, clip_id: str, clip: _Clip) -> VideoEnd:
         """Return how a clip ends; what fails beside it is tried again."""
-        for pause_s in islice(_pauses(), TRIES):
+        for pause_s in islice(_pauses(), TRIES if clip.urgent else BATCH_TRIES):
             try:
                 outcome = await self._make(clip_id, clip)
             except Exception as error:  # noqa: BLE001 - a stage's process, the pool or the storage
@@ -285,8 +367,9 @@ class Dispatcher:
         with suppress(FileNotFoundError):
             return await asyncio.to_thread(self._ledger.read_commit, clip_id)
         row = {"clip_id": clip_id, "request": clip.request.model_dump_json()}
-        row = await self._encode.remote(row)
-        row = await denoise(self._pool, row, urgent=True, owner=clip.owner)
+        async with nullcontext() if clip.urgent else self._encodes:
+            row = await self._encode.remote(row)
+        row = await denoise(self._pool, row, urgent=clip.urgent, owner=clip.owner)
         done = await self._publish.remote(row, self._ledger)
         return (Failure if done["failed"] else Commit).model_validate_json(done["outcome"])
 

@@ -13,10 +13,12 @@ from typing import Any, cast
 
 from ray import serve
 
+from cluster.batches import LineFormat
 from cluster.client import ON_HEAD_NODE
 from cluster.dispatch import Dispatcher
 from cluster.stages import Encode, Publish, RenderSpec, Row
 from cluster.webhook import WebhookTarget
+from pipeline.batches import BatchLimits
 from pipeline.documents import OutputIdentity
 from pipeline.ledger import Ledger
 from pipeline.recipe import StageSpec
@@ -43,6 +45,8 @@ def bind_dispatcher(
     max_queued: int,
     max_per_minute: int,
     target: WebhookTarget | None,
+    lines: LineFormat,
+    limits: BatchLimits,
 ) -> Any:
     """Return the application that renders; `serve.run` it, or bind it to an ingress."""
     encode = _deploy(_Encode, "Encode", spec.recipe.encode).bind(spec)
@@ -55,7 +59,7 @@ def bind_dispatcher(
         ray_actor_options={"num_cpus": 0, "resources": ON_HEAD_NODE},
     )
     return dispatcher.bind(
-        spec, output, identity, encode, publish, max_queued, max_per_minute, target
+        spec, output, identity, encode, publish, max_queued, max_per_minute, target, lines, limits
     )
 
 

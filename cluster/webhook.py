@@ -1,4 +1,4 @@
-"""`Webhook`: tells one server how videos end, signed, again and again until it has heard.
+"""`Webhook`: tells one server how videos and batches end, signed, until it has heard, for days.
 
 By the Standard Webhooks specification, 1.0.0 (https://www.standardwebhooks.com), as OpenAI's own
 are: the official client's `webhooks.unwrap` verifies them.
@@ -109,13 +109,13 @@ class Webhook:
             if not wrong:
                 break
             if delay_s is None or datetime.now(UTC) - event.created_at > LONGEST:
-                _log.warning("%s: the webhook is not told of it: %s", event.video_id, wrong)
+                _log.warning("%s: the webhook is not told of it: %s", event.subject, wrong)
                 break
             await asyncio.sleep(delay_s)
         try:
             await asyncio.to_thread(self._outbox.remove, event)
         except OSError as error:
-            _log.warning("%s: told once more after a restart: %s", event.video_id, error)
+            _log.warning("%s: told once more after a restart: %s", event.subject, error)
 
     async def _post(self, event: WebhookEvent) -> str:
         """Return what keeps the other side from having heard; nothing if it has."""

@@ -32,7 +32,7 @@ class EndpointConfig(BaseModel):
     max_queued: PositiveInt = 100
     max_per_minute: PositiveInt = 60
     webhook: str | None = None
-    """URL that is told how each video ends, signed by RUSHES_WEBHOOK_SECRET."""
+    """URL that is told how each video and batch ends, signed by RUSHES_WEBHOOK_SECRET."""
 
 
 def build_endpoint(config: EndpointConfig) -> Any:

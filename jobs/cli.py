@@ -232,7 +232,7 @@ def serve(
         str | None,
         typer.Option(
             metavar="URL",
-            help="Told how each video ends, in a POST that RUSHES_WEBHOOK_SECRET signs.",
+            help="Told how each video and batch ends, in a POST that RUSHES_WEBHOOK_SECRET signs.",
             show_default=False,
         ),
     ] = None,

@@ -10,7 +10,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import ray
@@ -19,16 +19,19 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from cluster.answers import Refusal, VideoState
+from cluster.answers import BatchState, Refusal, VideoState
 from cluster.online import DISPATCHER, MANY, bind_dispatcher
 from cluster.session import check_cluster, describe_shortage, ray_session
 from cluster.stages import RenderSpec
 from cluster.webhook import WebhookTarget
 from jobs.api.endpoint import Endpoint
 from jobs.api.errors import UnavailableError
+from jobs.api.job import JobReader
 from jobs.api.keys import ApiKeys
+from jobs.api.lines import Lines
 from jobs.api.routes import make_app
 from jobs.stop import heed_stop_signals, stop_signals
+from pipeline.batches import BatchJob, BatchLimits
 from pipeline.documents import describe_output
 from pipeline.errors import UsageError
 from pipeline.identity import digest_renderer, fingerprint_model
@@ -37,6 +40,7 @@ from pipeline.lease import read_lease
 from pipeline.ledger import Ledger
 from pipeline.recipe import Recipe, resolve_checkpoint
 from pipeline.store import ObjectStore
+from pipeline.uploads import FileRecord
 
 APP = "rushes"
 INGRESS_CPUS = 0.1
@@ -58,7 +62,8 @@ class ServeCall:
     max_per_minute: int = 60
     """Videos that one key may ask for in any 60 seconds."""
     webhook: WebhookTarget | None = None
-    """Who is told how a video ends."""
+    """Who is told how a video or a batch ends."""
+    limits: BatchLimits = field(default_factory=BatchLimits)
 
 
 def serve_endpoint(call: ServeCall, address: str | None, say: Callable[[str], None]) -> None:
@@ -111,6 +116,7 @@ def bind_endpoint(call: ServeCall) -> Any:
     fingerprint = fingerprint_model(recipe.model, resolve_checkpoint(recipe.model))
     identity = describe_output(recipe, fingerprint)
     Ledger(ObjectStore(call.output)).open_output(identity)
+    renderer = digest_renderer(fingerprint, recipe.finish)
     dispatcher = bind_dispatcher(
         RenderSpec(recipe, fingerprint),
         call.output,
@@ -118,6 +124,8 @@ def bind_endpoint(call: ServeCall) -> Any:
         call.max_queued,
         call.max_per_minute,
         call.webhook,
+        Lines(JobReader(recipe, renderer, call.aliases)),
+        call.limits,
     )
     ingress = cast(Any, serve.deployment)(
         cast(Any, serve.ingress)()(Ingress),
@@ -125,7 +133,7 @@ def bind_endpoint(call: ServeCall) -> Any:
         max_ongoing_requests=MANY,
         ray_actor_options={"num_cpus": INGRESS_CPUS},
     )
-    return ingress.bind(dispatcher, call, digest_renderer(fingerprint, recipe.finish))
+    return ingress.bind(dispatcher, call, renderer)
 
 
 def find_webhook(url: str | None) -> WebhookTarget | None:
@@ -144,7 +152,9 @@ class Ingress:
         """Hold what calls are answered from."""
         ledger = Ledger(ObjectStore(call.output))
         desk = RemoteDesk(dispatcher)
-        self._endpoint = Endpoint(desk, call.recipe, renderer, ledger, call.keys, call.aliases)
+        self._endpoint = Endpoint(
+            desk, call.recipe, renderer, ledger, call.keys, call.aliases, call.limits
+        )
 
     def __serve_build_asgi_app__(self) -> Any:
         """Return what Serve gives calls to."""
@@ -160,6 +170,8 @@ class RemoteDesk:
     def __init__(self, dispatcher: DeploymentHandle[Any]) -> None:
         """Hold the handle."""
         self._dispatcher: Any = dispatcher
+        self.files = RemoteFiles(self._dispatcher.call_files)
+        self.batches = RemoteBatches(self._dispatcher.call_batches)
 
     async def submit(self, job: VideoJob) -> VideoState | Refusal:
         """Take a job in, or refuse it: its owner has reached a limit."""
@@ -182,6 +194,59 @@ class RemoteDesk:
     async def is_ready(self) -> bool:
         """Return whether clips can be made at once."""
         return await _ask(self._dispatcher.is_ready)
+
+
+class RemoteFiles:
+    """A dispatcher's files by a method of its handle."""
+
+    def __init__(self, call: Any) -> None:
+        """Hold the method."""
+        self._call = call
+
+    async def add(self, record: FileRecord) -> FileRecord | Refusal:
+        """Make an uploaded content a file, or refuse it."""
+        return await _ask(self._call, "add", record)
+
+    async def find(self, owner: str, file_id: str) -> FileRecord | None:
+        """Return an owner's file."""
+        return await _ask(self._call, "find", owner, file_id)
+
+    async def list(
+        self, owner: str, after: str | None, limit: int, purpose: str | None, *, newest_first: bool
+    ) -> tuple[list[FileRecord], bool] | None:
+        """Return a page of an owner's files."""
+        newest = {"newest_first": newest_first}
+        return await _ask(self._call, "list", owner, after, limit, purpose, **newest)
+
+    async def delete(self, owner: str, file_id: str) -> bool:
+        """Remove an owner's file."""
+        return await _ask(self._call, "delete", owner, file_id)
+
+
+class RemoteBatches:
+    """A dispatcher's batches by a method of its handle."""
+
+    def __init__(self, call: Any) -> None:
+        """Hold the method."""
+        self._call = call
+
+    async def create(self, job: BatchJob) -> BatchState | Refusal | None:
+        """Take a batch in, or refuse it."""
+        return await _ask(self._call, "create", job)
+
+    async def find(self, owner: str, batch_id: str) -> BatchState | None:
+        """Return how an owner's batch goes."""
+        return await _ask(self._call, "find", owner, batch_id)
+
+    async def list(
+        self, owner: str, after: str | None, limit: int
+    ) -> tuple[list[BatchState], bool] | None:
+        """Return a page of an owner's batches."""
+        return await _ask(self._call, "list", owner, after, limit)
+
+    async def cancel(self, owner: str, batch_id: str) -> BatchState | None:
+        """Call an owner's batch off."""
+        return await _ask(self._call, "cancel", owner, batch_id)
 
 
 async def _ask(method: Any, *args: Any, **kwargs: Any) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import secrets
+import time
 from collections.abc import Container
 from datetime import UTC, datetime
 from importlib import metadata
@@ -20,6 +22,8 @@ PACKAGES = ("rushes", "torch", "diffusers", "transformers", "ray", "av")
 Status = Literal["committed", "failed", "rejected", "remaining"]
 ClipId = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Attempt = Annotated[str, Field(pattern=r"^[0-9A-Za-z-]{8,80}$")]
+BATCH_ID = r"batch_[0-9a-f]{44}"
+BatchId = Annotated[str, Field(pattern=rf"^{BATCH_ID}$")]
 
 
 class Document(BaseModel):
@@ -138,6 +142,20 @@ def describe_output(recipe: Recipe, model_fingerprint: str) -> OutputIdentity:
 def new_attempt() -> str:
     """Return a name for one attempt at a clip: unguessable, and sortable by time."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{secrets.token_hex(8)}"
+
+
+def new_id(prefix: str) -> str:
+    """Return an id that sorts by time, to the millisecond, and can't be guessed: 44 hex digits."""
+    return f"{prefix}{time.time_ns() // 1_000_000:012x}{secrets.token_hex(16)}"
+
+
+def derive_id(prefix: str, parent: str, name: str) -> str:
+    """Return the id, always the same, of something by its name within what has the id `parent`.
+
+    It sorts by its parent's time, and only who knows the parent's id can make it.
+    """
+    digest = hashlib.sha256(f"{parent}/{name}".encode()).hexdigest()
+    return f"{prefix}{parent[-44:-32]}{digest[:32]}"
 
 
 def describe_failure(

@@ -18,6 +18,7 @@ from itertools import groupby
 from pipeline import checkpoints
 from pipeline.ledger import Ledger
 from pipeline.places import map_threads
+from pipeline.uploads import Uploads
 
 _FILE = re.compile(r"clips/(..)/(\1[0-9a-f]{62})/([0-9A-Za-z-]+)\.(?:mp4|jpg)")
 
@@ -33,7 +34,7 @@ class Garbage:
     unfinished: tuple[str, ...]
     """Saved work that the next run would go on from."""
     leftovers: tuple[str, ...]
-    """What writers that were cut off have left: work tables, parts of files."""
+    """What writers that were cut off have left: work tables, parts of files, uploads."""
 
 
 def find_garbage(ledger: Ledger) -> Garbage:
@@ -56,7 +57,11 @@ def find_garbage(ledger: Ledger) -> Garbage:
         attempts=tuple(_find_attempts(ledger, committed)),
         checkpoints=tuple(saved[False]),
         unfinished=tuple(saved[True]),
-        leftovers=(*ledger.store.list("work"), *ledger.store.list_unfinished()),
+        leftovers=(
+            *ledger.store.list("work"),
+            *ledger.store.list_unfinished(),
+            *Uploads(ledger.store).list_cut_off(),
+        ),
     )
 
 

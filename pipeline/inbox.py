@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import re
-import secrets
-import time
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.documents import ClipId, Document
+from pipeline.documents import BatchId, ClipId, Document, new_id
 from pipeline.lease import check_epoch
 from pipeline.places import AlreadyExistsError, map_threads
 from pipeline.request import RenderRequest
@@ -43,6 +41,8 @@ class VideoJob(Document):
     seconds: str
     size: str
     remixed_from: str | None = None
+    batch_id: BatchId | None = None
+    """The batch that it is a line of: it is not urgent, and counts towards no limit of calls."""
     idempotency_key: str | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
     created_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
@@ -59,7 +59,7 @@ class VideoEnd(Document):
 
 def new_video_id() -> str:
     """Return an id that sorts by time, to the millisecond, and can't be guessed."""
-    return f"video_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(16)}"
+    return new_id("video_")
 
 
 class Inbox:

@@ -1,9 +1,9 @@
 """`Outbox`: what the online endpoint still has to tell its webhook, in the store until it is heard.
 
-    webhooks/<ab>/<event id>.json       written before the video's end, removed once it is told
+    webhooks/<ab>/<event id>.json       before the end that it tells of; removed once it is told
 
-An event's id is made of its video's, so that one written twice is one event; `ab` is its last two
-digits.
+An event's id is made of its video's or batch's, so that one written twice is one event; `ab` is its
+last two digits.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.documents import Document
+from pipeline.batches import BatchEnd
+from pipeline.documents import BatchId, Document
 from pipeline.inbox import VideoEnd, VideoId
 from pipeline.lease import check_epoch
 from pipeline.places import map_threads
@@ -26,11 +27,15 @@ EVENT_ID = r"evt_[0-9a-f]{44}"
 
 
 class WebhookEvent(Document):
-    """That a video has ended."""
+    """That a video or a batch has ended."""
 
     id: Annotated[str, Field(pattern=rf"^{EVENT_ID}$")]
-    type: Literal["video.completed", "video.failed"]
-    video_id: VideoId
+    type: Literal[
+        "video.completed", "video.failed",
+        "batch.completed", "batch.failed", "batch.expired", "batch.cancelled",
+    ]  # fmt: skip
+    video_id: VideoId | None = None
+    batch_id: BatchId | None = None
     created_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
     @classmethod
@@ -43,6 +48,21 @@ class WebhookEvent(Document):
             created_at=end.ended_at,
         )
 
+    @classmethod
+    def of_batch(cls, batch_id: str, end: BatchEnd) -> WebhookEvent:
+        """Return the event of a batch's end."""
+        return cls(
+            id=f"evt_{batch_id.removeprefix('batch_')}",
+            type=_BATCH_EVENTS[end.status],
+            batch_id=batch_id,
+            created_at=end.ended_at,
+        )
+
+    @property
+    def subject(self) -> str:
+        """The id of what has ended."""
+        return self.video_id or self.batch_id or ""
+
     def to_body(self) -> str:
         """Return what is posted: an event of OpenAI's, https://platform.openai.com/docs/webhooks."""
         return json.dumps(
@@ -51,9 +71,18 @@ class WebhookEvent(Document):
                 "object": "event",
                 "created_at": int(self.created_at.timestamp()),
                 "type": self.type,
-                "data": {"id": self.video_id},
+                "data": {"id": self.subject},
             }
         )
+
+
+_BATCH_EVENTS: dict[str, Literal["batch.completed", "batch.failed", "batch.expired",
+                                 "batch.cancelled"]] = {
+    "completed": "batch.completed",
+    "failed": "batch.failed",
+    "expired": "batch.expired",
+    "cancelled": "batch.cancelled",
+}  # fmt: skip
 
 
 class Outbox:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import AsyncGenerator, Mapping
 from http import HTTPStatus
@@ -11,6 +10,7 @@ from typing import Any, cast
 
 from fastapi import Request
 from pydantic import BaseModel
+from pydantic_core import from_json
 from starlette.formparsers import FormParser, MultiPartException, MultiPartParser
 
 from jobs.api.wire import ApiError
@@ -61,8 +61,8 @@ async def read_body(request: Request) -> dict[str, Any]:
         if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
             return await _read_form(request, multipart=kind.startswith("multipart"))
         if kind == "application/json":
-            content = b"".join([chunk async for chunk in _limited(request)])
-            fields = json.loads(content)
+            content = b"".join([chunk async for chunk in limit_body(request, MAX_BODY_BYTES)])
+            fields = from_json(content)
             if isinstance(fields, dict):
                 return cast(dict[str, Any], fields)
     except (ValueError, RecursionError, MultiPartException, KeyError) as error:
@@ -75,7 +75,7 @@ async def read_body(request: Request) -> dict[str, Any]:
 
 
 async def _read_form(request: Request, *, multipart: bool) -> dict[str, Any]:
-    stream = _limited(request)
+    stream = limit_body(request, MAX_BODY_BYTES)
     if multipart:
         parser = MultiPartParser(
             request.headers,
@@ -99,14 +99,19 @@ async def _read_form(request: Request, *, multipart: bool) -> dict[str, Any]:
     return {**fields, "metadata": metadata} if metadata else fields
 
 
-async def _limited(request: Request) -> AsyncGenerator[bytes]:
+async def limit_body(request: Request, max_bytes: int) -> AsyncGenerator[bytes]:
+    """Yield a body as it comes.
+
+    Raises:
+        ApiError: it is too large.
+    """
     size_bytes = 0
     async for chunk in request.stream():
         size_bytes += len(chunk)
-        if size_bytes > MAX_BODY_BYTES:
+        if size_bytes > max_bytes:
             raise ApiError(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                f"the body has more than {MAX_BODY_BYTES} bytes",
+                f"the body has more than {max_bytes} bytes",
                 code="body_too_large",
             )
         yield chunk

@@ -9,21 +9,48 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Protocol
 
-from cluster.answers import Refusal, VideoState
-from jobs.api.body import parse_metadata, parse_request
+from cluster.answers import BatchState, Refusal, VideoState
+from jobs.api.job import JobReader
 from jobs.api.keys import ApiKeys
 from jobs.api.wire import ApiError
-from pipeline.identity import clip_id
+from pipeline.batches import BatchJob, BatchLimits
 from pipeline.inbox import VideoJob, new_video_id
 from pipeline.ledger import Ledger
 from pipeline.recipe import Recipe
+from pipeline.uploads import FileRecord
 
 MAX_IDEMPOTENCY_CHARS = 255
+
+
+class FileDesk(Protocol):
+    """What is needed of a `cluster.files.Files`."""
+
+    async def add(self, record: FileRecord) -> FileRecord | Refusal: ...  # noqa: D102
+    async def find(self, owner: str, file_id: str) -> FileRecord | None: ...  # noqa: D102
+    async def list(  # noqa: D102
+        self, owner: str, after: str | None, limit: int, purpose: str | None, *, newest_first: bool
+    ) -> tuple[list[FileRecord], bool] | None: ...
+    async def delete(self, owner: str, file_id: str) -> bool: ...  # noqa: D102
+
+
+class BatchDesk(Protocol):
+    """What is needed of a `cluster.batches.Batches`."""
+
+    async def create(self, job: BatchJob) -> BatchState | Refusal | None: ...  # noqa: D102
+    async def find(self, owner: str, batch_id: str) -> BatchState | None: ...  # noqa: D102
+    async def list(  # noqa: D102
+        self, owner: str, after: str | None, limit: int
+    ) -> tuple[list[BatchState], bool] | None: ...
+    async def cancel(self, owner: str, batch_id: str) -> BatchState | None: ...  # noqa: D102
 
 
 class Desk(Protocol):
     """What is needed of a `cluster.dispatch.Dispatcher`."""
 
+    @property
+    def files(self) -> FileDesk: ...  # noqa: D102
+    @property
+    def batches(self) -> BatchDesk: ...  # noqa: D102
     async def submit(self, job: VideoJob) -> VideoState | Refusal: ...  # noqa: D102
     async def find(self, owner: str, video_id: str) -> VideoState | None: ...  # noqa: D102
     async def list(  # noqa: D102
@@ -46,27 +73,13 @@ class Endpoint:
     keys: ApiKeys
     aliases: tuple[str, ...] = ()
     """Other names by which programs ask for the recipe's model."""
+    limits: BatchLimits = field(default_factory=BatchLimits)
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
-    def models(self) -> tuple[str, ...]:
-        """All names of the model."""
-        return (self.recipe.name, *self.aliases)
-
-    def check_model(self, name: Any) -> str:
-        """Return the model that is asked for by this name, or by none.
-
-        Raises:
-            ApiError: there is no such model.
-        """
-        if name is not None and name not in self.models:
-            raise ApiError(
-                HTTPStatus.NOT_FOUND,
-                f"model: got {str(name)[:64]!r}, expected {' or '.join(map(repr, self.models))}",
-                param="model",
-                code="model_not_found",
-            )
-        return str(name or self.recipe.name)
+    def reader(self) -> JobReader:
+        """What reads calls for videos."""
+        return JobReader(self.recipe, self.renderer, self.aliases)
 
     async def take(
         self,
@@ -80,8 +93,6 @@ class Endpoint:
         Raises:
             ApiError: it asks for what the model can't do, or its owner has reached a limit.
         """
-        model = self.check_model(fields.get("model"))
-        asked = await asyncio.to_thread(parse_request, fields, self.recipe)
         if idempotency_key and len(idempotency_key) > MAX_IDEMPOTENCY_CHARS:
             raise ApiError(
                 HTTPStatus.BAD_REQUEST,
@@ -89,22 +100,17 @@ class Endpoint:
                 f"expected up to {MAX_IDEMPOTENCY_CHARS}",
                 code="invalid_value",
             )
-        seconds = source.seconds if source else fields.get("seconds")
-        job = VideoJob(
+        job = await asyncio.to_thread(
+            self.reader.read,
+            fields,
+            source,
             id=new_video_id(),
             owner=owner,
-            clip_id=clip_id(asked, self.renderer),
-            request=asked,
-            model=model,
-            seconds=f"{asked.duration_s:g}" if seconds is None else str(seconds),
-            size=f"{asked.width}x{asked.height}",
-            remixed_from=source.id if source else None,
             idempotency_key=idempotency_key,
-            metadata=parse_metadata(fields),
         )
         state = await self.desk.submit(job)
         if isinstance(state, Refusal):
-            raise _too_many(state)
+            raise too_many(state)
         return state
 
     async def find(self, owner: str, video_id: str) -> VideoState:
@@ -129,18 +135,24 @@ def unknown_video(video_id: str, param: str = "video_id") -> ApiError:
     )
 
 
-def _too_many(refusal: Refusal) -> ApiError:
-    if refusal.limit == "queue":
-        code = "too_many_videos"
-        message = (
-            "you have as many videos under way as one key may have; wait for one, or delete it"
-        )
-    else:
-        code = "rate_limit_exceeded"
-        message = (
+def too_many(refusal: Refusal) -> ApiError:
+    """Return the error for what its owner has reached a limit of."""
+    code, message = {
+        "queue": (
+            "too_many_videos",
+            "you have as many videos under way as one key may have; wait for one, or delete it",
+        ),
+        "rate": (
+            "rate_limit_exceeded",
             "you have asked for as many videos as one key may in a minute; "
-            f"ask again in {refusal.retry_after_s} s"
-        )
+            f"ask again in {refusal.retry_after_s} s",
+        ),
+        "files": ("too_many_files", "you have as many files as one key may have; delete some"),
+        "batches": (
+            "too_many_batches",
+            "you have as many batches under way as one key may have; wait for one, or cancel it",
+        ),
+    }[refusal.limit]
     error = ApiError(HTTPStatus.TOO_MANY_REQUESTS, message, code=code)
     error.headers["retry-after"] = str(refusal.retry_after_s)
     return error

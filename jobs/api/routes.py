@@ -6,10 +6,12 @@ import asyncio
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
+from fastapi import APIRouter, FastAPI, Header, Query, Request, Response
 
+from jobs.api import batches, files
 from jobs.api.body import VideoBody, read_body
 from jobs.api.content import Variant, read_content
+from jobs.api.depends import At, Owner
 from jobs.api.endpoint import Endpoint, unknown_video
 from jobs.api.errors import RETRY_AFTER_S, document_errors, handle_errors
 from jobs.api.page import make_page_routes
@@ -31,18 +33,11 @@ def make_app(endpoint: Endpoint) -> FastAPI:
     """Return the application that answers for an endpoint."""
     app = FastAPI(title="Rushes", summary="Videos from prompts.", docs_url=None, redoc_url=None)
     app.state.endpoint = endpoint
-    app.include_router(_routes)
+    for router in (_routes, files.routes, batches.routes):
+        app.include_router(router)
     app.include_router(make_page_routes(asks_key=not endpoint.keys.insecure))
     handle_errors(app)
     return app
-
-
-def _get_endpoint(request: Request) -> Endpoint:
-    return request.app.state.endpoint
-
-
-def _identify(request: Request) -> str:
-    return _get_endpoint(request).keys.identify(request.headers.get("authorization"))
 
 
 def _document_body(*only: str) -> dict[str, Any]:
@@ -53,8 +48,6 @@ def _document_body(*only: str) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-At = Annotated[Endpoint, Depends(_get_endpoint)]
-Owner = Annotated[str, Depends(_identify)]
 IdempotencyKey = Annotated[str | None, Header()]
 _routes = APIRouter()
 
@@ -80,7 +73,7 @@ async def list_videos(
     limit: Annotated[int, Query(ge=0, le=MAX_PAGE)] = 20,
     order: Literal["asc", "desc"] = "desc",
 ) -> VideoPage:
-    """List your videos, by the time they were asked for."""
+    """List your videos, by the time they were asked for; a batch's are in its output alone."""
     page = await at.desk.list(owner, after, limit, newest_first=order == "desc")
     if page is None:
         raise unknown_video(after or "", "after")
@@ -114,9 +107,17 @@ async def retrieve_video(video_id: str, at: At, owner: Owner, response: Response
     return describe_video(state)
 
 
-@_routes.delete("/v1/videos/{video_id}", responses=document_errors(400, 401, 404))
+@_routes.delete("/v1/videos/{video_id}", responses=document_errors(400, 401, 404, 409))
 async def delete_video(video_id: str, at: At, owner: Owner) -> DeletedVideo:
-    """Delete a video; one that is under way is given up."""
+    """Delete a video; one that is under way is given up. One of a batch stays until that ends."""
+    batch_id = (await at.find(owner, video_id)).job.batch_id
+    batch = await at.desk.batches.find(owner, batch_id) if batch_id else None
+    if batch and not batch.end:
+        raise ApiError(
+            HTTPStatus.CONFLICT,
+            f"the video is a line of {batch_id}, which is {batch.status}; cancel that",
+            code="video_in_batch",
+        )
     if not await at.desk.delete(owner, video_id):
         raise unknown_video(video_id)
     return DeletedVideo(id=video_id)
@@ -187,13 +188,13 @@ async def refuse_unsupported(request: Request, at: At, owner: Owner) -> Video:
 @_routes.get("/v1/models", responses=document_errors(401))
 async def list_models(at: At, owner: Owner) -> ModelList:
     """List the models that can be asked for."""
-    return ModelList(data=[Model(id=name, created=at.created) for name in at.models])
+    return ModelList(data=[Model(id=name, created=at.created) for name in at.reader.models])
 
 
 @_routes.get("/v1/models/{model}", responses=document_errors(401, 404))
 async def retrieve_model(model: str, at: At, owner: Owner) -> Model:
     """Tell of one model."""
-    return Model(id=at.check_model(model), created=at.created)
+    return Model(id=at.reader.check_model(model), created=at.created)
 
 
 @_routes.get("/readyz", responses=document_errors())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import socket
 import subprocess
 import threading
@@ -31,7 +32,31 @@ LONG = {"num_inference_steps": "100"}
 MAX_QUEUED, MAX_PER_MINUTE = 30, 100
 SHARED = ("--set", "checkpoint.every_s=0.5")
 """What a batch must set, too, for the endpoint's pool."""
+ENDED = ("completed", "failed", "expired", "cancelled")
 WEBHOOK_SECRET = "whsec_cnVzaGVzIHdlYmhvb2sgc2VjcmV0"
+
+
+def make_lines(*bodies: Any) -> bytes:
+    """Return a batch's file with a line for each body: `line 0` and so on."""
+    lines = [
+        {"custom_id": f"line {number}", "method": "POST", "url": "/v1/videos", "body": body}
+        for number, body in enumerate(bodies)
+    ]
+    return b"".join(json.dumps(each).encode() + b"\n" for each in lines)
+
+
+def create_batch(client: OpenAI, *bodies: Any, metadata: Any = None) -> tuple[Any, str]:
+    """Return a batch of a line for each body, just created, and the id of its file."""
+    file = client.files.create(file=("batch.jsonl", make_lines(*bodies)), purpose="batch")
+    batch = client.batches.create(
+        input_file_id=file.id, endpoint="/v1/videos", completion_window="24h", metadata=metadata
+    )
+    return batch, file.id
+
+
+def read_answers(client: OpenAI, file_id: str) -> list[Any]:
+    """Return what a batch's output has on each line."""
+    return [json.loads(line) for line in client.files.content(file_id).read().splitlines()]
 
 
 class Listener:

@@ -1,0 +1,69 @@
+"""`JobReader`: what a call's fields ask for, as a job of the endpoint's model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from jobs.api.body import parse_metadata, parse_request
+from jobs.api.wire import ApiError
+from pipeline.identity import clip_id
+from pipeline.inbox import VideoJob
+from pipeline.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class JobReader:
+    """Reads calls for videos, and lines of batches that stand for them."""
+
+    recipe: Recipe
+    renderer: str
+    """The digest that clip ids are made with."""
+    aliases: tuple[str, ...] = ()
+    """Other names by which programs ask for the recipe's model."""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """All names of the model."""
+        return (self.recipe.name, *self.aliases)
+
+    def check_model(self, name: Any) -> str:
+        """Return the model that is asked for by this name, or by none.
+
+        Raises:
+            ApiError: there is no such model.
+        """
+        if name is not None and name not in self.models:
+            raise ApiError(
+                HTTPStatus.NOT_FOUND,
+                f"model: got {str(name)[:64]!r}, expected {' or '.join(map(repr, self.models))}",
+                param="model",
+                code="model_not_found",
+            )
+        return str(name or self.recipe.name)
+
+    def read(
+        self, fields: Mapping[str, Any], source: VideoJob | None = None, **known: Any
+    ) -> VideoJob:
+        """Return the job that fields ask for; `source` is what it is a remix of.
+
+        `known` are the job's fields that no caller says: its `id`, its `owner` and so on.
+
+        Raises:
+            ApiError: they ask for what the model can't do.
+        """
+        model = self.check_model(fields.get("model"))
+        asked = parse_request(fields, self.recipe)
+        seconds = source.seconds if source else fields.get("seconds")
+        return VideoJob(
+            clip_id=clip_id(asked, self.renderer),
+            request=asked,
+            model=model,
+            seconds=f"{asked.duration_s:g}" if seconds is None else str(seconds),
+            size=f"{asked.width}x{asked.height}",
+            remixed_from=source.id if source else None,
+            metadata=parse_metadata(fields),
+            **known,
+        )

@@ -1,0 +1,217 @@
+"""A batch goes from its file to its answers, on every store, and on from wherever it was."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from cluster.answers import Refusal
+from pipeline.batches import FOLDER, WINDOW, BatchLimits, name_video
+from pipeline.inbox import VideoEnd
+from pipeline.store import ObjectStore
+from tests.support.batches import OWNER, Desk, Endpoint
+from tests.support.online import make_lines
+
+WRONG = {"prompt": "a ball", "size": "1x1"}
+
+
+def prompts(*texts: str) -> bytes:
+    return make_lines(*({"prompt": each} for each in texts))
+
+
+async def start(desk: Desk, content: bytes, at: datetime | None = None) -> str:
+    """Return the id of a batch of these lines."""
+    file = await desk.upload(content)
+    state = await desk.create(file.id, at=at)
+    assert state.status == "validating"
+    return state.job.id
+
+
+async def answers(desk: Desk, file_id: str | None) -> list[Any]:
+    return [json.loads(line) for line in (await desk.read(file_id)).splitlines()]
+
+
+def names(lines: list[Any]) -> list[str]:
+    return [each["custom_id"] for each in lines]
+
+
+def test_lines_end_where_their_videos_do(store: ObjectStore) -> None:
+    async def run() -> None:
+        async with Endpoint(store).desk() as desk:
+            lines = make_lines({"prompt": "one"}, WRONG, {"prompt": "this fails"})
+            batch_id = await start(desk, lines)
+            now = await desk.wait(batch_id, "in_progress")
+            assert (now.total, now.completed, now.failed) == (3, 0, 1)
+            desk.studio.open.set()
+            state = await desk.wait(batch_id)
+            assert (state.status, state.total, state.completed, state.failed) == (
+                "completed", 3, 1, 2
+            )  # fmt: skip
+            (good,) = await answers(desk, state.end.output_file_id)
+            assert good["response"]["body"]["id"] == name_video(batch_id, 1)
+            wrong, failed = await answers(desk, state.end.error_file_id)
+            assert (wrong["response"]["status_code"], failed["response"]["status_code"]) == (
+                400, 200
+            )  # fmt: skip
+            assert failed["response"]["body"]["status"] == "failed"
+            assert [event.type for event in desk.outbox.load()] == ["batch.completed"]
+            assert not [key for key in store.list(FOLDER) if "plan" in key]
+
+    asyncio.run(run())
+
+
+def test_whoever_takes_over_goes_on_and_makes_nothing_twice(store: ObjectStore) -> None:
+    endpoint = Endpoint(store)
+
+    async def begin() -> str:
+        async with endpoint.desk() as desk:
+            batch_id = await start(desk, prompts("one at once", "two", "three"))
+            await desk.wait(batch_id, "in_progress")
+            while not desk.studio.made:
+                await asyncio.sleep(0.005)
+            file_id = (await desk.files.list(OWNER, None, 1, None, newest_first=True))[0][0].id  # type: ignore[index]
+            assert await desk.files.delete(OWNER, file_id)  # its lines are read
+            return batch_id
+
+    async def go_on(batch_id: str) -> None:
+        async with endpoint.desk() as desk:
+            desk.studio.open.set()
+            state = await desk.wait(batch_id)
+            assert (state.status, state.completed) == ("completed", 3)
+            assert desk.studio.made == {"two": 1, "three": 1}
+            good = await answers(desk, state.end.output_file_id)
+            assert [each["response"]["body"]["prompt"] for each in good] == [
+                "one at once", "two", "three"
+            ]  # fmt: skip
+        async with endpoint.desk() as desk:
+            assert await desk.batches.find(OWNER, batch_id) == state
+            assert len(desk.studio.jobs) == 3
+            assert len(await answers(desk, state.end.output_file_id)) == 3
+
+    asyncio.run(go_on(asyncio.run(begin())))
+
+
+@pytest.mark.parametrize("restart", [False, True], ids=["at once", "by the next"])
+def test_a_batch_that_is_called_off_ends_with_what_is_done(
+    store: ObjectStore, restart: bool
+) -> None:
+    endpoint = Endpoint(store)
+
+    async def run() -> None:
+        async with endpoint.desk() as desk:
+            batch_id = await start(desk, prompts("one at once", "two", "three") + b"\n\n")
+            while not desk.studio.made:
+                await asyncio.sleep(0.005)
+            state = await desk.batches.cancel(OWNER, batch_id)
+            assert state
+            assert state.status == "cancelling"
+            if not restart:
+                await check(desk, batch_id)
+        async with endpoint.desk() as desk:
+            await check(desk, batch_id)
+
+    async def check(desk: Desk, batch_id: str) -> None:
+        state = await desk.wait(batch_id)
+        assert (state.status, state.total, state.completed, state.failed) == ("cancelled", 3, 1, 0)
+        assert names(await answers(desk, state.end.output_file_id)) == ["line 0"]
+        left = await answers(desk, state.end.error_file_id)
+        assert names(left) == ["line 1", "line 2"]
+        assert {(each["response"], each["error"]["code"]) for each in left} == {
+            (None, "batch_cancelled")
+        }
+        assert [event.type for event in desk.outbox.load()] == ["batch.cancelled"]
+        assert all(desk.studio.find_end(each) for each in desk.studio.jobs), "none is left"
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("left_s", [0.5, -3600.0], ids=["while it runs", "while nobody did"])
+def test_what_takes_too_long_expires(store: ObjectStore, left_s: float) -> None:
+    async def run() -> None:
+        async with Endpoint(store).desk() as desk:
+            at = datetime.now(UTC) - WINDOW + timedelta(seconds=left_s)
+            batch_id = await start(desk, prompts("one at once", "two"), at)
+            state = await desk.wait(batch_id)
+            assert state.status == "expired"
+            left = await answers(desk, state.end.error_file_id)
+            assert {each["error"]["code"] for each in left} == {"batch_expired"}
+            in_time = left_s > 0
+            assert state.completed == in_time
+            assert names(left) == (["line 1"] if in_time else ["line 0", "line 1"])
+            if in_time:
+                assert names(await answers(desk, state.end.output_file_id)) == ["line 0"]
+            video = desk.studio.find_end(name_video(batch_id, 2))
+            assert (video.code if video else None) == ("batch_expired" if in_time else None)
+
+    asyncio.run(run())
+
+
+def test_what_had_ended_in_time_is_completed_whenever_that_is_seen(store: ObjectStore) -> None:
+    async def run() -> None:
+        async with Endpoint(store).desk() as desk:
+            file = await desk.upload(prompts("one"))
+            at = datetime.now(UTC) - WINDOW - timedelta(hours=1)
+            batch_id = (await desk.create(file.id, at=at)).job.id
+            desk.studio.ends[name_video(batch_id, 1)] = VideoEnd(status="completed")
+            assert (await desk.wait(batch_id)).status == "completed"
+
+    asyncio.run(run())
+
+
+def test_a_file_that_is_none_of_a_batchs_fails_it(store: ObjectStore) -> None:
+    async def run() -> None:
+        async with Endpoint(store).desk() as desk:
+            batch_id = await start(desk, b"{}\n")
+            state = await desk.wait(batch_id)
+            assert state.status == "failed"
+            (fault,) = state.end.faults
+            assert (fault.code, fault.line) == ("missing_required_parameter", 1)
+            assert desk.studio.jobs == {}
+            assert [event.type for event in desk.outbox.load()] == ["batch.failed"]
+            file = await desk.upload(prompts("one"))
+            await asyncio.to_thread(desk.files.uploads.forget, file.id)
+            state = await desk.wait((await desk.create(file.id)).job.id)
+            assert [each.code for each in state.end.faults] == ["file_not_found"]
+
+    asyncio.run(run())
+
+
+def test_a_key_has_limits_of_its_own(store: ObjectStore) -> None:
+    limits = BatchLimits(max_files=2, max_lines=2, max_batches=1)
+
+    async def run() -> None:
+        async with Endpoint(store, limits).desk() as desk:
+            first, long = await desk.upload(prompts("one")), await desk.upload(prompts(*"abc"))
+            assert isinstance(refused := await desk.upload(b"{}"), Refusal)
+            assert refused.limit == "files"
+            assert not isinstance(await desk.upload(b"{}", "another"), Refusal)
+            batch_id = (await desk.create(first.id)).job.id
+            assert (await desk.create(long.id)).limit == "batches"
+            desk.studio.open.set()
+            await desk.wait(batch_id)
+            state = await desk.wait((await desk.create(long.id)).job.id)
+            assert [(each.code, each.line) for each in state.end.faults] == [("too_many_lines", 3)]
+            assert await desk.files.delete(OWNER, first.id)
+            assert not isinstance(await desk.upload(b"{}"), Refusal), "answers are not counted"
+
+    asyncio.run(run())
+
+
+def test_one_sees_nothing_of_anothers(store: ObjectStore) -> None:
+    async def run() -> None:
+        async with Endpoint(store).desk() as desk:
+            file = await desk.upload(prompts("one"))
+            batch_id = (await desk.create(file.id)).job.id
+            assert await desk.create(file.id, "another") is None
+            assert await desk.batches.find("another", batch_id) is None
+            assert await desk.batches.cancel("another", batch_id) is None
+            assert await desk.batches.list("another", None, 9) == ([], False)
+            assert await desk.files.find("another", file.id) is None
+            assert await desk.files.delete("another", file.id) is False
+            assert await desk.files.list("another", file.id, 9, None, newest_first=True) is None
+
+    asyncio.run(run())
