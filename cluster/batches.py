@@ -14,13 +14,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from cluster.answers import BatchState, Refusal
 from cluster.files import Files, cut_page
+from cluster.pauses import pauses
 from cluster.webhook import Webhook
 from pipeline.batches import (
     BatchEnd,
@@ -40,8 +41,6 @@ from pipeline.uploads import FileRecord
 ROOM = 64
 """Lines that are under way at once, of all batches; batches take turns."""
 RETRY_S = 60
-PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
-"""Before a batch that an error has stopped goes on; the last one again and again."""
 UNFINISHED = ("batch_cancelled", "batch_expired")
 """Why a line has no answer, as its error's code has it."""
 
@@ -192,7 +191,7 @@ class Batches:
 
     async def _see_through(self, batch: _Batch) -> None:
         """Bring a batch to its end, however long the storage is away."""
-        for pause_s in _pauses():
+        for pause_s in pauses():
             try:
                 faults = () if batch.plan else await self._validate(batch)
                 if batch.plan:
@@ -345,9 +344,3 @@ def _give_up(code: str) -> VideoEnd:
         "batch_expired": "the video was not finished before the batch's completion window ended",
     }
     return VideoEnd(status="failed", code=code, message=why[code])
-
-
-def _pauses() -> Iterator[float]:
-    yield from PAUSES_S
-    while True:
-        yield PAUSES_S[-1]

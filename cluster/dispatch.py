@@ -14,29 +14,25 @@ import asyncio
 import logging
 import math
 import os
-import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from typing import Any
 
-from ray.exceptions import ActorDiedError, RayError
-
 from cluster import metrics
-from cluster.answers import ClipProgress, PoolProgress, Refusal, VideoState
+from cluster.answers import Refusal, VideoState
 from cluster.batches import Batches, LineFormat
-from cluster.client import PoolClient, join_pool
+from cluster.client import join_pool
+from cluster.clip_maker import ClipMaker
 from cluster.files import Files
-from cluster.pool import PoolBrokenError, PoolClosedError
+from cluster.pauses import pauses
 from cluster.rate import RateLimit
-from cluster.stages import RenderSpec, denoise
+from cluster.stages import RenderSpec
 from cluster.webhook import Webhook, WebhookTarget
 from pipeline.batches import BatchLimits, BatchStore
 from pipeline.checkpoints import Checkpoints
-from pipeline.documents import Commit, Failure, OutputIdentity
+from pipeline.documents import OutputIdentity
 from pipeline.inbox import Inbox, VideoEnd, VideoJob
 from pipeline.lease import Lease
 from pipeline.ledger import Ledger
@@ -45,17 +41,9 @@ from pipeline.request import RenderRequest
 from pipeline.store import ObjectStore
 from pipeline.uploads import Uploads
 
-POLL_S, IDLE_POLL_S = 0.25, 1.0
-TRIES, BATCH_TRIES = 4, 20
-PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0
-"""Before what failed is tried again; twice as long each time. A batch has time for more tries."""
-ROOM = 64
-"""Clips that are in the stages at once, or wait there for a gang; the others wait before them."""
-BATCH_ENCODES = 2
-"""Clips of batches that are encoded at once: one that is urgent waits for no more than these."""
+WRITING_POLL_S = 0.25
 QUEUE_RETRY_S = 10
 LOST_LEASE = 70
-_LET_GO = (ActorDiedError, PoolBrokenError, PoolClosedError)
 
 _log = logging.getLogger("ray.serve")
 
@@ -100,7 +88,6 @@ class Dispatcher:
         """
         self._max_queued = max_queued
         self._rate = RateLimit(max_per_minute)
-        self._encode, self._publish = encode, publish
         store = ObjectStore(output)
         await asyncio.to_thread(Ledger(store).open_output, identity)
         limit_s = spec.recipe.lease.limit_s
@@ -116,14 +103,10 @@ class Dispatcher:
         self._idempotent: dict[tuple[str, str], str] = {}
         self._under_way = Counter[str]()  # of each owner
         self._clips: dict[str, _Clip] = {}
-        self._progress: dict[str, ClipProgress] = {}
-        self._gangs_up = 0
-        self._join = partial(
-            join_pool, spec.recipe, Checkpoints(store, spec.model_fingerprint, lease.epoch)
-        )
-        self._pool: PoolClient = await asyncio.to_thread(self._join)  # which begins to load models
-        self._room = asyncio.Semaphore(ROOM)
-        self._encodes = asyncio.Semaphore(BATCH_ENCODES)
+        checkpoints = Checkpoints(store, spec.model_fingerprint, lease.epoch)
+        join = partial(join_pool, spec.recipe, checkpoints)
+        self._maker = ClipMaker(join, encode, publish, self._ledger)
+        await self._maker.open()
         self._files = Files(Uploads(store, lease.epoch), limits.max_files)
         batches = BatchStore(store, lease.epoch)
         self._batches = Batches(batches, self._files, self, lines, limits, self._webhook)
@@ -134,7 +117,7 @@ class Dispatcher:
             if end:
                 self._ends[job.id] = end
             elif not job.batch_id:
-                self._under_way[job.owner] += 1
+                self._count(job.owner, 1)
                 self._begin(job)
         await self._batches.load()
         await self._forget_cut_off()
@@ -146,7 +129,6 @@ class Dispatcher:
                     is_under_way = event.video_id in self._jobs and event.video_id not in self._ends
                 if not is_under_way:  # else its end is still to come
                     self._webhook.tell(event)
-        self._watcher = asyncio.create_task(self._watch())
 
     async def submit(self, job: VideoJob) -> VideoState | Refusal:
         """Take a job in; it is durable when this returns. Or refuse it, which counts for nothing.
@@ -158,15 +140,15 @@ class Dispatcher:
             while (before := self._idempotent.setdefault(used, job.id)) != job.id:
                 if before in self._jobs:
                     return self._describe(before)
-                await asyncio.sleep(POLL_S)  # it is being written, and may fail
+                await asyncio.sleep(WRITING_POLL_S)  # it is being written, and may fail
         if refusal := self._refuse(job.owner):
             self._idempotent.pop((job.owner, job.idempotency_key or ""), None)
             return refusal
-        self._under_way[job.owner] += 1
+        self._count(job.owner, 1)
         try:
             await asyncio.to_thread(self._inbox.accept, job)
         except BaseException:
-            self._under_way[job.owner] -= 1
+            self._count(job.owner, -1)
             self._idempotent.pop((job.owner, job.idempotency_key or ""), None)
             raise
         self._remember(job)
@@ -202,7 +184,7 @@ class Dispatcher:
             return True
         del self._jobs[video_id]
         if not self._ends.pop(video_id, None) and not job.batch_id:
-            self._under_way[owner] -= 1
+            self._count(owner, -1)
         self._idempotent.pop((owner, job.idempotency_key or ""), None)
         self._leave(job)
         return True
@@ -242,19 +224,17 @@ class Dispatcher:
 
     async def is_ready(self) -> bool:
         """Return whether a gang has its model loaded, or only waits for a clip to load it for."""
-        return self._gangs_up > 0
+        return self._maker.is_ready()
 
     async def close(self) -> None:
-        """Save what is under way, end the pool and give the lease back."""
-        self._watcher.cancel()
+        """Save what is under way, leave the pool and give the lease back."""
         await self._batches.close()
         for clip in self._clips.values():
             if clip.task:
                 clip.task.cancel()
         if self._webhook:
             await self._webhook.close()
-        with suppress(RayError):
-            await self._pool.leave()
+        await self._maker.close()
         await asyncio.to_thread(self._held.close)
 
     def _refuse(self, owner: str) -> Refusal | None:
@@ -262,6 +242,10 @@ class Dispatcher:
             return Refusal("queue", QUEUE_RETRY_S)
         wait_s = self._rate.take(owner)
         return Refusal("rate", math.ceil(wait_s)) if wait_s else None
+
+    def _count(self, owner: str, change: int) -> None:
+        self._under_way[owner] += change
+        metrics.VIDEOS.set(self._under_way.total())
 
     def _remember(self, job: VideoJob) -> None:
         self._jobs[job.id] = job
@@ -273,7 +257,7 @@ class Dispatcher:
 
     def _begin(self, job: VideoJob) -> None:
         clip, urgent = self._clips.get(job.clip_id), not job.batch_id
-        waits = clip and not (clip.urgent or clip.is_made or job.clip_id in self._progress)
+        waits = clip and not (clip.urgent or clip.is_made or self._maker.progress(job.clip_id))
         joined = set[str]()
         if clip and clip.task and urgent and waits:  # behind a batch: it is asked for anew
             joined, clip.videos = clip.videos, set()
@@ -302,8 +286,7 @@ class Dispatcher:
     async def _see_through(self, clip_id: str, clip: _Clip) -> None:
         """Bring a clip to its end, and every video that is it."""
         try:
-            async with self._room if clip.urgent else nullcontext():
-                end = await self._render(clip_id, clip)
+            end = await self._maker.make(clip_id, clip.request, clip.owner, urgent=clip.urgent)
             clip.is_made = True
             while clip.videos:  # more may come while these are written
                 video_id = next(iter(clip.videos))
@@ -313,13 +296,12 @@ class Dispatcher:
                     self._ends[video_id] = end
                     if self._jobs[video_id].batch_id:
                         continue
-                    self._under_way[self._jobs[video_id].owner] -= 1
+                    self._count(self._jobs[video_id].owner, -1)
                     took = end.ended_at - self._jobs[video_id].created_at
                     metrics.VIDEO_SECONDS.observe(took.total_seconds(), {"how": end.status})
         except asyncio.CancelledError:
             if not clip.videos:  # nobody wants it any more
-                with suppress(RayError):
-                    await self._pool.cancel(clip_id)
+                await self._maker.cancel(clip_id)
             raise
         finally:
             if self._clips.get(clip_id) is clip:
@@ -330,7 +312,7 @@ class Dispatcher:
         event = WebhookEvent.of_end(video_id, end)
         job = self._jobs.get(video_id)
         webhook = None if job and job.batch_id else self._webhook  # of a batch, its end is told
-        for pause_s in _pauses():
+        for pause_s in pauses():
             try:
                 if webhook:
                     await webhook.keep(event)
@@ -342,82 +324,15 @@ class Dispatcher:
         if webhook:
             webhook.tell(event)
 
-    async def _render(self, clip_id: str, clip: _Clip) -> VideoEnd:
-        """Return how a clip ends; what fails beside it is tried again."""
-        for pause_s in islice(_pauses(), TRIES if clip.urgent else BATCH_TRIES):
-            try:
-                outcome = await self._make(clip_id, clip)
-            except Exception as error:  # noqa: BLE001 - a stage's process, the pool or the storage
-                _log.warning("clip %s is tried again: %s", clip_id[:16], error)
-                await asyncio.sleep(pause_s)
-                if isinstance(error, _LET_GO):
-                    await self._join_again()
-            else:
-                if isinstance(outcome, Commit):
-                    return VideoEnd(status="completed")
-                return VideoEnd(
-                    status="failed",
-                    code="rendering_failed",
-                    message=f"the model failed on this request in its {outcome.stage} stage",
-                )
-        message = "the renderer could not finish this video; ask for it again later"
-        return VideoEnd(status="failed", code="server_error", message=message)
-
-    async def _make(self, clip_id: str, clip: _Clip) -> Commit | Failure:
-        with suppress(FileNotFoundError):
-            return await asyncio.to_thread(self._ledger.read_commit, clip_id)
-        row = {"clip_id": clip_id, "request": clip.request.model_dump_json()}
-        async with nullcontext() if clip.urgent else self._encodes:
-            row = await self._encode.remote(row)
-        row = await denoise(self._pool, row, urgent=clip.urgent, owner=clip.owner)
-        done = await self._publish.remote(row, self._ledger)
-        return (Failure if done["failed"] else Commit).model_validate_json(done["outcome"])
-
     def _describe(self, video_id: str) -> VideoState:
         job, end = self._jobs[video_id], self._ends.get(video_id)
         if end:
             return VideoState(job, end.status, 100 if end.status == "completed" else 0, None, end)
-        now = self._progress.get(job.clip_id)
+        clip = self._clips.get(job.clip_id)
+        if clip and clip.is_made:
+            return VideoState(job, "in_progress", 99, 0.0)
+        now = self._maker.progress(job.clip_id)
         if now is None:
             return VideoState(job, "queued", 0, None)
         left_s = now.left_s if now.step_s else None
         return VideoState(job, "in_progress", 99 * now.step // now.num_steps, left_s)
-
-    async def _watch(self) -> None:
-        """Keep in sight how far the clips are that gangs have, and this tenant in the pool's."""
-        looked_at = 0.0
-        while True:
-            await asyncio.sleep(POLL_S)
-            metrics.VIDEOS.set(self._under_way.total())
-            if self._clips or time.monotonic() - looked_at > IDLE_POLL_S:
-                looked_at = time.monotonic()
-                await self._look()
-
-    async def _look(self) -> None:
-        try:
-            now: PoolProgress = await self._pool.progress()
-        except _LET_GO:
-            self._gangs_up = 0
-            await self._join_again()
-        except RayError:  # it is starting anew
-            self._gangs_up = 0
-        else:
-            self._gangs_up = now.gangs_ready + now.gangs_asleep
-            gone = self._progress.keys() - now.clips.keys()
-            self._progress |= now.clips
-            for clip_id in gone - self._clips.keys():
-                del self._progress[clip_id]
-
-    async def _join_again(self) -> None:
-        """Enter the pool, or another: it has let this tenant go, or could make no gang."""
-        try:
-            self._pool = await asyncio.to_thread(self._join)
-        except Exception as error:  # noqa: BLE001 - the next look tries again
-            _log.warning("the pool can't be joined: %s", error)
-
-
-def _pauses() -> Iterator[float]:
-    pause_s = PAUSE_S
-    while True:
-        yield pause_s
-        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)

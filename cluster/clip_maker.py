@@ -1,0 +1,153 @@
+"""`ClipMaker`: brings the online endpoint's clips through the stages, and says how far they are."""
+
+# pyright: reportUnknownMemberType=false, reportMissingTypeStubs=false
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from itertools import islice
+from typing import Any
+
+from ray.exceptions import ActorDiedError, RayError
+
+from cluster.answers import ClipProgress, PoolProgress
+from cluster.client import PoolClient
+from cluster.pauses import pauses
+from cluster.pool import PoolBrokenError, PoolClosedError
+from cluster.stages import denoise
+from pipeline.documents import Commit, Failure
+from pipeline.inbox import VideoEnd
+from pipeline.ledger import Ledger
+from pipeline.request import RenderRequest
+
+POLL_S, IDLE_POLL_S = 0.25, 1.0
+TRIES, BATCH_TRIES = 4, 20
+"""Of what fails beside the clip; a batch has time for more."""
+ROOM = 64
+"""Urgent clips in the stages at once, or waiting there for a gang; others wait before them."""
+BATCH_ENCODES = 2
+"""Clips of batches that are encoded at once: one that is urgent waits for no more than these."""
+_LET_GO = (ActorDiedError, PoolBrokenError, PoolClosedError)
+
+_log = logging.getLogger("ray.serve")
+
+
+class ClipMaker:
+    """Lives on one event loop; `open` it first, `close` it at last."""
+
+    def __init__(
+        self, join: Callable[[], PoolClient], encode: Any, publish: Any, ledger: Ledger
+    ) -> None:
+        """Hold the stages' deployments; `join` enters the pool of gangs."""
+        self._join, self._encode, self._publish = join, encode, publish
+        self._ledger = ledger
+        self._under_way = Counter[str]()  # by clip id: twice for one that is asked for anew
+        self._progress: dict[str, ClipProgress] = {}
+        self._gangs_up = 0
+        self._room = asyncio.Semaphore(ROOM)
+        self._encodes = asyncio.Semaphore(BATCH_ENCODES)
+
+    async def open(self) -> None:
+        """Enter the pool, which begins to load models."""
+        self._pool = await asyncio.to_thread(self._join)
+        self._watcher = asyncio.create_task(self._watch())
+
+    async def close(self) -> None:
+        """Have what is under way saved, and leave the pool."""
+        self._watcher.cancel()
+        with suppress(RayError):
+            await self._pool.leave()
+
+    def is_ready(self) -> bool:
+        """Return whether a gang has its model loaded, or only waits for a clip to load it for."""
+        return self._gangs_up > 0
+
+    def progress(self, clip_id: str) -> ClipProgress | None:
+        """Return how far a clip is, from when a gang has it until it ends."""
+        return self._progress.get(clip_id)
+
+    async def make(
+        self, clip_id: str, request: RenderRequest, owner: str, *, urgent: bool
+    ) -> VideoEnd:
+        """Return how a clip ends; what fails beside it is tried again."""
+        self._under_way[clip_id] += 1
+        try:
+            async with self._room if urgent else nullcontext():
+                return await self._try(clip_id, request, owner, urgent)
+        finally:
+            self._under_way[clip_id] -= 1
+            if not self._under_way[clip_id]:
+                del self._under_way[clip_id]
+                self._progress.pop(clip_id, None)
+
+    async def cancel(self, clip_id: str) -> None:
+        """Have the pool give a clip up that nobody awaits any more."""
+        with suppress(RayError):
+            await self._pool.cancel(clip_id)
+
+    async def _try(
+        self, clip_id: str, request: RenderRequest, owner: str, urgent: bool
+    ) -> VideoEnd:
+        for pause_s in islice(pauses(), TRIES if urgent else BATCH_TRIES):
+            try:
+                outcome = await self._take_through(clip_id, request, owner, urgent)
+            except Exception as error:  # noqa: BLE001 - a stage's process, the pool or the storage
+                _log.warning("clip %s is tried again: %s", clip_id[:16], error)
+                await asyncio.sleep(pause_s)
+                if isinstance(error, _LET_GO):
+                    await self._join_again()
+            else:
+                if isinstance(outcome, Commit):
+                    return VideoEnd(status="completed")
+                return VideoEnd(
+                    status="failed",
+                    code="rendering_failed",
+                    message=f"the model failed on this request in its {outcome.stage} stage",
+                )
+        message = "the renderer could not finish this video; ask for it again later"
+        return VideoEnd(status="failed", code="server_error", message=message)
+
+    async def _take_through(
+        self, clip_id: str, request: RenderRequest, owner: str, urgent: bool
+    ) -> Commit | Failure:
+        with suppress(FileNotFoundError):
+            return await asyncio.to_thread(self._ledger.read_commit, clip_id)
+        row = {"clip_id": clip_id, "request": request.model_dump_json()}
+        async with nullcontext() if urgent else self._encodes:
+            row = await self._encode.remote(row)
+        row = await denoise(self._pool, row, urgent=urgent, owner=owner)
+        done = await self._publish.remote(row, self._ledger)
+        return (Failure if done["failed"] else Commit).model_validate_json(done["outcome"])
+
+    async def _watch(self) -> None:
+        """Keep in sight how far the clips are that gangs have, and this tenant in the pool's."""
+        looked_at = 0.0
+        while True:
+            await asyncio.sleep(POLL_S)
+            if self._under_way or time.monotonic() - looked_at > IDLE_POLL_S:
+                looked_at = time.monotonic()
+                await self._look()
+
+    async def _look(self) -> None:
+        try:
+            now: PoolProgress = await self._pool.progress()
+        except _LET_GO:
+            self._gangs_up = 0
+            await self._join_again()
+        except RayError:  # it is starting anew
+            self._gangs_up = 0
+        else:
+            self._gangs_up = now.gangs_ready + now.gangs_asleep
+            self._progress |= {key: at for key, at in now.clips.items() if key in self._under_way}
+
+    async def _join_again(self) -> None:
+        """Enter the pool, or another: it has let this tenant go, or could make no gang."""
+        try:
+            self._pool = await asyncio.to_thread(self._join)
+        except Exception as error:  # noqa: BLE001 - the next look tries again
+            _log.warning("the pool can't be joined: %s", error)
