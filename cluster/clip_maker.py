@@ -26,7 +26,7 @@ from pipeline.ledger import Ledger
 from pipeline.request import RenderRequest
 
 POLL_S, IDLE_POLL_S = 0.25, 1.0
-TRIES, BATCH_TRIES = 4, 20
+TRIES, BATCH_TRIES = 5, 20
 """Of what fails beside the clip; a batch has time for more."""
 ROOM = 64
 """Urgent clips in the stages at once, or waiting there for a gang; others wait before them."""

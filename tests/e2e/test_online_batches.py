@@ -127,10 +127,10 @@ def test_a_batch_is_rendered_and_answered_line_by_line(server: Server, client: O
 def test_who_waits_goes_before_a_batch_which_can_be_called_off(
     server: Server, client: OpenAI
 ) -> None:
-    batch, _ = create_batch(client, *({"prompt": f"slow {n}", **SLOW} for n in range(8)))
+    batch, _ = create_batch(client, *({"prompt": f"in turn {n}", **SLOW} for n in range(8)))
     at_least_one = lambda: client.batches.retrieve(batch.id).request_counts.completed > 0  # type: ignore[union-attr] # noqa: E731
     wait_until(at_least_one, CLIP_S, "a line")
-    video = client.videos.create_and_poll(prompt="slow 7", extra_body=SLOW, poll_interval_ms=100)
+    video = client.videos.create_and_poll(prompt="in turn 7", extra_body=SLOW, poll_interval_ms=100)
     assert video.status == "completed"
     counts = client.batches.retrieve(batch.id).request_counts
     assert counts
