@@ -13,6 +13,7 @@ from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 from ray.exceptions import ActorDiedError
 
 from cluster.pool import GangPool, PoolClosedError
+from cluster.schedule import Turn
 from pipeline.checkpoints import Checkpoints
 from pipeline.identity import digest
 from pipeline.recipe import Recipe
@@ -41,14 +42,10 @@ class PoolClient:
         clip_id: str,
         request: RenderRequest,
         conditioning: bytes,
-        *,
-        urgent: bool = False,
-        owner: str = "",
+        turn: Turn | None = None,
     ) -> Any:
         """Render a clip's latents: a `Rendered`."""
-        return self.actor.render.remote(
-            self.checkpoints, clip_id, request, conditioning, urgent, owner
-        )
+        return self.actor.render.remote(self.checkpoints, clip_id, request, conditioning, turn)
 
     def progress(self) -> Any:
         """Tell how it goes, a `PoolProgress`; a sign of life, without which a tenant is let go."""

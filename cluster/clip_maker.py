@@ -19,6 +19,7 @@ from cluster.answers import ClipProgress, PoolProgress
 from cluster.client import PoolClient
 from cluster.pauses import pauses
 from cluster.pool import PoolBrokenError, PoolClosedError
+from cluster.schedule import Turn
 from cluster.stages import denoise
 from pipeline.documents import Commit, Failure
 from pipeline.inbox import VideoEnd
@@ -71,14 +72,15 @@ class ClipMaker:
         """Return how far a clip is, from when a gang has it until it ends."""
         return self._progress.get(clip_id)
 
-    async def make(
-        self, clip_id: str, request: RenderRequest, owner: str, *, urgent: bool
-    ) -> VideoEnd:
-        """Return how a clip ends; what fails beside it is tried again."""
+    async def make(self, clip_id: str, request: RenderRequest, turn: Turn | None) -> VideoEnd:
+        """Return how a clip ends; what fails beside it is tried again.
+
+        One that takes no `turn` is a batch's: it isn't urgent.
+        """
         self._under_way[clip_id] += 1
         try:
-            async with self._room if urgent else nullcontext():
-                return await self._try(clip_id, request, owner, urgent)
+            async with self._room if turn else nullcontext():
+                return await self._try(clip_id, request, turn)
         finally:
             self._under_way[clip_id] -= 1
             if not self._under_way[clip_id]:
@@ -90,12 +92,10 @@ class ClipMaker:
         with suppress(RayError):
             await self._pool.cancel(clip_id)
 
-    async def _try(
-        self, clip_id: str, request: RenderRequest, owner: str, urgent: bool
-    ) -> VideoEnd:
-        for pause_s in islice(pauses(), TRIES if urgent else BATCH_TRIES):
+    async def _try(self, clip_id: str, request: RenderRequest, turn: Turn | None) -> VideoEnd:
+        for pause_s in islice(pauses(), TRIES if turn else BATCH_TRIES):
             try:
-                outcome = await self._take_through(clip_id, request, owner, urgent)
+                outcome = await self._take_through(clip_id, request, turn)
             except Exception as error:  # noqa: BLE001 - a stage's process, the pool or the storage
                 _log.warning("clip %s is tried again: %s", clip_id[:16], error)
                 await asyncio.sleep(pause_s)
@@ -113,14 +113,14 @@ class ClipMaker:
         return VideoEnd(status="failed", code="server_error", message=message)
 
     async def _take_through(
-        self, clip_id: str, request: RenderRequest, owner: str, urgent: bool
+        self, clip_id: str, request: RenderRequest, turn: Turn | None
     ) -> Commit | Failure:
         with suppress(FileNotFoundError):
             return await asyncio.to_thread(self._ledger.read_commit, clip_id)
         row = {"clip_id": clip_id, "request": request.model_dump_json()}
-        async with nullcontext() if urgent else self._encodes:
+        async with nullcontext() if turn else self._encodes:
             row = await self._encode.remote(row)
-        row = await denoise(self._pool, row, urgent=urgent, owner=owner)
+        row = await denoise(self._pool, row, turn)
         done = await self._publish.remote(row, self._ledger)
         return (Failure if done["failed"] else Commit).model_validate_json(done["outcome"])
 

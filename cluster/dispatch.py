@@ -28,6 +28,7 @@ from cluster.clip_maker import ClipMaker
 from cluster.files import Files
 from cluster.pauses import pauses
 from cluster.rate import RateLimit
+from cluster.schedule import Turn
 from cluster.stages import RenderSpec
 from cluster.webhook import Webhook, WebhookTarget
 from pipeline.batches import BatchLimits, BatchStore
@@ -53,10 +54,8 @@ class _Clip:
     """A clip under way, and the videos that are it."""
 
     request: RenderRequest
-    owner: str
-    """Whose turn it takes."""
-    urgent: bool = True
-    """Whether anybody waits for it who is no batch."""
+    turn: Turn | None
+    """The turn that it takes; None while nobody waits for it but batches."""
     videos: set[str] = field(default_factory=set[str])
     task: asyncio.Task[None] | None = None
     is_made: bool = False
@@ -256,14 +255,16 @@ class Dispatcher:
         return video_id in self._jobs and self._jobs[video_id].owner == owner
 
     def _begin(self, job: VideoJob) -> None:
-        clip, urgent = self._clips.get(job.clip_id), not job.batch_id
-        waits = clip and not (clip.urgent or clip.is_made or self._maker.progress(job.clip_id))
+        clip, turn = self._clips.get(job.clip_id), None
+        if not job.batch_id:
+            turn = Turn(job.owner, job.priority)
+        waits = clip and not (clip.turn or clip.is_made or self._maker.progress(job.clip_id))
         joined = set[str]()
-        if clip and clip.task and urgent and waits:  # behind a batch: it is asked for anew
+        if clip and clip.task and turn and waits:  # behind a batch: it is asked for anew
             joined, clip.videos = clip.videos, set()
             clip.task.cancel()
         if clip is None or not clip.videos:  # one that nobody wants any more is about to go
-            clip = self._clips[job.clip_id] = _Clip(job.request, job.owner, urgent, joined)
+            clip = self._clips[job.clip_id] = _Clip(job.request, turn, joined)
             clip.task = asyncio.create_task(self._see_through(job.clip_id, clip))
         clip.videos.add(job.id)
 
@@ -286,7 +287,7 @@ class Dispatcher:
     async def _see_through(self, clip_id: str, clip: _Clip) -> None:
         """Bring a clip to its end, and every video that is it."""
         try:
-            end = await self._maker.make(clip_id, clip.request, clip.owner, urgent=clip.urgent)
+            end = await self._maker.make(clip_id, clip.request, clip.turn)
             clip.is_made = True
             while clip.videos:  # more may come while these are written
                 video_id = next(iter(clip.videos))

@@ -35,7 +35,7 @@ from cluster.gang import (
     remove_gangs,
 )
 from cluster.leaving import LEAVING_POLL_S, find_leaving_nodes
-from cluster.schedule import Schedule, Task, Urgency
+from cluster.schedule import Schedule, Task, Turn, Urgency
 from cluster.tenants import Meter, Tenant, Told
 from pipeline.checkpoints import Checkpoints
 from pipeline.documents import Checkpoint
@@ -132,14 +132,13 @@ class GangPool:
         clip_id: str,
         request: RenderRequest,
         conditioning: bytes,
-        urgent: bool = False,
-        owner: str = "",
+        turn: Turn | None = None,
     ) -> Rendered:
         """Render a clip's latents; returns when they are done or the clip has failed.
 
         `conditioning` is packed `Conditioning`. A clip that is asked for again while it waits or is
-        made is the same clip. To an urgent one the first gang gives way that comes to the end of a
-        chunk of steps; `owner`s of urgent clips take turns.
+        made is the same clip. To one that somebody waits for, and so takes a `turn`, the first gang
+        gives way that comes to the end of a chunk of steps.
 
         Raises:
             PoolBrokenError: no gang can be built.
@@ -147,7 +146,6 @@ class GangPool:
         tenant = self._admit(checkpoints)
         await tenant.open()
         key = ClipKey(tenant.output, clip_id)
-        urgency = Urgency.ONLINE if urgent else Urgency.BATCH
         shape = self._recipe.find_gang(request.width, request.height, request.num_frames)
         if shape is None:
             raise ValueError(f"{clip_id}: too large for every gang; plan it first")
@@ -156,7 +154,7 @@ class GangPool:
         if self._broken:
             raise PoolBrokenError(self._broken)
         job = _Job(
-            Task(key, request, urgency, shape.max_tokens, owner),
+            Task(key, request, turn, shape.max_tokens),
             tenant,
             ray.put(conditioning),  # the pool's own: a client may die before the clip's turn
             asyncio.get_running_loop().create_future(),

@@ -18,16 +18,34 @@ class Urgency(IntEnum):
 
 
 @dataclass(frozen=True)
+class Turn:
+    """Whose turn a clip takes that somebody waits for."""
+
+    owner: str = ""
+    """Owners of online clips take turns."""
+    priority: int = 0
+    """Of one owner's clips that wait, the higher goes first."""
+
+
+@dataclass(frozen=True)
 class Task:
     """A clip that waits for a gang."""
 
     key: ClipKey
     request: RenderRequest
-    urgency: Urgency = Urgency.BATCH
+    turn: Turn | None = None
+    """None: it is a batch's."""
     room: int | None = None
     """The `max_tokens` of the gangs that take it."""
-    owner: str = ""
-    """Whose it is: owners of online clips take turns."""
+
+    @property
+    def urgency(self) -> Urgency:
+        """Its class."""
+        return Urgency.ONLINE if self.turn else Urgency.BATCH
+
+
+_Heap = list[tuple[int, int, Task]]
+_Turns = list[tuple[int, int, str]]
 
 
 @dataclass
@@ -37,11 +55,13 @@ class Schedule:
     Clips for gangs of different room wait apart. Longest first keeps the tail short: the last gangs
     to finish are then on short clips. Turns are those of fair queueing with a clip as the unit: an
     owner's next clip comes after one of each other owner who waits (Demers, Keshav and Shenker,
-    SIGCOMM 1989).
+    SIGCOMM 1989); which of theirs it is, their priorities say.
     """
 
-    _heaps: dict[tuple[int | None, Urgency], list[tuple[int, int, Task]]] = field(
-        default_factory=dict[tuple[int | None, Urgency], list[tuple[int, int, Task]]]
+    _batch: dict[int | None, _Heap] = field(default_factory=dict[int | None, _Heap])
+    _turns: dict[int | None, _Turns] = field(default_factory=dict[int | None, _Turns])
+    _online: dict[tuple[int | None, str], _Heap] = field(
+        default_factory=dict[tuple[int | None, str], _Heap]
     )
     _arrivals: int = 0
     _turn: int = 0
@@ -49,25 +69,29 @@ class Schedule:
 
     def __len__(self) -> int:
         """Return how many clips wait."""
-        return sum(map(len, self._heaps.values()))
+        return sum(map(self.count, self._batch.keys() | self._turns.keys()))
 
     def count(self, room: int | None) -> int:
         """Return how many clips wait for gangs of this room."""
-        return sum(len(self._heaps.get((room, urgency), ())) for urgency in Urgency)
+        return len(self._batch.get(room, ())) + len(self._turns.get(room, ()))
 
     def has(self, room: int | None, urgency: Urgency) -> bool:
         """Return whether a clip of a class waits for gangs of this room."""
-        return bool(self._heaps.get((room, urgency)))
+        waiting = self._turns if urgency is Urgency.ONLINE else self._batch
+        return bool(waiting.get(room))
 
     def add(self, task: Task) -> None:
         """Let a clip wait its turn."""
         self._arrivals += 1
-        rank = -task.request.work
-        if task.urgency is Urgency.ONLINE:
-            rank = max(self._turn, self._last_turns.get(task.owner, -1) + 1)
-            self._last_turns[task.owner] = rank
-        heap = self._heaps.setdefault((task.room, task.urgency), [])
-        heapq.heappush(heap, (rank, self._arrivals, task))
+        if task.turn is None:
+            heap = self._batch.setdefault(task.room, [])
+            heapq.heappush(heap, (-task.request.work, self._arrivals, task))
+            return
+        owner = task.turn.owner
+        turn = self._last_turns[owner] = max(self._turn, self._last_turns.get(owner, -1) + 1)
+        heapq.heappush(self._turns.setdefault(task.room, []), (turn, self._arrivals, owner))
+        heap = self._online.setdefault((task.room, owner), [])
+        heapq.heappush(heap, (-task.turn.priority, self._arrivals, task))
 
     def take(
         self, room: int | None = None, classes: tuple[Urgency, ...] = tuple(Urgency)
@@ -77,12 +101,15 @@ class Schedule:
         `classes` are those to take from, the first choice first.
         """
         for urgency in classes:
-            heap = self._heaps.get((room, urgency))
-            if heap:
-                rank, _, task = heapq.heappop(heap)
-                if urgency is Urgency.ONLINE:
-                    self._turn = rank
-                    if not any(self.has(each, urgency) for each, _ in self._heaps):
-                        self._last_turns.clear()
-                return task
+            if self.has(room, urgency):
+                if urgency is Urgency.BATCH:
+                    return heapq.heappop(self._batch[room])[-1]
+                return self._take_turn(room)
         return None
+
+    def _take_turn(self, room: int | None) -> Task:
+        self._turn, _, owner = heapq.heappop(self._turns[room])
+        task = heapq.heappop(self._online[room, owner])[-1]
+        if not any(self._turns.values()):
+            self._last_turns.clear()
+        return task

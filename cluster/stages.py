@@ -23,6 +23,7 @@ from ray.exceptions import RayError
 from cluster import metrics
 from cluster.answers import Rendered
 from cluster.client import PoolClient
+from cluster.schedule import Turn
 from pipeline.documents import Commit, Failure, describe_failure
 from pipeline.errors import RunEndingError
 from pipeline.ledger import Ledger
@@ -72,14 +73,14 @@ class Encode:
             return _step("encode", row, make)
 
 
-async def denoise(pool: PoolClient, row: Row, *, urgent: bool = False, owner: str = "") -> Row:
+async def denoise(pool: PoolClient, row: Row, turn: Turn | None = None) -> Row:
     """Row with conditioning → row with packed latents, by way of a pool.
 
-    `urgent` and `owner` are those of `GangPool.render`.
+    `turn` is that of `GangPool.render`.
     """
     if row["failure"]:
         return row
-    rendered, latents = await _render(pool, row, urgent, owner)
+    rendered, latents = await _render(pool, row, turn)
     if not rendered.latents:
         *chain, last = rendered.reasons
         failure = describe_failure(row["clip_id"], "denoise", last, tuple(chain), rendered.attempts)
@@ -96,19 +97,17 @@ async def denoise(pool: PoolClient, row: Row, *, urgent: bool = False, owner: st
 
 
 async def _render(
-    pool: PoolClient, row: Row, urgent: bool, owner: str, tries: int = LATENTS_TRIES
+    pool: PoolClient, row: Row, turn: Turn | None, tries: int = LATENTS_TRIES
 ) -> tuple[Rendered, bytes]:
     """Return what became of a clip in the pool, and its latents if there are any."""
     request = RenderRequest.model_validate_json(row["request"])
-    rendered: Rendered = await pool.render(
-        row["clip_id"], request, row["payload"], urgent=urgent, owner=owner
-    )
+    rendered: Rendered = await pool.render(row["clip_id"], request, row["payload"], turn)
     try:
         return rendered, await rendered.latents[0] if rendered.latents else b""
     except RayError:  # their node is gone, or the pool's process: what it saved is not
         if tries == 1:
             raise
-        return await _render(pool, row, urgent, owner, tries - 1)
+        return await _render(pool, row, turn, tries - 1)
 
 
 class Publish:

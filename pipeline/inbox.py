@@ -43,6 +43,8 @@ class VideoJob(Document):
     remixed_from: str | None = None
     batch_id: BatchId | None = None
     """The batch that it is a line of: it is not urgent, and counts towards no limit of calls."""
+    priority: int = 0
+    """Of its owner's videos that wait, the higher goes first."""
     idempotency_key: str | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
     created_at: datetime = Field(default_factory=lambda: datetime.now(UTC))

@@ -26,7 +26,8 @@ MAX_METADATA_CHARS = 512
 SETTINGS = (
     "negative_prompt", "seed", "num_frames", "fps", "num_inference_steps", "guidance_scale",
 )  # fmt: skip
-FIELDS = ("prompt", "model", "seconds", "size", "metadata", *SETTINGS)
+FIELDS = ("prompt", "model", "seconds", "size", "priority", "metadata", *SETTINGS)
+MAX_PRIORITY = 9
 _SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})", re.ASCII)
 _METADATA = re.compile(r"metadata\[([^\]]+)\]")
 _PARAMS = {"width": "size", "height": "size", "width, height": "size"}
@@ -46,6 +47,8 @@ class VideoBody(BaseModel):
     fps: float | str | None = None
     num_inference_steps: int | str | None = None
     guidance_scale: float | str | None = None
+    priority: int | str | None = None
+    """0 to 9, 0 if not given: of your videos that wait, the higher goes first."""
     metadata: dict[str, str] | None = None
     """Up to 16 pairs of your own; they are handed back."""
 
@@ -151,6 +154,20 @@ def parse_request(fields: Mapping[str, Any], recipe: Recipe) -> RenderRequest:
     except RowError as error:
         first = error.problems[0]
         raise _invalid(_PARAMS.get(first.column, first.column), str(error)) from error
+
+
+def parse_priority(fields: Mapping[str, Any]) -> int:
+    """Return a call's priority, 0 if it has none.
+
+    Raises:
+        ApiError: it is no whole number from 0 to 9.
+    """
+    value: Any = fields.get("priority")
+    if value is None:
+        return 0
+    if str(value) in map(str, range(MAX_PRIORITY + 1)):
+        return int(value)
+    raise _invalid("priority", f"priority: got {str(value)[:40]!r}, expected 0 to {MAX_PRIORITY}")
 
 
 def parse_metadata(fields: Mapping[str, Any]) -> dict[str, str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from jobs.api.body import parse_metadata, parse_request
+from jobs.api.body import parse_metadata, parse_priority, parse_request
 from jobs.api.wire import ApiError
 from pipeline.identity import clip_id
 from pipeline.inbox import VideoJob
@@ -64,6 +64,7 @@ class JobReader:
             seconds=f"{asked.duration_s:g}" if seconds is None else str(seconds),
             size=f"{asked.width}x{asked.height}",
             remixed_from=source.id if source else None,
+            priority=parse_priority(fields),
             metadata=parse_metadata(fields),
             **known,
         )

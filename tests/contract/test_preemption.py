@@ -15,6 +15,7 @@ import ray
 import torch
 
 from cluster.client import join_pool
+from cluster.schedule import Turn
 from jobs.recipes import find_recipe
 from pipeline.checkpoints import Checkpoints
 from pipeline.denoise import Denoiser
@@ -101,7 +102,7 @@ def test_an_urgent_clip_goes_first_and_neither_is_another(
 ) -> None:
     slow = pool.render(batch)
     wait_until(lambda: 5 < pool.steps_of(batch) < STEPS // 2, WAIT_S, "a batch clip under way")
-    quick = pool.render(urgent, urgent=True)
+    quick = pool.render(urgent, turn=Turn())
     assert wait_first([slow, quick]) == quick
     assert pool.saved(batch), "it is saved while it waits"
     ends = ray.get([slow, quick], timeout=WAIT_S)
@@ -113,7 +114,7 @@ def test_what_urgent_clips_take_is_not_counted_as_the_batchs(pool: Tenant, batch
     began = time.monotonic()
     slow = pool.render(batch)
     wait_until(lambda: 5 < pool.steps_of(batch) < STEPS // 2, WAIT_S, "a batch clip under way")
-    quick = pool.render(replace(batch, key=digest("as long")), urgent=True)
+    quick = pool.render(replace(batch, key=digest("as long")), turn=Turn())
     ends = ray.get([slow, quick], timeout=WAIT_S)
     wall_s = time.monotonic() - began
     assert sum(each.device_seconds for each in ends) <= wall_s, "one gang of one rank made both"
@@ -123,7 +124,7 @@ def test_urgent_clips_do_not_starve_a_batch(pool: Tenant, batch: Clip, urgent: C
     slow = pool.render(batch)
     wait_until(lambda: pool.steps_of(batch) > 5, WAIT_S, "a batch clip under way")
     clips = [replace(urgent, key=digest(f"flood {n}")) for n in range(30)]
-    flood = [pool.render(each, urgent=True) for each in clips]
+    flood = [pool.render(each, turn=Turn()) for each in clips]
     ray.get(slow, timeout=WAIT_S)
     _, waiting = ray.wait(flood, num_returns=len(flood), timeout=0)
     assert waiting, "half of the time is the batch's"
@@ -137,7 +138,7 @@ def test_a_gang_that_an_urgent_clip_loses_is_no_attempt_of_the_one_that_gave_way
     long = replace(batch, key=digest("long"))
     slow = pool.render(batch)
     wait_until(lambda: 5 < pool.steps_of(batch) < STEPS // 2, WAIT_S, "a batch clip under way")
-    quick = pool.render(long, urgent=True)
+    quick = pool.render(long, turn=Turn())
     wait_until(lambda: pool.steps_of(long) > 5, WAIT_S, "the urgent clip under way")
     os.kill(find_rank().pid, signal.SIGKILL)
     ends = ray.get([slow, quick], timeout=WAIT_S)

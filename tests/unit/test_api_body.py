@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jobs.api.body import MAX_METADATA, parse_metadata, parse_request
+from jobs.api.body import MAX_METADATA, parse_metadata, parse_priority, parse_request
 from jobs.api.wire import ApiError
 from jobs.plan import plan_call
 from jobs.recipes import find_recipe
@@ -72,6 +72,15 @@ def test_an_image_is_refused_as_unsupported() -> None:
     with pytest.raises(ApiError) as refused:
         parse_request({"prompt": PROMPT, "input_reference": b"PNG"}, RECIPE)
     assert refused.value.body.code == "unsupported"
+
+
+def test_a_priority_is_a_digit() -> None:
+    given = [{}, {"priority": None}, {"priority": 9}, {"priority": "3"}]
+    assert [parse_priority(each) for each in given] == [0, 0, 9, 3]
+    for wrong in (-1, 10, 1.5, "high", True, "", [1]):
+        with pytest.raises(ApiError) as refused:
+            parse_priority({"priority": wrong})
+        assert refused.value.body.param == "priority"
 
 
 def test_pairs_of_ones_own_are_text_and_few() -> None:

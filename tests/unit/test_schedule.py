@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.answers import ClipKey
-from cluster.schedule import Schedule, Task, Urgency
+from cluster.schedule import Schedule, Task, Turn, Urgency
 from pipeline.request import RenderRequest
 
 
@@ -23,7 +23,7 @@ def make_task(key: str, num_frames: int = 17, urgency: Urgency = Urgency.BATCH) 
         num_inference_steps=4,
         guidance_scale=4.0,
     )
-    return Task(ClipKey("out", key), request, urgency)
+    return Task(ClipKey("out", key), request, Turn() if urgency is Urgency.ONLINE else None)
 
 
 def drain(schedule: Schedule) -> list[Task]:
@@ -79,8 +79,8 @@ def test_owners_take_turns(owners: list[str]) -> None:
     schedule = Schedule()
     for place, owner in enumerate(owners):
         task = make_task(str(place), urgency=Urgency.ONLINE)
-        schedule.add(replace(task, owner=owner))
-    order = [task.owner for task in drain(schedule)]
+        schedule.add(replace(task, turn=Turn(owner)))
+    order = [task.turn.owner for task in drain(schedule) if task.turn]
     assert sorted(order) == sorted(owners)
     for owner in set(owners):
         places = [place for place, each in enumerate(order) if each == owner]
@@ -89,12 +89,25 @@ def test_owners_take_turns(owners: list[str]) -> None:
             assert all(others.count(each) <= nth for each in set(others) - {owner})
 
 
+def test_a_priority_is_among_an_owners_own() -> None:
+    schedule = Schedule()
+    for name, turn in (
+        ("low", Turn("a", 0)),
+        ("other", Turn("b", 0)),
+        ("high", Turn("a", 9)),
+        ("also high", Turn("a", 9)),
+    ):
+        schedule.add(replace(make_task(name, urgency=Urgency.ONLINE), turn=turn))
+    order = [task.key.clip_id for task in drain(schedule)]
+    assert order == ["high", "other", "also high", "low"]
+
+
 def test_who_comes_later_is_not_behind_all_that_waits() -> None:
     schedule = Schedule()
     for place in range(5):
-        schedule.add(replace(make_task(f"a{place}", urgency=Urgency.ONLINE), owner="a"))
+        schedule.add(replace(make_task(f"a{place}", urgency=Urgency.ONLINE), turn=Turn("a")))
     taken = schedule.take()
-    schedule.add(replace(make_task("b", urgency=Urgency.ONLINE), owner="b"))
+    schedule.add(replace(make_task("b", urgency=Urgency.ONLINE), turn=Turn("b")))
     assert taken
     assert [task.key.clip_id for task in drain(schedule)][:3] in (
         ["a1", "b", "a2"],
