@@ -1,7 +1,8 @@
 """What a video online waits for while every gang is busy with a batch, and what it costs the batch.
 
 Starts `rushes serve` with the embedded model, and on its cluster `rushes render` with long clips,
-twice, into an output each: undisturbed, then with a video asked for every few seconds. Measures
+three times, into an output each: undisturbed, then with a video asked for every two seconds, then
+so again while the pool is asked every hundredth of a second how far the videos are. Measures
 
   wait         POST until a gang begins the video's first step, in seconds and in batch steps
   slowdown     how much longer the batch took than undisturbed, beyond the online work itself
@@ -53,7 +54,7 @@ SETTINGS = ("pool.chunk_s=0.05",)
 """A step is longer: then every step ends a chunk."""
 STEPS = 100
 ONLINE_STEPS = 4
-EVERY_S = 5.0
+EVERY_S = 2.0
 POLLERS, POLL_S = 200, 10.0
 LOOK_S = 0.01
 START_S = 300.0
@@ -151,32 +152,33 @@ def measure_batch(output: Path) -> float:
     return max(each.committed_at.timestamp() for each in commits) - began
 
 
-def disturb(folder: Path, name: str, endpoint: Endpoint) -> tuple[float, list[float], float]:
-    """Render the batch again, with videos in between; return its seconds, waits, online seconds."""
+def disturb(folder: Path, name: str, endpoint: Endpoint) -> list[float]:
+    """Render the batch again, with videos in between; return when each was asked for."""
     client = OpenAI(base_url=endpoint.url, api_key="none", max_retries=0)
-    watch, asked, online_s = Watch(enter(endpoint)), list[float](), 0.0
     process = render(folder, name, endpoint)
     saves = folder / name / "checkpoints"
     while process.poll() is None and not list(saves.rglob("*.json")):
         time.sleep(0.1)
-    number = 0
+    number, asked = 0, list[float]()
     while process.poll() is None:
         asked.append(time.monotonic())
         video = client.videos.create_and_poll(
-            prompt=f"a red ball, {number}",
+            prompt=f"a red ball, {name} {number}",
             extra_body={"num_inference_steps": str(ONLINE_STEPS)},
             poll_interval_ms=250,
         )
         assert video.status == "completed", video
         number += 1
         time.sleep(max(0.0, EVERY_S - (time.monotonic() - asked[-1])))
-    watch.end()
     if process.returncode:
         raise SystemExit((folder / f"{name}.log").read_text())
-    pairs = zip(asked, sorted(watch.first_steps), strict=True)
-    online = Ledger(ObjectStore(endpoint.output)).read_commits()
-    online_s = sum(each.device_seconds for each in online)
-    return measure_batch(folder / name), [first - began for began, first in pairs], online_s
+    return asked
+
+
+def count_online(endpoint: Endpoint) -> float:
+    """Return the device-seconds of all videos so far."""
+    commits = Ledger(ObjectStore(endpoint.output)).read_commits()
+    return sum(each.device_seconds for each in commits)
 
 
 async def poll(endpoint: Endpoint) -> tuple[float, float, float]:
@@ -216,19 +218,26 @@ def main() -> None:
         table = {"prompt": prompts, "num_inference_steps": [STEPS] * options.clips}
         pq.write_table(pa.table(table), folder / "ads.parquet")
         with serve(folder) as endpoint:
-            os.environ["RAY_AUTH_MODE"] = "token"
-            ray.init(endpoint.cluster, log_to_driver=False, logging_level="ERROR")
+            ray.init("auto", log_to_driver=False, logging_level="ERROR")  # the only one here
             alone_s = run_batch(folder, "alone", endpoint)
-            both_s, waits, online_s = disturb(folder, "both", endpoint)
+            disturb(folder, "both", endpoint)
+            both_s, online_s = measure_batch(folder / "both"), count_online(endpoint)
+            watch = Watch(enter(endpoint))
+            asked = disturb(folder, "watched", endpoint)
+            watch.end()
             median_s, slow_s, rate = asyncio.run(poll(endpoint))
             ray.shutdown()
-        alone, both = (
+        alone, *others = (
             {each.clip_id: each for each in Ledger(ObjectStore(folder / name)).read_commits()}
-            for name in ("alone", "both")
+            for name in ("alone", "both", "watched")
         )
+    firsts = sorted(watch.first_steps)
+    waits = [first - began for began, first in zip(asked, firsts, strict=True)]
     gangs = sum(shape.count for shape in find_recipe().gangs)
     step_s = statistics.median(each.timings["denoise"] / STEPS for each in alone.values())
-    differing = sum(both[key].video.sha256 != alone[key].video.sha256 for key in alone)
+    differing = sum(
+        other[key].video.sha256 != alone[key].video.sha256 for other in others for key in alone
+    )
     slowdown = (both_s - online_s / gangs) / alone_s - 1
     late_s = _find_95th(waits)
     lines = [
