@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -22,7 +23,7 @@ class Turn:
     """Whose turn a clip takes that somebody waits for."""
 
     owner: str = ""
-    """Owners of online clips take turns."""
+    """An API key's digest; owners of online clips take turns."""
     priority: int = 0
     """Of one owner's clips that wait, the higher goes first."""
 
@@ -43,55 +44,65 @@ class Task:
         """Its class."""
         return Urgency.ONLINE if self.turn else Urgency.BATCH
 
+    @property
+    def owner(self) -> str:
+        """Who takes turns with the others of its class: an API key, or a batch's output."""
+        return self.turn.owner if self.turn else self.key.output
 
-_Heap = list[tuple[int, int, Task]]
-_Turns = list[tuple[int, int, str]]
+    @property
+    def rank(self) -> int:
+        """Which of its owner's clips it is, the lowest first."""
+        return -self.turn.priority if self.turn else -self.request.work
+
+
+_Line = tuple[int | None, Urgency]
+"""Clips of a class that wait for gangs of one room."""
 
 
 @dataclass
 class Schedule:
-    """The waiting clips, by class: batch longest work first, online in turns of its owners.
+    """The waiting clips, by class, in turns of their owners: a batch's longest work first.
 
     Clips for gangs of different room wait apart. Longest first keeps the tail short: the last gangs
     to finish are then on short clips. Turns are those of fair queueing with a clip as the unit: an
     owner's next clip comes after one of each other owner who waits (Demers, Keshav and Shenker,
-    SIGCOMM 1989); which of theirs it is, their priorities say.
+    SIGCOMM 1989).
     """
 
-    _batch: dict[int | None, _Heap] = field(default_factory=dict[int | None, _Heap])
-    _turns: dict[int | None, _Turns] = field(default_factory=dict[int | None, _Turns])
-    _online: dict[tuple[int | None, str], _Heap] = field(
-        default_factory=dict[tuple[int | None, str], _Heap]
+    _turns: dict[_Line, list[tuple[int, int, str]]] = field(
+        default_factory=dict[_Line, list[tuple[int, int, str]]]
     )
+    """Heaps: a turn, when it was asked for, whose it is."""
+    _clips: dict[tuple[_Line, str], list[tuple[int, int, Task]]] = field(
+        default_factory=dict[tuple[_Line, str], list[tuple[int, int, Task]]]
+    )
+    """Heaps, of each owner: as many clips as turns."""
     _arrivals: int = 0
-    _turn: int = 0
-    _last_turns: dict[str, int] = field(default_factory=dict[str, int])
+    _now: Counter[Urgency] = field(default_factory=Counter[Urgency])
+    """The last turn that was taken."""
+    _last: dict[tuple[Urgency, str], int] = field(default_factory=dict[tuple[Urgency, str], int])
+    """Each owner's last turn of those that were asked for."""
 
     def __len__(self) -> int:
         """Return how many clips wait."""
-        return sum(map(self.count, self._batch.keys() | self._turns.keys()))
+        return sum(map(len, self._turns.values()))
 
     def count(self, room: int | None) -> int:
         """Return how many clips wait for gangs of this room."""
-        return len(self._batch.get(room, ())) + len(self._turns.get(room, ()))
+        return sum(len(self._turns.get((room, urgency), ())) for urgency in Urgency)
 
     def has(self, room: int | None, urgency: Urgency) -> bool:
         """Return whether a clip of a class waits for gangs of this room."""
-        waiting = self._turns if urgency is Urgency.ONLINE else self._batch
-        return bool(waiting.get(room))
+        return bool(self._turns.get((room, urgency)))
 
     def add(self, task: Task) -> None:
         """Let a clip wait its turn."""
         self._arrivals += 1
-        if task.turn is None:
-            heap = self._batch.setdefault(task.room, [])
-            heapq.heappush(heap, (-task.request.work, self._arrivals, task))
-            return
-        owner = task.turn.owner
-        turn = self._last_turns[owner] = max(self._turn, self._last_turns.get(owner, -1) + 1)
-        heapq.heappush(self._turns.setdefault(task.room, []), (turn, self._arrivals, owner))
-        heap = self._online.setdefault((task.room, owner), [])
-        heapq.heappush(heap, (-task.turn.priority, self._arrivals, task))
+        line, whose = (task.room, task.urgency), (task.urgency, task.owner)
+        turn = self._last[whose] = max(self._now[task.urgency], self._last.get(whose, -1) + 1)
+        heapq.heappush(self._turns.setdefault(line, []), (turn, self._arrivals, task.owner))
+        clips = self._clips.setdefault((line, task.owner), [])
+        heapq.heappush(clips, (task.rank, self._arrivals, task))
 
     def take(
         self, room: int | None = None, classes: tuple[Urgency, ...] = tuple(Urgency)
@@ -101,15 +112,15 @@ class Schedule:
         `classes` are those to take from, the first choice first.
         """
         for urgency in classes:
-            if self.has(room, urgency):
-                if urgency is Urgency.BATCH:
-                    return heapq.heappop(self._batch[room])[-1]
-                return self._take_turn(room)
+            line = room, urgency
+            if turns := self._turns.get(line):
+                self._now[urgency], _, owner = heapq.heappop(turns)
+                *_, task = heapq.heappop(self._clips[line, owner])
+                if not self._clips[line, owner]:
+                    del self._clips[line, owner]
+                if not any(self.has(each, urgency) for each, _ in self._turns):
+                    self._last = {
+                        key: turn for key, turn in self._last.items() if key[0] != urgency
+                    }
+                return task
         return None
-
-    def _take_turn(self, room: int | None) -> Task:
-        self._turn, _, owner = heapq.heappop(self._turns[room])
-        task = heapq.heappop(self._online[room, owner])[-1]
-        if not any(self._turns.values()):
-            self._last_turns.clear()
-        return task

@@ -89,6 +89,15 @@ def test_owners_take_turns(owners: list[str]) -> None:
             assert all(others.count(each) <= nth for each in set(others) - {owner})
 
 
+def test_outputs_take_turns_each_with_its_longest_first() -> None:
+    schedule = Schedule()
+    for output, frames in (("a", 33), ("a", 17), ("a", 65), ("b", 9), ("b", 5)):
+        task = make_task(f"{output}{frames}", frames)
+        schedule.add(replace(task, key=ClipKey(output, task.key.clip_id)))
+    order = [task.key.clip_id for task in drain(schedule)]
+    assert order == ["a65", "b9", "a33", "b5", "a17"]
+
+
 def test_a_priority_is_among_an_owners_own() -> None:
     schedule = Schedule()
     for name, turn in (
