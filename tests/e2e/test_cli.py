@@ -190,6 +190,14 @@ def test_no_cluster_at_the_address(folder: Path, silent_address: str) -> None:
     assert list_files(folder) == before
 
 
+def test_the_address_may_be_in_rays_own_variable(
+    folder: Path, silent_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", silent_address)
+    line = refuse("render", "ads.parquet", "-o", "out")
+    assert f"--address {silent_address}: no Ray cluster answers" in line
+
+
 def test_the_cluster_that_ray_remembers_is_gone(
     folder: Path, silent_address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
