@@ -106,6 +106,7 @@ class GangPool:
         self._gangs: dict[str, Gang] = {}
         self._servers: dict[str, asyncio.Task[None]] = {}
         self._starting = Counter[int | None]()  # by their room
+        self._idle = Counter[int | None]()
         self._asleep = set[str]()
         self._leaving = set[Gang]()
         self._owed: dict[Gang, float] = {}  # until when batch has it to itself
@@ -290,11 +291,15 @@ class GangPool:
             self._work.notify_all()  # one of them has the room for it
 
     async def _sleep(self, name: str, room: int | None) -> None:
-        """Return once more clips wait than gangs are on their way to take them."""
+        """Return once more clips wait than gangs are about to take one."""
+
+        def is_needed() -> bool:
+            return self._schedule.count(room) > self._starting[room] + self._idle[room]
+
         self._asleep.add(name)
         try:
             async with self._work:
-                await self._work.wait_for(lambda: self._schedule.count(room) > self._starting[room])
+                await self._work.wait_for(is_needed)
                 self._starting[room] += 1
         finally:
             self._asleep.discard(name)
@@ -302,20 +307,23 @@ class GangPool:
     async def _take(self, gang: Gang, patience_s: float | None) -> _Job | None:
         """Return the next clip for a gang; None where none came within its patience."""
         until = asyncio.get_running_loop().time() + patience_s if patience_s else None
-        is_over = False
+        is_over, room = False, gang.shape.max_tokens
         async with self._work:
             while True:
                 is_owed = self._owed.get(gang, 0.0) > time.monotonic()
                 classes = tuple(reversed(Urgency)) if is_owed else tuple(Urgency)
-                task = self._schedule.take(gang.shape.max_tokens, classes)
+                task = self._schedule.take(room, classes)
                 if task is None:
                     if is_over:
                         return None
+                    self._idle[room] += 1
                     try:
                         async with asyncio.timeout_at(until):
                             await self._work.wait()
                     except TimeoutError:
                         is_over = True
+                    finally:
+                        self._idle[room] -= 1
                 elif job := self._find_job(task):
                     return job
 

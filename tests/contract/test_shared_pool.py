@@ -13,6 +13,7 @@ import ray
 import torch
 from ray._private import state
 from ray.exceptions import ActorDiedError
+from ray.util import placement_group_table
 
 from cluster.client import join_pool
 from cluster.pool import PoolBrokenError
@@ -86,6 +87,11 @@ def find_pools() -> set[str]:
         for each in state.actors().values()
         if each["ActorClassName"] == "GangPool" and each["State"] != "DEAD"
     }
+
+
+def find_groups() -> set[str]:
+    """Return the names of all gangs that there ever were."""
+    return {each["name"] for each in placement_group_table().values()}
 
 
 def latents_of(ref: object) -> bytes:
@@ -175,7 +181,8 @@ def test_who_is_not_heard_of_is_let_go_and_the_last_one_ends_the_pool(
 
 
 def test_gangs_sleep_while_no_clip_waits(no_leaks: None, tmp_path: Path, short: Clip) -> None:
-    overrides = ["gangs.0.count=2", "gangs.0.min_count=0", "pool.idle_s=1"]
+    overrides = ["gangs.0.count=2", "gangs.0.min_count=0", "pool.idle_s=3"]
+    others = find_groups()
     with tenancy(tmp_path, recipe=find_recipe(overrides=overrides)) as tenant:
 
         def are_asleep() -> bool:
@@ -187,9 +194,11 @@ def test_gangs_sleep_while_no_clip_waits(no_leaks: None, tmp_path: Path, short: 
         made = tenant.render(short)
         wait_until(lambda: tenant.look().gangs_asleep == 1, WAIT_S, "one gang for one clip")
         assert latents_of(made) == short.latents
+        assert latents_of(tenant.render(replace(short, key=digest("next")))) == short.latents
         wait_until(are_asleep, WAIT_S, "it sleeps again")
+        assert len(find_groups() - others) == 1, "the gang that was there took the next, too"
         held_s = tenant.look().device_seconds
-        assert held_s > 1
+        assert held_s > 3
         both = [tenant.render(replace(short, key=digest(f"again {n}"))) for n in range(2)]
         assert {latents_of(each) for each in both} == {short.latents}
         assert tenant.look().device_seconds > held_s

@@ -47,7 +47,7 @@ from tests.support.pods import (
     start_pod,
 )
 
-NUM_CLIPS, STEPS = 4, 48
+NUM_CLIPS, STEPS = 4, 80
 HEAD, WORKERS = "10.231.0.2", ("10.231.0.3", "10.231.0.4", "10.231.0.5")
 TOKEN, KEY = "0123456789abcdef" * 4, "a-key"
 START_S, RUN_S, SCRAPE_S = 120.0, 300.0, 30.0
@@ -196,10 +196,10 @@ def run_night(
             assert submitter.poll() is None, submitter.communicate()
             return bool(ledger.committed_ids())
 
-        wait_until(has_committed, RUN_S, "a commit")
         # The run's own are its driver's, and go with it.
-        wait_until(lambda: "ray_rushes_run_clips" in scrape([head]), SCRAPE_S, "the run's metrics")
+        wait_until(lambda: "ray_rushes_run_clips" in scrape([head]), RUN_S, "the run's metrics")
         metrics = scrape([head])
+        wait_until(has_committed, RUN_S, "a commit")
         taken = next(each for each in workers if each.find(RANK))
         took_s = taken.delete(grace_s)
         log, _ = submitter.communicate(timeout=RUN_S)
