@@ -150,7 +150,11 @@ def _pool(
     from cluster.client import join_pool
 
     recipe = call.recipe
-    pool = join_pool(recipe, Checkpoints(ledger.store, call.model_fingerprint, ledger.epoch))
+    checkpoints = Checkpoints(ledger.store, call.model_fingerprint, ledger.epoch)
+    try:
+        pool = join_pool(recipe, checkpoints)
+    except (RayError, TimeoutError) as error:
+        raise RunBrokenError(f"the run broke: {_find_cause(error)}") from error
     ended, warned = threading.Event(), 0
 
     def tell(now: PoolProgress) -> None:
