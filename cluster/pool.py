@@ -144,8 +144,8 @@ class GangPool:
         Raises:
             PoolBrokenError: no gang can be built.
         """
-        tenant = self._admit(checkpoints)
-        await tenant.open()
+        await self._admit(checkpoints).open()
+        tenant = self._admit(checkpoints)  # it may have left meanwhile
         key = ClipKey(tenant.output, clip_id)
         shape = self._recipe.find_gang(request.width, request.height, request.num_frames)
         if shape is None:
