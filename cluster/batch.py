@@ -63,7 +63,7 @@ def run_batch(
         rows.repartition(target_num_rows_per_block=1)
         .map(
             _Encode,
-            fn_constructor_args=(spec,),
+            fn_constructor_args=(spec, ledger),
             **_resources(recipe.encode),
         )
         .map(
@@ -90,12 +90,13 @@ def run_batch(
 
 
 class _Encode(Encode):
-    def __init__(self, spec: RenderSpec) -> None:
+    def __init__(self, spec: RenderSpec, ledger: Ledger) -> None:
         super().__init__(spec)
+        self._ledger = ledger
         leave_in_time(self.busy)
 
     def __call__(self, row: Row) -> Row:
-        return self.encode(row)
+        return self.encode(row, self._ledger)
 
 
 class _Denoise:

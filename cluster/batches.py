@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from cluster.answers import BatchState, Refusal
 from cluster.files import Files, cut_page
+from cluster.idempotency import IdempotencyKeys
 from cluster.pauses import pauses
 from cluster.webhook import Webhook
 from pipeline.batches import (
@@ -113,6 +114,7 @@ class Batches:
         self._webhook = webhook
         self._batches: dict[str, _Batch] = {}
         self._accepting = Counter[str]()  # of each owner
+        self._keys = IdempotencyKeys()
         self._room = asyncio.Semaphore(ROOM)
 
     async def load(self) -> None:
@@ -124,7 +126,23 @@ class Batches:
             self._begin(batch)
 
     async def create(self, job: BatchJob) -> BatchState | Refusal | None:
-        """Take a batch in; it is durable when this returns. None: its owner has no such file."""
+        """Take a batch in; it is durable when this returns. None: its owner has no such file.
+
+        A batch whose idempotency key its owner has used before is that earlier one.
+        """
+        key = job.owner, job.idempotency_key
+        if before := await self._keys.claim(*key, job.id, self._batches):
+            return self._describe(before)
+        try:
+            answer = await self._accept(job)
+        except BaseException:
+            self._keys.forget(*key)
+            raise
+        if not isinstance(answer, BatchState):
+            self._keys.forget(*key)
+        return answer
+
+    async def _accept(self, job: BatchJob) -> BatchState | Refusal | None:
         if await self._files.find(job.owner, job.input_file_id) is None:
             return None
         mine = (each for each in self._batches.values() if each.job.owner == job.owner)
@@ -183,6 +201,7 @@ class Batches:
 
     def _begin(self, batch: _Batch) -> None:
         self._batches[batch.job.id] = batch
+        self._keys.remember(batch.job.owner, batch.job.idempotency_key, batch.job.id)
         if batch.end is None:
             batch.task = asyncio.create_task(self._see_through(batch))
 

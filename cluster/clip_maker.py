@@ -119,7 +119,7 @@ class ClipMaker:
             return await asyncio.to_thread(self._ledger.read_commit, clip_id)
         row = {"clip_id": clip_id, "request": request.model_dump_json()}
         async with nullcontext() if turn else self._encodes:
-            row = await self._encode.remote(row)
+            row = await self._encode.remote(row, self._ledger)
         row = await denoise(self._pool, row, turn)
         done = await self._publish.remote(row, self._ledger)
         return (Failure if done["failed"] else Commit).model_validate_json(done["outcome"])

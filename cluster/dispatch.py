@@ -26,6 +26,7 @@ from cluster.batches import Batches, LineFormat
 from cluster.client import join_pool
 from cluster.clip_maker import ClipMaker
 from cluster.files import Files
+from cluster.idempotency import IdempotencyKeys
 from cluster.pauses import pauses
 from cluster.rate import RateLimit
 from cluster.schedule import Turn
@@ -42,7 +43,6 @@ from pipeline.request import RenderRequest
 from pipeline.store import ObjectStore
 from pipeline.uploads import Uploads
 
-WRITING_POLL_S = 0.25
 QUEUE_RETRY_S = 10
 LOST_LEASE = 70
 
@@ -99,7 +99,7 @@ class Dispatcher:
         self._webhook = Webhook(target, Outbox(store, lease.epoch)) if target else None
         self._jobs: dict[str, VideoJob] = {}
         self._ends: dict[str, VideoEnd] = {}
-        self._idempotent: dict[tuple[str, str], str] = {}
+        self._keys = IdempotencyKeys()
         self._under_way = Counter[str]()  # of each owner
         self._clips: dict[str, _Clip] = {}
         checkpoints = Checkpoints(store, spec.model_fingerprint, lease.epoch)
@@ -134,21 +134,18 @@ class Dispatcher:
 
         A job whose idempotency key its owner has used before is that earlier one, at any time.
         """
-        if job.idempotency_key:
-            used = job.owner, job.idempotency_key
-            while (before := self._idempotent.setdefault(used, job.id)) != job.id:
-                if before in self._jobs:
-                    return self._describe(before)
-                await asyncio.sleep(WRITING_POLL_S)  # it is being written, and may fail
+        key = job.owner, job.idempotency_key
+        if before := await self._keys.claim(*key, job.id, self._jobs):
+            return self._describe(before)
         if refusal := self._refuse(job.owner):
-            self._idempotent.pop((job.owner, job.idempotency_key or ""), None)
+            self._keys.forget(*key)
             return refusal
         self._count(job.owner, 1)
         try:
             await asyncio.to_thread(self._inbox.accept, job)
         except BaseException:
             self._count(job.owner, -1)
-            self._idempotent.pop((job.owner, job.idempotency_key or ""), None)
+            self._keys.forget(*key)
             raise
         self._remember(job)
         self._begin(job)
@@ -184,7 +181,7 @@ class Dispatcher:
         del self._jobs[video_id]
         if not self._ends.pop(video_id, None) and not job.batch_id:
             self._count(owner, -1)
-        self._idempotent.pop((owner, job.idempotency_key or ""), None)
+        self._keys.forget(owner, job.idempotency_key)
         self._leave(job)
         return True
 
@@ -248,8 +245,7 @@ class Dispatcher:
 
     def _remember(self, job: VideoJob) -> None:
         self._jobs[job.id] = job
-        if job.idempotency_key:
-            self._idempotent[job.owner, job.idempotency_key] = job.id
+        self._keys.remember(job.owner, job.idempotency_key, job.id)
 
     def _is_owned(self, owner: str, video_id: str) -> bool:
         return video_id in self._jobs and self._jobs[video_id].owner == owner

@@ -29,8 +29,8 @@ DISPATCHER = "Dispatcher"
 
 
 class _Encode(Encode):
-    async def __call__(self, row: Row) -> Row:
-        return await asyncio.to_thread(self.encode, row)
+    async def __call__(self, row: Row, ledger: Ledger) -> Row:
+        return await asyncio.to_thread(self.encode, row, ledger)
 
 
 class _Publish(Publish):

@@ -26,6 +26,7 @@ from cluster.client import PoolClient
 from cluster.schedule import Turn
 from pipeline.documents import Commit, Failure, describe_failure
 from pipeline.errors import RunEndingError
+from pipeline.inputs import Inputs
 from pipeline.ledger import Ledger
 from pipeline.recipe import Recipe, StageSpec, resolve_checkpoint
 from pipeline.request import RenderRequest
@@ -60,12 +61,13 @@ class Encode:
         """Held while a row is worked on."""
         self._encoder = Encoder(_load_graph(spec, spec.recipe.encode), spec.recipe.encode.device)
 
-    def encode(self, row: Row) -> Row:
-        """Return a row with its request encoded."""
+    def encode(self, row: Row, ledger: Ledger) -> Row:
+        """Return a row with its request encoded; what clips begin with, the ledger's store has."""
 
         def make(request: RenderRequest) -> Row:
             began = time.perf_counter()
-            conditioning = self._encoder.encode(request).to_bytes()
+            opening = Inputs(ledger.store).read_opening(request)
+            conditioning = self._encoder.encode(request, opening=opening).to_bytes()
             timings = {"encode": time.perf_counter() - began}
             return {"payload": conditioning, "record": json.dumps({"timings": timings})}
 

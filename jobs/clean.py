@@ -53,6 +53,7 @@ def _clean(ledger: Ledger, *, remove: bool, unfinished: bool) -> list[Kind]:
         ("attempts that no commit names", garbage.attempts, True),
         ("saved work of clips that are done", garbage.checkpoints, True),
         ("saved work that a run would go on from", garbage.unfinished, unfinished),
+        ("what finished videos began with", garbage.inputs, True),
         ("left by runs that were cut off", garbage.leftovers, True),
     ]
     found = [Kind(name, len(keys), measure(ledger, keys), goes) for name, keys, goes in kinds]

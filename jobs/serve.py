@@ -36,6 +36,7 @@ from pipeline.documents import describe_output
 from pipeline.errors import UsageError
 from pipeline.identity import digest_renderer, fingerprint_model
 from pipeline.inbox import VideoJob
+from pipeline.inputs import Inputs
 from pipeline.lease import read_lease
 from pipeline.ledger import Ledger
 from pipeline.recipe import Recipe, resolve_checkpoint
@@ -124,7 +125,7 @@ def bind_endpoint(call: ServeCall) -> Any:
         call.max_queued,
         call.max_per_minute,
         call.webhook,
-        Lines(JobReader(recipe, renderer, call.aliases)),
+        Lines(JobReader(recipe, renderer, Inputs(ObjectStore(call.output)), call.aliases)),
         call.limits,
     )
     ingress = cast(Any, serve.deployment)(

@@ -52,6 +52,7 @@ class BatchJob(Document):
     input_file_id: FileId
     endpoint: str
     completion_window: str
+    idempotency_key: str | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
     created_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
 

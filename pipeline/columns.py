@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.request import RenderRequest
 
-REQUEST_COLUMNS = tuple(RenderRequest.model_fields)
+REQUEST_COLUMNS = tuple(name for name in RenderRequest.model_fields if name != "opening")
 KNOWN_COLUMNS = ("id", *REQUEST_COLUMNS, "seconds")
 """The columns of a prompt table that mean something. Every other one is a label."""
 

@@ -10,7 +10,7 @@ give more frames than asked; the rest is cut off.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from pipeline.graph import Graph
 from pipeline.handoff import Latents
 from pipeline.onednn import use_onednn
+from pipeline.opening import begin_with
 from pipeline.probe import AudioFormat, Frames, Probe, check_probe, probe
 from pipeline.recipe import FinishSpec
 from pipeline.request import RenderRequest
@@ -125,8 +126,16 @@ class Developer:
         self._decoder = Decoder(graph, device, onednn)
         self._finish = finish
 
-    def develop(self, request: RenderRequest, latents: bytes, folder: Path) -> Developed:
+    def develop(
+        self,
+        request: RenderRequest,
+        latents: bytes,
+        folder: Path,
+        opening: Iterable[Frames] = (),
+    ) -> Developed:
         """Write `video.mp4` and `poster.jpg` into `folder` from packed `Latents`.
+
+        `opening` are the frames that the clip begins with.
 
         Raises:
             ValueError: the latents are not finite.
@@ -138,10 +147,10 @@ class Developer:
         audio = None
         if decoded.audio is not None:
             audio = AudioFormat(decoded.sample_rate, decoded.audio.shape[0])
-        poster_at = request.num_frames // 2
+        poster_at = request.total_frames // 2
         size = (decoded.width, decoded.height)
         with VideoWriter(video, *size, request.fps, self._finish, audio) as writer:
-            for frames in decoded.frames:
+            for frames in begin_with(request, opening, decoded.frames):
                 place = poster_at - writer.num_frames
                 if 0 <= place < len(frames):
                     write_poster(frames[place], poster, self._finish.poster_quality)
@@ -149,7 +158,7 @@ class Developer:
             if decoded.audio is not None:
                 writer.write_audio(decoded.audio)
         seen = probe(video)
-        check_probe(seen, *size, request.num_frames, request.fps, audio)
+        check_probe(seen, *size, request.total_frames, request.fps, audio)
         return Developed(video, poster, seen)
 
 

@@ -21,6 +21,8 @@ from diffusers.guiders.guider_utils import BaseGuidance
 
 from pipeline.graph import Graph
 from pipeline.handoff import Conditioning
+from pipeline.opening import CONDITIONS, make_conditions
+from pipeline.probe import Frames
 from pipeline.request import RenderRequest
 from pipeline.state import hand_over, make_state
 
@@ -37,6 +39,7 @@ class Encoder:
         """Load the stage's weights onto `device`."""
         self.stage = graph.load("encode", device)
         self._forwarded = graph.forwarded_names("encode")
+        self._takes_frames = {each.name for each in self.stage.blocks.inputs} >= {*CONDITIONS}
         for name, component in self.stage.pipeline.components.items():
             if isinstance(component, BaseGuidance) and "guidance_scale" in component.config:
                 setattr(self.stage.pipeline, name, component.new(guidance_scale=GUIDED))
@@ -46,14 +49,25 @@ class Encoder:
                         setattr(component, method, CallMemo(getattr(component, method)))
 
     def encode(
-        self, request: RenderRequest, inputs: Mapping[str, Any] | None = None
+        self,
+        request: RenderRequest,
+        inputs: Mapping[str, Any] | None = None,
+        opening: Iterable[Frames] = (),
     ) -> Conditioning:
         """Return what the denoise stage needs for `request`.
 
         `inputs` are further block inputs by name, such as a conditioning `image`, or a setting of
-        the denoise blocks, which is handed on.
+        the denoise blocks, which is handed on. `opening` are the frames that the clip begins with.
+
+        Raises:
+            ValueError: these blocks take no frames, or others than `opening` has.
         """
-        state = make_state(request, self.stage.blocks, inputs=inputs)
+        given = make_conditions(request, opening)
+        if given and not self._takes_frames:
+            raise ValueError(
+                f"limits.max_seen_frames: the model's blocks have no {' and '.join(CONDITIONS)}"
+            )
+        state = make_state(request, self.stage.blocks, inputs={**given, **(inputs or {})})
         self.stage.run(state)
         return Conditioning(*hand_over(state, *self._forwarded))
 

@@ -16,10 +16,16 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from pipeline import checkpoints
+from pipeline.batches import BatchStore
+from pipeline.inbox import Inbox
+from pipeline.inputs import Inputs
 from pipeline.ledger import Ledger
 from pipeline.places import map_threads
+from pipeline.store import ObjectStore
 from pipeline.uploads import Uploads
 
+READ_ONLY = 0
+"""No run's epoch: what has it writes nothing."""
 _FILE = re.compile(r"clips/(..)/(\1[0-9a-f]{62})/([0-9A-Za-z-]+)\.(?:mp4|jpg)")
 
 
@@ -33,6 +39,8 @@ class Garbage:
     """Saved work of clips that are committed, or that no row asks for any more."""
     unfinished: tuple[str, ...]
     """Saved work that the next run would go on from."""
+    inputs: tuple[str, ...]
+    """What finished clips of the online endpoint began with."""
     leftovers: tuple[str, ...]
     """What writers that were cut off have left: work tables, parts of files, uploads."""
 
@@ -57,6 +65,7 @@ def find_garbage(ledger: Ledger) -> Garbage:
         attempts=tuple(_find_attempts(ledger, committed)),
         checkpoints=tuple(saved[False]),
         unfinished=tuple(saved[True]),
+        inputs=tuple(_find_inputs(ledger.store)),
         leftovers=(
             *ledger.store.list("work"),
             *ledger.store.list_unfinished(),
@@ -81,6 +90,15 @@ def measure(ledger: Ledger, keys: tuple[str, ...]) -> int:
             return 0
 
     return sum(map_threads(size, keys, ledger.store.concurrency))
+
+
+def _find_inputs(store: ObjectStore) -> Iterator[str]:
+    """Yield the inputs that no video of the endpoint needs any more."""
+    jobs = [job for job, end in Inbox(store, READ_ONLY).load() if not end]
+    for batch in BatchStore(store, READ_ONLY).load():
+        jobs += [line.job for line in batch.plan.lines if line.job] if batch.plan else []
+    needed = {job.request.opening.sha256 for job in jobs if job.request.opening}
+    yield from (key for key, sha256 in Inputs(store).list() if sha256 not in needed)
 
 
 def _find_attempts(ledger: Ledger, committed: set[str]) -> Iterator[str]:

@@ -52,7 +52,11 @@ def clip_id(request: RenderRequest, renderer: str) -> str:
 
     renderer: what `digest_renderer` returns.
     """
-    return digest({"request": vars(request), "renderer": renderer})
+    fields = dict(vars(request))
+    opening = fields.pop("opening")
+    if opening:
+        fields["opening"] = vars(opening)
+    return digest({"request": fields, "renderer": renderer})
 
 
 def digest_renderer(model_fingerprint: str, finish: FinishSpec) -> str:

@@ -12,6 +12,7 @@ from pipeline.documents import Commit, Failure, describe_failure
 from pipeline.encode import Encoder
 from pipeline.errors import RunEndingError
 from pipeline.graph import Graph
+from pipeline.inputs import Inputs
 from pipeline.ledger import Ledger
 from pipeline.publish import Denoised, Publisher
 from pipeline.recipe import Recipe, resolve_checkpoint
@@ -25,6 +26,7 @@ class LocalRunner:
         """Load all stages' weights."""
         self._shape = recipe.gangs[0]
         self._ledger = ledger
+        self._inputs = Inputs(ledger.store)
         torch.set_num_threads(self._shape.threads)
         graph = Graph(recipe.model, resolve_checkpoint(recipe.model))
         self._encoder = Encoder(graph, recipe.encode.device)
@@ -42,7 +44,8 @@ class LocalRunner:
         stage = "encode"
         began = time.perf_counter()
         try:
-            conditioning = self._encoder.encode(request)
+            opening = self._inputs.read_opening(request)
+            conditioning = self._encoder.encode(request, opening=opening)
             encoded = time.perf_counter()
             stage = "denoise"
             session = self._denoiser.start(request, conditioning)

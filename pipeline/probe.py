@@ -9,10 +9,12 @@ A probe decodes every frame, so a file that passes plays to its end.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from math import isfinite
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -203,10 +205,14 @@ def _is_faststart(path: Path) -> bool:
 
 
 def read_frames(path: str | Path) -> Frames:
-    """Return all frames of a video, as RGB: for tests and for small clips."""
+    """Return all frames of a video of ours, as RGB: for tests and for small clips."""
+    return np.concatenate(list(decode_frames(path)))
+
+
+def decode_frames(file: str | Path | BinaryIO) -> Iterator[Frames]:
+    """Yield the frames of a video of ours, as RGB, one at a time."""
     reformatter = VideoReformatter()
-    frames: list[Frames] = []
-    with av.open(path) as source:
+    with av.open(file, "r") as source:
         for frame in source.decode(video=0):
             rgb = reformatter.reformat(
                 frame,
@@ -217,5 +223,4 @@ def read_frames(path: str | Path) -> Frames:
                 interpolation=SCALING,
                 threads=1,
             )
-            frames.append(np.asarray(rgb.to_ndarray(), np.uint8))
-    return np.stack(frames)
+            yield np.asarray(rgb.to_ndarray(), np.uint8)[None]

@@ -15,6 +15,7 @@ from pipeline.checkpoints import Checkpoints
 from pipeline.develop import Developer
 from pipeline.documents import Commit, CommitDraft, new_attempt
 from pipeline.errors import StoreError
+from pipeline.inputs import Inputs
 from pipeline.ledger import Ledger
 from pipeline.recipe import Recipe
 from pipeline.request import RenderRequest
@@ -44,6 +45,7 @@ class Publisher:
         self._developer = developer
         self._fingerprint = model_fingerprint
         self._ledger = ledger
+        self._inputs = Inputs(ledger.store)
         self._checkpoints = Checkpoints(ledger.store, model_fingerprint, ledger.epoch)
 
     def publish(self, clip_id: str, request: RenderRequest, denoised: Denoised) -> Commit:
@@ -58,7 +60,9 @@ class Publisher:
         """
         began = time.perf_counter()
         with _blaming_store(), tempfile.TemporaryDirectory(prefix="rushes-") as folder:
-            developed = self._developer.develop(request, denoised.latents, Path(folder))
+            developed = self._developer.develop(
+                request, denoised.latents, Path(folder), self._inputs.read_opening(request)
+            )
             seen = developed.probe
             draft = CommitDraft(
                 clip_id=clip_id,

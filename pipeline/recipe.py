@@ -75,6 +75,9 @@ class Limits(_Section):
     max_steps: Positive = 200
     max_guidance_scale: Annotated[float, Field(gt=0)] = 50.0
     max_prompt_chars: Positive = 4000
+    max_seen_frames: Annotated[int, Field(ge=0)] = 0
+    """Frames that the model can go on from, by its blocks' `video` and `mask`; with one, an image
+    can begin a clip; with more, a clip can be extended. 0: it renders from text alone."""
 
     def count_tokens(self, width: int, height: int, num_frames: int) -> int:
         """Return how many tokens the transformer sees of a clip: latent frames times patches."""

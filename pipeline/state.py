@@ -59,7 +59,7 @@ def make_state(
     if handoff and handoff.generator_state is not None:
         generator.set_state(handoff.generator_state)
     given: dict[str, Any] = {
-        **request.model_dump(exclude={"seed", "fps"}),
+        **request.model_dump(exclude={"seed", "fps", "opening"}),
         "frame_rate": request.fps,
         "fps": request.fps,
         "generator": generator,

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from cluster.answers import BatchState, Refusal
 from jobs.api.body import parse_metadata, read_body
-from jobs.api.depends import At, Owner
+from jobs.api.depends import At, IdempotencyKey, Owner
 from jobs.api.endpoint import too_many
 from jobs.api.errors import document_errors
 from jobs.api.files import unknown_file
@@ -108,7 +108,9 @@ _BODY = {
 
 
 @routes.post("/v1/batches", openapi_extra=_BODY, responses=document_errors(400, 401, 404, 413, 429))
-async def create_batch(request: Request, at: At, owner: Owner) -> Batch:
+async def create_batch(
+    request: Request, at: At, owner: Owner, idempotency_key: IdempotencyKey
+) -> Batch:
     """Have every line of a file rendered, within 24 hours, when nobody is in more of a hurry."""
     fields = await read_body(request)
     for name in fields:
@@ -137,6 +139,7 @@ async def create_batch(request: Request, at: At, owner: Owner) -> Batch:
         input_file_id=file_id,
         endpoint=ENDPOINT,
         completion_window="24h",
+        idempotency_key=idempotency_key,
         metadata=metadata,
     )
     answer = await at.desk.batches.create(job)

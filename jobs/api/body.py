@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, cast
 
 from fastapi import Request
 from pydantic import BaseModel
 from pydantic_core import from_json
+from starlette.datastructures import UploadFile
 from starlette.formparsers import FormParser, MultiPartException, MultiPartParser
 
 from jobs.api.wire import ApiError
@@ -19,24 +20,40 @@ from pipeline.request import RenderRequest
 from pipeline.table import RowError, read_request
 
 MAX_BODY_BYTES = 16 << 20
-MAX_TEXT_BYTES = 1 << 20
 MAX_FIELDS = 64
 MAX_METADATA = 16
 MAX_METADATA_CHARS = 512
 SETTINGS = (
     "negative_prompt", "seed", "num_frames", "fps", "num_inference_steps", "guidance_scale",
 )  # fmt: skip
-FIELDS = ("prompt", "model", "seconds", "size", "priority", "metadata", *SETTINGS)
+FIELDS = (
+    "prompt", "input_reference", "model", "seconds", "size", "priority", "metadata", *SETTINGS,
+)  # fmt: skip
 MAX_PRIORITY = 9
 _SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})", re.ASCII)
-_METADATA = re.compile(r"metadata\[([^\]]+)\]")
+_NESTED = re.compile(r"(metadata|input_reference|video)\[([^\]]+)\]")
 _PARAMS = {"width": "size", "height": "size", "width, height": "size"}
+
+
+class ImageReference(BaseModel):
+    """An image, within the call."""
+
+    image_url: str
+    """A `data:` URL; images aren't fetched."""
+
+
+class VideoReference(BaseModel):
+    """A completed video of yours."""
+
+    id: str
 
 
 class VideoBody(BaseModel):
     """What a call may say; what it doesn't comes from the recipe. Numbers may be text."""
 
     prompt: str
+    input_reference: ImageReference | None = None
+    """The video's first frame; in a form it may be a file. See the model's `max_seen_frames`."""
     model: str | None = None
     seconds: str | float | None = None
     size: str | None = None
@@ -51,6 +68,28 @@ class VideoBody(BaseModel):
     """0 to 9, 0 if not given: of your videos that wait, the higher goes first."""
     metadata: dict[str, str] | None = None
     """Up to 16 pairs of your own; they are handed back."""
+
+
+class RemixBody(BaseModel):
+    """What a call for a remix says; all else stays as in the video."""
+
+    prompt: str
+
+
+class ExtensionBody(BaseModel):
+    """What a call for an extension may say; what it doesn't is as in the video."""
+
+    prompt: str
+    seconds: str | float
+    """Of what is new."""
+    video: VideoReference | str
+    """Its id will do, too; and in a form, an MP4."""
+    negative_prompt: str | None = None
+    seed: int | str | None = None
+    num_inference_steps: int | str | None = None
+    guidance_scale: float | str | None = None
+    priority: int | str | None = None
+    metadata: dict[str, str] | None = None
 
 
 async def read_body(request: Request) -> dict[str, Any]:
@@ -85,21 +124,22 @@ async def _read_form(request: Request, *, multipart: bool) -> dict[str, Any]:
             stream,
             max_fields=MAX_FIELDS,
             max_files=1,
-            max_part_size=MAX_TEXT_BYTES,
+            max_part_size=MAX_BODY_BYTES,
         )
     else:
         parser = FormParser(request.headers, stream)
     form = await parser.parse()
     fields: dict[str, Any] = {}
-    metadata: dict[str, str] = {}
-    for name, value in form.multi_items():
-        if name in fields:
-            raise ApiError(HTTPStatus.BAD_REQUEST, f"{name} is given twice", param=name)
-        if match := _METADATA.fullmatch(name):
-            metadata[match[1]] = str(value)
-        else:
-            fields[name] = value
-    return {**fields, "metadata": metadata} if metadata else fields
+    try:
+        for name, value in form.multi_items():
+            match = _NESTED.fullmatch(name)
+            place, key = (fields.setdefault(match[1], {}), match[2]) if match else (fields, name)
+            if not isinstance(place, dict) or key in place:
+                raise ApiError(HTTPStatus.BAD_REQUEST, f"{name} is given twice", param=name)
+            place[key] = await value.read() if isinstance(value, UploadFile) else value
+    finally:
+        await form.close()
+    return fields
 
 
 async def limit_body(request: Request, max_bytes: int) -> AsyncGenerator[bytes]:
@@ -123,26 +163,12 @@ async def limit_body(request: Request, max_bytes: int) -> AsyncGenerator[bytes]:
 def parse_request(fields: Mapping[str, Any], recipe: Recipe) -> RenderRequest:
     """Return the request that a call's fields ask for, read as a table's row would be.
 
+    What its clip begins with is not read here.
+
     Raises:
         ApiError: a field is unknown, or has a value that the model can't do.
     """
-    if "input_reference" in fields:
-        raise ApiError(
-            HTTPStatus.BAD_REQUEST,
-            f"{recipe.name} renders from text alone; leave input_reference out",
-            param="input_reference",
-            code="unsupported",
-        )
-    for name in fields:
-        if name not in FIELDS:
-            near = difflib.get_close_matches(name, FIELDS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(FIELDS)}"
-            raise ApiError(
-                HTTPStatus.BAD_REQUEST,
-                f"unknown parameter {name[:64]!r}; {hint}",
-                param=name[:64],
-                code="unknown_parameter",
-            )
+    check_names(fields, FIELDS)
     values = {name: fields[name] for name in ("prompt", "seconds", *SETTINGS) if name in fields}
     if fields.get("size") is not None:
         match = _SIZE.fullmatch(str(fields["size"]))
@@ -154,6 +180,24 @@ def parse_request(fields: Mapping[str, Any], recipe: Recipe) -> RenderRequest:
     except RowError as error:
         first = error.problems[0]
         raise _invalid(_PARAMS.get(first.column, first.column), str(error)) from error
+
+
+def check_names(fields: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Check that a call has no other fields.
+
+    Raises:
+        ApiError: it has one; the nearest that is known is named.
+    """
+    for name in fields:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            raise ApiError(
+                HTTPStatus.BAD_REQUEST,
+                f"unknown parameter {name[:64]!r}; {hint}",
+                param=name[:64],
+                code="unknown_parameter",
+            )
 
 
 def parse_priority(fields: Mapping[str, Any]) -> int:

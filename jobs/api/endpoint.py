@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from cluster.answers import BatchState, Refusal, VideoState
 from jobs.api.job import JobReader
 from jobs.api.keys import ApiKeys
+from jobs.api.openings import SourceVideo, read_sent_video
 from jobs.api.wire import ApiError
 from pipeline.batches import BatchJob, BatchLimits
 from pipeline.inbox import VideoJob, new_video_id
+from pipeline.inputs import Inputs
 from pipeline.ledger import Ledger
 from pipeline.recipe import Recipe
 from pipeline.uploads import FileRecord
-
-MAX_IDEMPOTENCY_CHARS = 255
 
 
 class FileDesk(Protocol):
@@ -79,7 +80,7 @@ class Endpoint:
     @property
     def reader(self) -> JobReader:
         """What reads calls for videos."""
-        return JobReader(self.recipe, self.renderer, self.aliases)
+        return JobReader(self.recipe, self.renderer, Inputs(self.ledger.store), self.aliases)
 
     async def take(
         self,
@@ -93,20 +94,44 @@ class Endpoint:
         Raises:
             ApiError: it asks for what the model can't do, or its owner has reached a limit.
         """
-        if idempotency_key and len(idempotency_key) > MAX_IDEMPOTENCY_CHARS:
+        read = partial(self.reader.read, fields, source)
+        return await self._submit(read, owner, idempotency_key)
+
+    async def extend(
+        self, owner: str, fields: Mapping[str, Any], idempotency_key: str | None
+    ) -> VideoState:
+        """Take a call for a video in that goes on from another.
+
+        Raises:
+            ApiError: as for `take`; or there is no such video, or it isn't completed.
+        """
+        video = await self._find_source(owner, fields.get("video"))
+        read = partial(self.reader.read_extension, fields, video)
+        return await self._submit(read, owner, idempotency_key)
+
+    async def _find_source(self, owner: str, video: Any) -> SourceVideo:
+        if isinstance(video, bytes):
+            return await asyncio.to_thread(read_sent_video, video)
+        # Forms have an id by itself: the official client can't send the object that it documents.
+        video_id = cast(Any, video).get("id") if isinstance(video, Mapping) else video
+        if not isinstance(video_id, str):
             raise ApiError(
                 HTTPStatus.BAD_REQUEST,
-                f"Idempotency-Key: got {len(idempotency_key)} characters, "
-                f"expected up to {MAX_IDEMPOTENCY_CHARS}",
+                "video: expected the id of a completed video, or an MP4",
+                param="video",
                 code="invalid_value",
             )
+        job = (await self.find_completed(owner, video_id)).job
+        commit = await asyncio.to_thread(self.ledger.read_commit, job.clip_id)
+        content = await asyncio.to_thread(self.ledger.store.read, commit.video.key)
+        size = commit.width, commit.height
+        return SourceVideo(content, *size, commit.num_frames, job.request.fps, job.request)
+
+    async def _submit(
+        self, read: Callable[..., VideoJob], owner: str, idempotency_key: str | None
+    ) -> VideoState:
         job = await asyncio.to_thread(
-            self.reader.read,
-            fields,
-            source,
-            id=new_video_id(),
-            owner=owner,
-            idempotency_key=idempotency_key,
+            read, id=new_video_id(), owner=owner, idempotency_key=idempotency_key
         )
         state = await self.desk.submit(job)
         if isinstance(state, Refusal):
@@ -122,6 +147,21 @@ class Endpoint:
         state = await self.desk.find(owner, video_id)
         if state is None:
             raise unknown_video(video_id)
+        return state
+
+    async def find_completed(self, owner: str, video_id: str) -> VideoState:
+        """Return how an owner's completed video is.
+
+        Raises:
+            ApiError: they have none of that id, or it isn't completed.
+        """
+        state = await self.find(owner, video_id)
+        if state.status != "completed":
+            raise ApiError(
+                HTTPStatus.CONFLICT,
+                f"the video is {state.status}, there is nothing to read",
+                code="video_not_ready",
+            )
         return state
 
 

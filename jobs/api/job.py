@@ -8,10 +8,13 @@ from http import HTTPStatus
 from typing import Any
 
 from jobs.api.body import parse_metadata, parse_priority, parse_request
+from jobs.api.openings import OpeningReader, SourceVideo
 from jobs.api.wire import ApiError
 from pipeline.identity import clip_id
 from pipeline.inbox import VideoJob
+from pipeline.inputs import Inputs
 from pipeline.recipe import Recipe
+from pipeline.request import RenderRequest
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,8 @@ class JobReader:
     recipe: Recipe
     renderer: str
     """The digest that clip ids are made with."""
+    inputs: Inputs
+    """Where what clips begin with is kept."""
     aliases: tuple[str, ...] = ()
     """Other names by which programs ask for the recipe's model."""
 
@@ -56,15 +61,35 @@ class JobReader:
         """
         model = self.check_model(fields.get("model"))
         asked = parse_request(fields, self.recipe)
+        said = {"priority": parse_priority(fields), "metadata": parse_metadata(fields)}
+        if source:
+            asked = asked.model_copy(update={"opening": source.request.opening})
+            said |= {"remixed_from": source.id}
+        elif fields.get("input_reference") is not None:
+            asked = OpeningReader(self.recipe, self.inputs).add_image(
+                asked, fields["input_reference"]
+            )
         seconds = source.seconds if source else fields.get("seconds")
+        return self._make(asked, model, seconds, **said, **known)
+
+    def read_extension(
+        self, fields: Mapping[str, Any], video: SourceVideo, **known: Any
+    ) -> VideoJob:
+        """Return the job of a video that goes on from another; `known` as for `read`.
+
+        Raises:
+            ApiError: the fields ask for what the model can't do.
+        """
+        said = {"priority": parse_priority(fields), "metadata": parse_metadata(fields)}
+        asked = OpeningReader(self.recipe, self.inputs).extend(fields, video)
+        return self._make(asked, self.recipe.name, None, **said, **known)
+
+    def _make(self, asked: RenderRequest, model: str, seconds: Any, **further: Any) -> VideoJob:
         return VideoJob(
             clip_id=clip_id(asked, self.renderer),
             request=asked,
             model=model,
             seconds=f"{asked.duration_s:g}" if seconds is None else str(seconds),
             size=f"{asked.width}x{asked.height}",
-            remixed_from=source.id if source else None,
-            priority=parse_priority(fields),
-            metadata=parse_metadata(fields),
-            **known,
+            **further,
         )

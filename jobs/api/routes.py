@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from http import HTTPStatus
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-from fastapi import APIRouter, FastAPI, Header, Query, Request, Response
+from fastapi import APIRouter, FastAPI, Query, Request, Response
+from pydantic import BaseModel
 
 from jobs.api import batches, files
-from jobs.api.body import VideoBody, read_body
+from jobs.api.body import ExtensionBody, RemixBody, VideoBody, check_names, read_body
 from jobs.api.content import Variant, read_content
-from jobs.api.depends import At, Owner
+from jobs.api.depends import At, IdempotencyKey, Owner
 from jobs.api.endpoint import Endpoint, unknown_video
 from jobs.api.errors import RETRY_AFTER_S, document_errors, handle_errors
 from jobs.api.page import make_page_routes
@@ -40,25 +41,42 @@ def make_app(endpoint: Endpoint) -> FastAPI:
     return app
 
 
-def _document_body(*only: str) -> dict[str, Any]:
-    schema = VideoBody.model_json_schema()
-    if only:
-        schema["properties"] = {name: schema["properties"][name] for name in only}
-    content = {kind: {"schema": schema} for kind in ("multipart/form-data", "application/json")}
+def _document_body(body: type[BaseModel], file: str | None = None) -> dict[str, Any]:
+    """Return what OpenAPI says of a body; in a form, the property `file` may be one."""
+    schema = _inline(body)
+    form: Any = {**schema, "properties": {**schema["properties"]}}
+    if file:
+        form["properties"][file] = {"type": "string", "format": "binary"}
+    content = {"multipart/form-data": {"schema": form}, "application/json": {"schema": schema}}
     return {"requestBody": {"required": True, "content": content}}
 
 
-IdempotencyKey = Annotated[str | None, Header()]
+def _inline(body: type[BaseModel]) -> dict[str, Any]:
+    """Return a model's schema with the models that it names in their places."""
+    schema = body.model_json_schema(ref_template="{model}")
+    parts = schema.pop("$defs", {})
+
+    def fill(value: Any) -> Any:
+        if isinstance(value, dict):
+            found = cast(dict[str, Any], value)
+            return (
+                parts[found["$ref"]] if "$ref" in found else {k: fill(v) for k, v in found.items()}
+            )
+        return [fill(each) for each in cast(list[Any], value)] if isinstance(value, list) else value
+
+    return fill(schema)
+
+
 _routes = APIRouter()
 
 
 @_routes.post(
     "/v1/videos",
-    openapi_extra=_document_body(),
+    openapi_extra=_document_body(VideoBody, "input_reference"),
     responses=document_errors(400, 401, 404, 413, 429),
 )
 async def create_video(
-    request: Request, at: At, owner: Owner, idempotency_key: IdempotencyKey = None
+    request: Request, at: At, owner: Owner, idempotency_key: IdempotencyKey
 ) -> Video:
     """Ask for a video."""
     fields = await read_body(request)
@@ -136,13 +154,7 @@ async def download_content(
     video_id: str, at: At, owner: Owner, request: Request, variant: Variant = "video"
 ) -> Response:
     """Download a completed video, or its `thumbnail` or `spritesheet`."""
-    state = await at.find(owner, video_id)
-    if state.status != "completed":
-        raise ApiError(
-            HTTPStatus.CONFLICT,
-            f"the video is {state.status}, there is nothing to download",
-            code="video_not_ready",
-        )
+    state = await at.find_completed(owner, video_id)
     commit = await asyncio.to_thread(at.ledger.read_commit, state.job.clip_id)
     asked = request.headers.get("range")
     return await asyncio.to_thread(read_content, at.ledger.store, commit, variant, asked)
@@ -150,37 +162,43 @@ async def download_content(
 
 @_routes.post(
     "/v1/videos/{video_id}/remix",
-    openapi_extra=_document_body("prompt"),
+    openapi_extra=_document_body(RemixBody),
     responses=document_errors(400, 401, 404, 413, 429),
 )
 async def remix_video(
-    video_id: str, request: Request, at: At, owner: Owner, idempotency_key: IdempotencyKey = None
+    video_id: str, request: Request, at: At, owner: Owner, idempotency_key: IdempotencyKey
 ) -> Video:
     """Ask for a video again with another prompt: its size, length, seed and settings stay."""
     before = (await at.find(owner, video_id)).job
     fields = await read_body(request)
-    for name in fields:
-        if name != "prompt":
-            raise ApiError(
-                HTTPStatus.BAD_REQUEST,
-                f"unknown parameter {name[:64]!r}; a remix takes a prompt alone",
-                param=name[:64],
-                code="unknown_parameter",
-            )
-    kept = before.request.model_dump(exclude={"prompt", "width", "height"})
+    check_names(fields, tuple(RemixBody.model_fields))
+    kept = before.request.model_dump(exclude={"prompt", "width", "height", "opening"})
     asked = {**kept, "size": before.size, "model": before.model, **fields}
     return describe_video(await at.take(owner, asked, idempotency_key, before))
 
 
+@_routes.post(
+    "/v1/videos/extensions",
+    openapi_extra=_document_body(ExtensionBody, "video"),
+    responses=document_errors(400, 401, 404, 409, 413, 429),
+)
+async def extend_video(
+    request: Request, at: At, owner: Owner, idempotency_key: IdempotencyKey
+) -> Video:
+    """Ask for a video that is a completed one and goes on from it, for so many seconds more."""
+    fields = await read_body(request)
+    return describe_video(await at.extend(owner, fields, idempotency_key))
+
+
 @_routes.post("/v1/videos/edits", responses=document_errors(400, 401))
-@_routes.post("/v1/videos/extensions", responses=document_errors(400, 401))
 @_routes.post("/v1/videos/characters", responses=document_errors(400, 401))
 async def refuse_unsupported(request: Request, at: At, owner: Owner) -> Video:
-    """Refuse what needs a model that takes videos."""
+    """Refuse what no model here does."""
     what = request.url.path.rpartition("/")[2]
     raise ApiError(
         HTTPStatus.BAD_REQUEST,
-        f"{at.recipe.name} renders from text alone: no {what}",
+        f"{at.recipe.name} makes no {what}; it makes videos from text, and from an image or a "
+        "video where its max_seen_frames says so",
         code="unsupported",
     )
 

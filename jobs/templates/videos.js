@@ -97,6 +97,7 @@ function offer({ id, description, limits, defaults }) {
     const chosen = frames === defaults.num_frames;
     lengths.add(new Option(`${(frames / defaults.fps).toFixed(1)} s, ${frames} frames`, frames, chosen, chosen));
   }
+  find("opening").hidden = find("image-note").hidden = !limits.max_seen_frames;
   find("prompt").maxLength = find("negative_prompt").maxLength = limits.max_prompt_chars;
   find("negative_prompt").placeholder = defaults.negative_prompt ?? "";
   Object.assign(find("num_inference_steps"), { max: limits.max_steps, placeholder: defaults.num_inference_steps });
@@ -108,7 +109,9 @@ async function ask() {
   if (form.ariaBusy === "true") return;
   const filled = [...new FormData(form)].filter(([, value]) => value.trim());
   const size = `${find("width").value}x${find("height").value}`;
-  const body = JSON.stringify({ ...Object.fromEntries(filled), size });
+  const [image] = find("image").files;
+  const begins = image && { input_reference: { image_url: await readImage(image) } };
+  const body = JSON.stringify({ ...Object.fromEntries(filled), size, ...begins });
   // What got no answer may have been accepted: sent again, it is the same call.
   if (unanswered?.body !== body) unanswered = { body, once: crypto.getRandomValues(new Uint32Array(4)).join("-") };
   const headers = { "Content-Type": "application/json", "Idempotency-Key": unanswered.once };
@@ -121,6 +124,15 @@ async function ask() {
   } finally {
     form.ariaBusy = "false";
   }
+}
+
+function readImage(file) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(new Error(`${file.name} can't be read`));
+    reader.readAsDataURL(file);
+  });
 }
 
 // ---- the videos

@@ -13,6 +13,7 @@ from cluster.answers import Refusal
 from pipeline.batches import FOLDER, WINDOW, BatchLimits, name_video
 from pipeline.inbox import VideoEnd
 from pipeline.store import ObjectStore
+from pipeline.uploads import new_file_id
 from tests.support.batches import OWNER, Desk, Endpoint
 from tests.support.online import make_lines
 
@@ -93,6 +94,27 @@ def test_whoever_takes_over_goes_on_and_makes_nothing_twice(store: ObjectStore) 
             assert len(await answers(desk, state.end.output_file_id)) == 3
 
     asyncio.run(go_on(asyncio.run(begin())))
+
+
+def test_an_idempotency_key_makes_one_batch(store: ObjectStore) -> None:
+    endpoint = Endpoint(store)
+
+    async def run() -> None:
+        async with endpoint.desk() as desk:
+            file = await desk.upload(prompts("one"))
+            nothing = await desk.create(new_file_id(), once="order 66")
+            assert nothing is None, "what was refused takes no key"
+            calls = (desk.create(file.id, once="order 66") for _ in range(3))
+            ids = {state.job.id for state in await asyncio.gather(*calls)}
+            others = await desk.create(file.id, once="order 67")
+            assert len(ids) == 1
+            assert others.job.id not in ids
+            assert (await desk.create(file.id)).job.id not in ids
+        async with endpoint.desk() as desk:
+            again = await desk.create(new_file_id(), once="order 66")
+            assert {again.job.id} == ids, "also after a restart, and whatever it says"
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize("restart", [False, True], ids=["at once", "by the next"])

@@ -9,12 +9,17 @@ from pathlib import Path
 import pytest
 
 from jobs.clean import clean_output
+from pipeline.batches import BatchEnd, BatchJob, BatchPlan, BatchStore, PlannedLine, new_batch_id
 from pipeline.checkpoints import Checkpoints
 from pipeline.garbage import find_garbage
+from pipeline.inbox import Inbox, VideoEnd, VideoJob, new_video_id
+from pipeline.inputs import Inputs
 from pipeline.lease import Lease, LeaseHeldError
 from pipeline.ledger import Ledger
 from pipeline.places import TEMPORARY
+from pipeline.request import Opening
 from pipeline.store import ObjectStore
+from pipeline.uploads import new_file_id
 from tests.support.outputs import IDENTITY, A, B, C, D, draft, failure, plan_rows
 
 MODEL = "f" * 64
@@ -60,9 +65,9 @@ def test_what_is_removed_and_what_is_kept(output: Ledger) -> None:
     kinds = clean_output(output.store.uri, remove=False, unfinished=False, say=pytest.fail)
     assert listed(output.store) == before, "a listing removes nothing"
     assert [(each.objects, each.goes) for each in kinds] == [
-        (2, True), (4, True), (2, False), (2, True),
+        (2, True), (4, True), (2, False), (0, True), (2, True),
     ]  # fmt: skip
-    assert all(each.size_bytes > 0 for each in kinds)
+    assert all(each.size_bytes > 0 for each in kinds if each.objects)
     assert clean_output(output.store.uri, remove=True, unfinished=False, say=pytest.fail) == kinds
     after = listed(output.store)
     expected = {key for key in before if not is_garbage(key)}
@@ -83,6 +88,43 @@ def test_unfinished_work_goes_only_when_asked(output: Ledger) -> None:
     assert not any(
         getattr(find_garbage(output), kind)
         for kind in ("attempts", "checkpoints", "unfinished", "leftovers")
+    )
+
+
+def test_what_a_video_begins_with_goes_with_its_end(output: Ledger) -> None:
+    store = output.store
+    inputs, lease = Inputs(store), Lease.acquire(store, 60)
+    inbox, batches = Inbox(store, lease.epoch), BatchStore(store, lease.epoch)
+    waiting, ended, planned, nobodys = (inputs.keep(name) for name in (b"a", b"b", b"c", b"d"))
+    inbox.accept(make_job(waiting))
+    done = make_job(ended)
+    inbox.accept(done)
+    inbox.end(done.id, VideoEnd(status="completed"))
+    line = PlannedLine(number=1, custom_id="one", job=make_job(planned))
+    batch = BatchJob(
+        id=new_batch_id(), owner="me", input_file_id=new_file_id(), endpoint="/v1/videos",
+        completion_window="24h",
+    )  # fmt: skip
+    batches.accept(batch)
+    batches.plan(batch.id, BatchPlan(lines=(line,)))
+    found = find_garbage(output).inputs
+    assert {key.rpartition("/")[2] for key in found} == {ended, nobodys}
+    batches.end(batch.id, BatchEnd(status="cancelled"))
+    lease.release()
+    clean_output(store.uri, remove=True, unfinished=False, say=pytest.fail)
+    assert [sha256 for _, sha256 in inputs.list()] == [waiting]
+
+
+def make_job(sha256: str) -> VideoJob:
+    opening = Opening(sha256=sha256, num_frames=1, seen_frames=1)
+    return VideoJob(
+        id=new_video_id(),
+        owner="me",
+        clip_id=A,
+        request=draft(A).request.model_copy(update={"opening": opening}),
+        model="tiny-cpu",
+        seconds="2",
+        size="64x64",
     )
 
 

@@ -273,7 +273,7 @@ def test_a_wrong_call_is_told_what_is_wrong(server: Server, client: OpenAI, vide
     assert "'tiny-cpu' or 'sora-2'" in model.value.message
     with pytest.raises(openai.BadRequestError) as image:
         create(prompt=PROMPT, input_reference=("a.png", b"\x89PNG", "image/png"))
-    assert image.value.code == "unsupported"
+    assert (image.value.param, image.value.code) == ("input_reference", "invalid_value")
     with pytest.raises(openai.BadRequestError) as edit:
         client.videos.edit(prompt=PROMPT, video=b"mp4")
     assert edit.value.code == "unsupported"

@@ -18,6 +18,7 @@ from jobs.api.lines import Lines
 from jobs.recipes import find_recipe
 from pipeline.batches import BatchJob, BatchLimits, BatchStore, new_batch_id
 from pipeline.inbox import Inbox, VideoEnd, VideoJob
+from pipeline.inputs import Inputs
 from pipeline.lease import Lease
 from pipeline.outbox import Outbox
 from pipeline.store import ObjectStore
@@ -25,7 +26,8 @@ from pipeline.uploads import FileRecord, Uploads, new_file_id
 from tests.support.online import WEBHOOK_SECRET
 
 OWNER = "me"
-LINES = Lines(JobReader(find_recipe(), "0" * 64, ("sora-2",)))
+READER = JobReader(find_recipe(), "0" * 64, Inputs(ObjectStore("memory://lines")), ("sora-2",))
+LINES = Lines(READER)
 NOBODY = WebhookTarget("http://127.0.0.1:9/", WEBHOOK_SECRET)
 SOON_S = 20.0
 
@@ -85,14 +87,21 @@ class Desk:
         await asyncio.to_thread(self.files.uploads.write, record.id, content)
         return await self.files.add(record)
 
-    async def create(self, file_id: str, owner: str = OWNER, at: datetime | None = None) -> Any:
-        """Return the batch's state, or the refusal; it was asked for `at` some time."""
+    async def create(
+        self,
+        file_id: str,
+        owner: str = OWNER,
+        at: datetime | None = None,
+        once: str | None = None,
+    ) -> Any:
+        """Return the batch's state, or the refusal; it was asked for `at` some time, `once`."""
         job = BatchJob(
             id=new_batch_id(),
             owner=owner,
             input_file_id=file_id,
             endpoint="/v1/videos",
             completion_window="24h",
+            idempotency_key=once,
             created_at=at or datetime.now(UTC),
         )
         return await self.batches.create(job)

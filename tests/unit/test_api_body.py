@@ -68,12 +68,6 @@ def test_what_the_model_cannot_do_is_refused_with_what_it_can(
     assert refused.value.body.type == "invalid_request_error"
 
 
-def test_an_image_is_refused_as_unsupported() -> None:
-    with pytest.raises(ApiError) as refused:
-        parse_request({"prompt": PROMPT, "input_reference": b"PNG"}, RECIPE)
-    assert refused.value.body.code == "unsupported"
-
-
 def test_a_priority_is_a_digit() -> None:
     given = [{}, {"priority": None}, {"priority": 9}, {"priority": "3"}]
     assert [parse_priority(each) for each in given] == [0, 0, 9, 3]

@@ -13,10 +13,13 @@ from jobs.api.lines import MAX_CUSTOM_ID_CHARS, MAX_FAULTS, MAX_LINE_BYTES, Line
 from jobs.recipes import find_recipe
 from pipeline.batches import BatchFault, BatchJob, BatchPlan, name_video, new_batch_id
 from pipeline.inbox import VideoEnd
+from pipeline.inputs import Inputs
+from pipeline.store import ObjectStore
 from pipeline.uploads import new_file_id
 from tests.support.online import make_lines
 
-LINES = Lines(JobReader(find_recipe(), "0" * 64, ("sora-2",)))
+READER = JobReader(find_recipe(), "0" * 64, Inputs(ObjectStore("memory://lines")), ("sora-2",))
+LINES = Lines(READER)
 BATCH = BatchJob(
     id=new_batch_id(),
     owner="me",
@@ -105,7 +108,7 @@ def test_all_faults_are_told_up_to_a_limit() -> None:
         ({**BALL, "promt": 1}, 400, "promt", "unknown_parameter"),
         ({**BALL, "metadata": {"a": 1}}, 400, "metadata", "invalid_value"),
         ({**BALL, "model": "sora-3"}, 404, "model", "model_not_found"),
-        ({**BALL, "input_reference": {}}, 400, "input_reference", "unsupported"),
+        ({**BALL, "input_reference": {}}, 400, "input_reference", "invalid_value"),
     ],
 )
 def test_what_is_wrong_with_a_body_is_that_lines_answer_alone(

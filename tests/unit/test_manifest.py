@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.columns import REQUEST_COLUMNS
 from pipeline.documents import Artifact, Commit, Failure, OutputIdentity, new_attempt
 from pipeline.identity import digest
 from pipeline.ledger import Ledger
@@ -39,7 +40,9 @@ def plan_rows(
     **labels: Any,
 ) -> pa.Table:
     n = len(clip_ids)
-    request = {name: [value] * n for name, value in REQUEST.model_dump().items()}
+    request = {
+        name: [value] * n for name, value in REQUEST.model_dump(include={*REQUEST_COLUMNS}).items()
+    }
     return pa.table(
         {
             "row": list(range(n)),
@@ -114,7 +117,7 @@ def test_one_row_a_row_in_every_state(store: ObjectStore) -> None:
         "prompt: empty",
     ]
     assert got[0] == {
-        **REQUEST.model_dump(),
+        **REQUEST.model_dump(include={*REQUEST_COLUMNS}),
         "id": "ad-1",
         "clip_id": A,
         "status": "committed",
