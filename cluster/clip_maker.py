@@ -15,6 +15,7 @@ from typing import Any
 
 from ray.exceptions import ActorDiedError, RayError
 
+from cluster.admission import Admission
 from cluster.answers import ClipProgress, PoolProgress
 from cluster.client import PoolClient
 from cluster.pauses import pauses
@@ -29,8 +30,6 @@ from pipeline.request import RenderRequest
 POLL_S, IDLE_POLL_S = 0.25, 1.0
 TRIES, BATCH_TRIES = 5, 20
 """Of what fails beside the clip; a batch has time for more."""
-ROOM = 64
-"""Urgent clips in the stages at once, or waiting there for a gang; others wait before them."""
 BATCH_ENCODES = 2
 """Clips of batches that are encoded at once: one that is urgent waits for no more than these."""
 _LET_GO = (ActorDiedError, PoolBrokenError, PoolClosedError)
@@ -42,15 +41,24 @@ class ClipMaker:
     """Lives on one event loop; `open` it first, `close` it at last."""
 
     def __init__(
-        self, join: Callable[[], PoolClient], encode: Any, publish: Any, ledger: Ledger
+        self,
+        join: Callable[[], PoolClient],
+        encode: Any,
+        publish: Any,
+        ledger: Ledger,
+        room: int,
     ) -> None:
-        """Hold the stages' deployments; `join` enters the pool of gangs."""
+        """Hold the stages' deployments; `join` enters the pool of gangs.
+
+        Up to `room` urgent clips are in the stages at once; the others wait before them, so that
+        one that comes late and whose turn is early has few before it.
+        """
         self._join, self._encode, self._publish = join, encode, publish
         self._ledger = ledger
         self._under_way = Counter[str]()  # by clip id: twice for one that is asked for anew
         self._progress: dict[str, ClipProgress] = {}
         self._gangs_up = 0
-        self._room = asyncio.Semaphore(ROOM)
+        self._admission = Admission(room)
         self._encodes = asyncio.Semaphore(BATCH_ENCODES)
 
     async def open(self) -> None:
@@ -79,7 +87,7 @@ class ClipMaker:
         """
         self._under_way[clip_id] += 1
         try:
-            async with self._room if turn else nullcontext():
+            async with self._admission.enter(request, turn) if turn else nullcontext():
                 return await self._try(clip_id, request, turn)
         finally:
             self._under_way[clip_id] -= 1

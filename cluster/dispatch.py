@@ -104,7 +104,9 @@ class Dispatcher:
         self._clips: dict[str, _Clip] = {}
         checkpoints = Checkpoints(store, spec.model_fingerprint, lease.epoch)
         join = partial(join_pool, spec.recipe, checkpoints)
-        self._maker = ClipMaker(join, encode, publish, self._ledger)
+        recipe = spec.recipe
+        room = 2 * sum(shape.count for shape in recipe.gangs) + recipe.encode.workers
+        self._maker = ClipMaker(join, encode, publish, self._ledger, room)
         await self._maker.open()
         self._files = Files(Uploads(store, lease.epoch), limits.max_files)
         batches = BatchStore(store, lease.epoch)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import uvicorn
 
@@ -17,7 +18,9 @@ from jobs.api.keys import ApiKeys
 from jobs.api.routes import make_app
 from jobs.recipes import find_recipe
 from pipeline.ledger import Ledger
+from pipeline.probe import read_frames
 from pipeline.store import ObjectStore
+from tests.support.media import make_image
 from tests.support.online import CLIP_S, LONG, MINE, OTHERS, PROMPT, Server
 
 pytestmark = [
@@ -99,7 +102,7 @@ def test_a_video_by_the_keyboard_alone(page: Any) -> None:
     page.keyboard.type(f"{PROMPT}, slowly")
     page.keyboard.press("Tab")
     page.keyboard.type("80")  # what is there is selected
-    for _ in range(3):
+    for _ in range(4):
         page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.tagName") == "SUMMARY"
     page.keyboard.press("Enter")
@@ -134,6 +137,24 @@ def test_a_video_by_the_keyboard_alone(page: Any) -> None:
     assert page.evaluate("document.activeElement.id") == "videos-title"
 
 
+def test_an_image_is_the_first_frame(page: Any, server: Server) -> None:
+    enter(page)
+    page.get_by_label("Prompt", exact=True).fill("a photo comes to life")
+    image = {"name": "photo.png", "mimeType": "image/png", "buffer": make_image(96, 64)}
+    page.get_by_label("First frame").set_input_files(image)
+    page.keyboard.press("Control+Enter")
+    page.get_by_role("status").get_by_text("Completed: a photo").wait_for(timeout=CLIP_MS)
+    commit = server.read_commit("a photo comes to life")
+    (first, *_) = read_frames(server.output / commit.video.key).astype(int)
+    assert np.abs(first[32, 4] - (200, 0, 0)).max() < 40
+    assert np.abs(first[32, 60] - (0, 0, 200)).max() < 40
+    page.get_by_label("First frame").set_input_files(
+        {"name": "photo.gif", "mimeType": "image/gif", "buffer": b"GIF89a"}
+    )
+    page.get_by_role("button", name="Ask for it").click()
+    page.get_by_role("alert").get_by_text("PNG, JPEG, WEBP").wait_for()
+
+
 def test_hostile_words_are_only_words(page: Any, server: Server) -> None:
     enter(page)
     page.get_by_label("Prompt", exact=True).fill(HOSTILE)
@@ -162,18 +183,18 @@ def test_what_the_endpoint_refuses_is_told_in_its_words(page: Any) -> None:
 
 def test_the_queue_is_shown_and_what_waits_can_be_called_off(page: Any, server: Server) -> None:
     with server.client(MINE) as client:
-        ids = [client.videos.create(prompt=f"slow {n}", extra_body=LONG).id for n in range(4)]
+        ids = [client.videos.create(prompt=f"called off {n}", extra_body=LONG).id for n in range(4)]
         enter(page, MINE)
         page.locator("#tally").get_by_text("queued").wait_for()
         shown = page.get_by_role("listitem").get_by_role("heading").all_inner_texts()
         assert shown == [f"slow {n}" for n in (3, 2, 1, 0)]
-        assert page.get_by_role("progressbar", name="Progress: slow 3").count() == 1
-        page.get_by_role("button", name="Cancel: slow 3").click()
+        assert page.get_by_role("progressbar", name="Progress: called off 3").count() == 1
+        page.get_by_role("button", name="Cancel: called off 3").click()
         page.get_by_role("status").get_by_text("The video is deleted.").wait_for()
-        assert page.evaluate("document.activeElement.ariaLabel") == "Cancel: slow 2"
+        assert page.evaluate("document.activeElement.ariaLabel") == "Cancel: called off 2"
         assert ids[3] not in [each.id for each in client.videos.list()]
         client.videos.delete(ids[2])
-        page.get_by_role("heading", name="slow 2").wait_for(state="detached")
+        page.get_by_role("heading", name="called off 2").wait_for(state="detached")
         late = client.videos.create(prompt="from elsewhere", extra_body=LONG)
         page.get_by_role("heading", name="from elsewhere").wait_for()
         client.videos.delete(late.id)
