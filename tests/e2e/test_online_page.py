@@ -187,7 +187,7 @@ def test_the_queue_is_shown_and_what_waits_can_be_called_off(page: Any, server: 
         enter(page, MINE)
         page.locator("#tally").get_by_text("queued").wait_for()
         shown = page.get_by_role("listitem").get_by_role("heading").all_inner_texts()
-        assert shown == [f"slow {n}" for n in (3, 2, 1, 0)]
+        assert shown == [f"called off {n}" for n in (3, 2, 1, 0)]
         assert page.get_by_role("progressbar", name="Progress: called off 3").count() == 1
         page.get_by_role("button", name="Cancel: called off 3").click()
         page.get_by_role("status").get_by_text("The video is deleted.").wait_for()
