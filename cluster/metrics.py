@@ -1,21 +1,26 @@
 """Everything that is measured, each named once; dashboards and alerts name nothing else.
 
 Ray exports these for Prometheus on every node's metrics port (8080 under KubeRay), `ray_` in front
-of the name and, for a counter, `_total` after it. Where nobody collects, as in a local cluster,
-they cost nothing.
+of the name and, for a counter, `_total` after it; `read_exported` reads them there. Where nobody
+collects, as in a batch's local cluster, they cost nothing.
 """
 
 # pyright: reportUnknownMemberType=false
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
+from urllib.request import urlopen
 
+import ray
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from cluster.schedule import Task, Urgency
 from pipeline import bucket
 
+EXPORTER_TIMEOUT_S = 10.0
 _SECONDS = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0]
 
 # The pool's: what waits, what is made, and on what.
@@ -93,3 +98,21 @@ def measure_run(counts: Mapping[str, int], steps_left: int) -> None:
     for state, number in counts.items():
         RUN_CLIPS.set(number, {"state": state})
     RUN_STEPS_LEFT.set(steps_left)
+
+
+async def read_exported() -> bytes:
+    """Return what this node exports, in Prometheus' text format: all that runs on it.
+
+    Raises:
+        OSError: nothing is exported here, or not yet.
+    """
+    here = cast(Any, ray).get_runtime_context().get_node_id()
+    (port,) = (
+        node["MetricsExportPort"] for node in cast(Any, ray).nodes() if node["NodeID"] == here
+    )
+
+    def read() -> bytes:
+        with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=EXPORTER_TIMEOUT_S) as answer:
+            return answer.read()
+
+    return await asyncio.to_thread(read)

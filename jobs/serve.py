@@ -20,6 +20,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from cluster.answers import BatchState, Refusal, VideoState
+from cluster.metrics import read_exported
 from cluster.online import DISPATCHER, MANY, bind_dispatcher
 from cluster.session import check_cluster, describe_shortage, ray_session
 from cluster.stages import RenderSpec
@@ -78,6 +79,7 @@ def serve_endpoint(call: ServeCall, address: str | None, say: Callable[[str], No
     check_cluster(call.recipe, address)
     if not address:
         _check_port(call.host, call.port)
+        os.environ.setdefault("RAY_enable_metrics_collection", "1")  # for GET /metrics
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     app = bind_endpoint(call)
     held = read_lease(store)
@@ -195,6 +197,13 @@ class RemoteDesk:
     async def is_ready(self) -> bool:
         """Return whether clips can be made at once."""
         return await _ask(self._dispatcher.is_ready)
+
+    async def read_metrics(self) -> bytes:
+        """Return what this replica's node exports for Prometheus."""
+        try:
+            return await read_exported()
+        except OSError as error:
+            raise UnavailableError from error
 
 
 class RemoteFiles:

@@ -59,6 +59,7 @@ class Desk(Protocol):
     ) -> tuple[list[VideoState], bool] | None: ...
     async def delete(self, owner: str, video_id: str) -> bool: ...  # noqa: D102
     async def is_ready(self) -> bool: ...  # noqa: D102
+    async def read_metrics(self) -> bytes: ...  # noqa: D102
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,8 @@ from jobs.api.wire import (
 )
 
 MAX_PAGE = 100
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+"""Prometheus' text format (prometheus.io/docs/instrumenting/exposition_formats)."""
 
 
 def make_app(endpoint: Endpoint) -> FastAPI:
@@ -227,6 +229,16 @@ async def check_readiness(at: At) -> dict[str, str]:
         error.headers["retry-after"] = str(RETRY_AFTER_S)
         raise error
     return {"status": "ready"}
+
+
+@_routes.get(
+    "/metrics",
+    response_class=Response,
+    responses={**document_errors(401), 200: {"content": {METRICS_TYPE: {}}}},
+)
+async def export_metrics(at: At, owner: Owner) -> Response:
+    """Tell Prometheus how the machine that answers does: gangs, clips, stages, videos, Ray."""
+    return Response(await at.desk.read_metrics(), media_type=METRICS_TYPE)
 
 
 @_routes.get("/healthz")

@@ -15,6 +15,7 @@ import pytest
 from jobs.contact_sheet import render_contact_sheet
 from pipeline.recipe import FinishSpec
 from pipeline.video import VideoWriter, write_poster
+from tests.support.accessible import check_accessible
 
 HOSTILE = (
     "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=2'>\u2028\"'`${1}"
@@ -155,6 +156,15 @@ def test_every_row_is_a_card(page: Any):
     ]
     wait_for(page, "[...document.images].every(i => i.complete && i.naturalWidth > 0)")
     assert page.locator("video").count() == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_screen_reader_can_read_it(page: Any, scheme: str):
+    page.emulate_media(color_scheme=scheme)
+    check_accessible(page)
+    page.locator(".card .open").first.click()
+    page.wait_for_selector("dialog[open]")
+    check_accessible(page)
 
 
 def test_what_went_wrong_is_told(page: Any):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import socket
 import subprocess
 import sys
@@ -178,6 +179,23 @@ def test_a_deleted_video_is_given_up(server: Server, client: OpenAI, video: Any)
 def test_it_is_ready_and_says_so_to_anybody(server: Server, video: Any) -> None:
     answer = httpx2.get(f"http://127.0.0.1:{server.port}/readyz")
     assert (answer.status_code, answer.json()) == (200, {"status": "ready"})
+
+
+def test_prometheus_is_told_how_it_does(server: Server, video: Any) -> None:
+    url = f"http://127.0.0.1:{server.port}/metrics"
+    assert httpx2.get(url).status_code == 401
+    headers = {"Authorization": f"Bearer {MINE}"}
+
+    def read() -> str:
+        answer = httpx2.get(url, headers=headers)
+        if answer.status_code == 503:
+            return ""  # nothing is exported yet
+        assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+        return answer.text
+
+    ended = re.compile(r'^ray_rushes_video_seconds_count\{.*how="completed".*\} ([1-9]\d*)', re.M)
+    wait_until(lambda: ended.search(read()), CLIP_S, "the video is counted")
+    assert "ray_rushes_gangs{" in read()
 
 
 def test_the_webhook_is_told(server: Server, video: Any) -> None:

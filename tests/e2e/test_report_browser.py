@@ -11,6 +11,7 @@ import pytest
 from jobs.report.collect import Price
 from jobs.report.write import write_report
 from pipeline.store import ObjectStore
+from tests.support.accessible import check_accessible
 from tests.support.reported import HOSTILE, make_output
 
 
@@ -74,6 +75,10 @@ def test_hostile_words_are_only_words(page: Any) -> None:
     assert page.locator("script, img").count() == 0
     assert page.get_by_role("cell", name=HOSTILE, exact=True).count() == 1
     assert page.evaluate("window.hacked") is None
+
+
+def test_a_screen_reader_can_read_it(page: Any) -> None:
+    check_accessible(page)
 
 
 def test_what_is_told(page: Any) -> None:
