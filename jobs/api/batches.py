@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from cluster.answers import BatchState, Refusal
 from jobs.api.body import parse_metadata, read_body
-from jobs.api.depends import At, IdempotencyKey, Owner
+from jobs.api.depends import At, IdempotencyKey, Owner, Receiving
 from jobs.api.endpoint import too_many
 from jobs.api.errors import document_errors
 from jobs.api.files import unknown_file
@@ -107,9 +107,11 @@ _BODY = {
 }
 
 
-@routes.post("/v1/batches", openapi_extra=_BODY, responses=document_errors(400, 401, 404, 413, 429))
+@routes.post(
+    "/v1/batches", openapi_extra=_BODY, responses=document_errors(400, 401, 404, 408, 413, 429)
+)
 async def create_batch(
-    request: Request, at: At, owner: Owner, idempotency_key: IdempotencyKey
+    request: Request, at: At, owner: Receiving, idempotency_key: IdempotencyKey
 ) -> Batch:
     """Have every line of a file rendered, within 24 hours, when nobody is in more of a hurry."""
     fields = await read_body(request)

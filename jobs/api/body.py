@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -20,6 +22,7 @@ from pipeline.request import RenderRequest
 from pipeline.table import RowError, read_request
 
 MAX_BODY_BYTES = 16 << 20
+BODY_TIMEOUT_S = 120.0
 MAX_FIELDS = 64
 MAX_METADATA = 16
 MAX_METADATA_CHARS = 512
@@ -92,12 +95,35 @@ class ExtensionBody(BaseModel):
     metadata: dict[str, str] | None = None
 
 
+@asynccontextmanager
+async def limit_time(limit_s: float) -> AsyncGenerator[None]:
+    """Give a body so long to come.
+
+    Raises:
+        ApiError: it took longer.
+    """
+    try:
+        async with asyncio.timeout(limit_s):
+            yield
+    except TimeoutError as error:
+        raise ApiError(
+            HTTPStatus.REQUEST_TIMEOUT,
+            f"the body took more than {limit_s:g} s to come",
+            code="body_too_slow",
+        ) from error
+
+
 async def read_body(request: Request) -> dict[str, Any]:
     """Return the fields of a body.
 
     Raises:
-        ApiError: it is too large, or neither multipart nor a JSON object.
+        ApiError: it is too large or too slow, or neither multipart nor a JSON object.
     """
+    async with limit_time(BODY_TIMEOUT_S):
+        return await _read_fields(request)
+
+
+async def _read_fields(request: Request) -> dict[str, Any]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().casefold()
     try:
         if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from http import HTTPStatus
 from typing import Annotated
 
@@ -32,7 +33,16 @@ def _check_idempotency_key(idempotency_key: Annotated[str | None, Header()] = No
     return idempotency_key
 
 
+async def _hold_place(
+    request: Request, owner: Annotated[str, Depends(_identify)]
+) -> AsyncGenerator[str]:
+    async with _get_endpoint(request).places[owner]:
+        yield owner
+
+
 At = Annotated[Endpoint, Depends(_get_endpoint)]
 Owner = Annotated[str, Depends(_identify)]
+Receiving = Annotated[str, Depends(_hold_place)]
+"""Who calls, for a call that has a body: of one caller's, few are received at once."""
 IdempotencyKey = Annotated[str | None, Depends(_check_idempotency_key)]
 """A call that has the key of one that was accepted is that one."""

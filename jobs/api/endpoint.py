@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +22,9 @@ from pipeline.inputs import Inputs
 from pipeline.ledger import Ledger
 from pipeline.recipe import Recipe
 from pipeline.uploads import FileRecord
+
+BODIES_AT_ONCE = 16
+"""Of one owner's calls: they are in memory while they are received."""
 
 
 class FileDesk(Protocol):
@@ -77,6 +81,10 @@ class Endpoint:
     """Other names by which programs ask for the recipe's model."""
     limits: BatchLimits = field(default_factory=BatchLimits)
     created: int = field(default_factory=lambda: int(time.time()))
+    places: defaultdict[str, asyncio.Semaphore] = field(
+        default_factory=lambda: defaultdict(lambda: asyncio.Semaphore(BODIES_AT_ONCE))
+    )
+    """Of each owner, for calls that have bodies."""
 
     @property
     def reader(self) -> JobReader:

@@ -18,8 +18,8 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.responses import StreamingResponse
 
 from cluster.answers import Refusal
-from jobs.api.body import limit_body
-from jobs.api.depends import At, Owner
+from jobs.api.body import limit_body, limit_time
+from jobs.api.depends import At, Owner, Receiving
 from jobs.api.endpoint import Endpoint, too_many
 from jobs.api.errors import document_errors
 from jobs.api.wire import ApiError
@@ -27,6 +27,7 @@ from pipeline.places import CHUNK_BYTES
 from pipeline.uploads import FileRecord, Uploads, new_file_id
 
 MAX_PAGE = 10_000
+UPLOAD_TIMEOUT_S = 900.0
 MAX_FIELDS = 8
 MAX_NAME_CHARS = 255
 FORM_BYTES = 64 << 10
@@ -88,8 +89,8 @@ _UPLOAD = {
 }
 
 
-@routes.post("/v1/files", openapi_extra=_UPLOAD, responses=document_errors(400, 401, 413, 429))
-async def upload_file(request: Request, at: At, owner: Owner) -> FileObject:
+@routes.post("/v1/files", openapi_extra=_UPLOAD, responses=document_errors(400, 401, 408, 413, 429))
+async def upload_file(request: Request, at: At, owner: Receiving) -> FileObject:
     """Upload a file of requests for a batch: a JSON object on each line."""
     uploads = Uploads(at.ledger.store)
     async with _read_upload(request, at.limits.max_file_bytes) as upload:
@@ -210,7 +211,8 @@ async def _read_upload(request: Request, max_bytes: int) -> AsyncGenerator[Uploa
         max_part_size=FORM_BYTES,
     )
     try:
-        form = await parser.parse()
+        async with limit_time(UPLOAD_TIMEOUT_S):
+            form = await parser.parse()
     except (MultiPartException, ValueError, KeyError) as error:
         said = "the body is not what its Content-Type says: multipart/form-data"
         raise ApiError(HTTPStatus.BAD_REQUEST, said) from error

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from jobs.api import batches, files
 from jobs.api.body import ExtensionBody, RemixBody, VideoBody, check_names, read_body
 from jobs.api.content import Variant, read_content
-from jobs.api.depends import At, IdempotencyKey, Owner
+from jobs.api.depends import At, IdempotencyKey, Owner, Receiving
 from jobs.api.endpoint import Endpoint, unknown_video
 from jobs.api.errors import RETRY_AFTER_S, document_errors, handle_errors
 from jobs.api.page import make_page_routes
@@ -75,10 +75,10 @@ _routes = APIRouter()
 @_routes.post(
     "/v1/videos",
     openapi_extra=_document_body(VideoBody, "input_reference"),
-    responses=document_errors(400, 401, 404, 413, 429),
+    responses=document_errors(400, 401, 404, 408, 413, 429),
 )
 async def create_video(
-    request: Request, at: At, owner: Owner, idempotency_key: IdempotencyKey
+    request: Request, at: At, owner: Receiving, idempotency_key: IdempotencyKey
 ) -> Video:
     """Ask for a video."""
     fields = await read_body(request)
@@ -165,10 +165,10 @@ async def download_content(
 @_routes.post(
     "/v1/videos/{video_id}/remix",
     openapi_extra=_document_body(RemixBody),
-    responses=document_errors(400, 401, 404, 413, 429),
+    responses=document_errors(400, 401, 404, 408, 413, 429),
 )
 async def remix_video(
-    video_id: str, request: Request, at: At, owner: Owner, idempotency_key: IdempotencyKey
+    video_id: str, request: Request, at: At, owner: Receiving, idempotency_key: IdempotencyKey
 ) -> Video:
     """Ask for a video again with another prompt: its size, length, seed and settings stay."""
     before = (await at.find(owner, video_id)).job
@@ -182,10 +182,10 @@ async def remix_video(
 @_routes.post(
     "/v1/videos/extensions",
     openapi_extra=_document_body(ExtensionBody, "video"),
-    responses=document_errors(400, 401, 404, 409, 413, 429),
+    responses=document_errors(400, 401, 404, 408, 409, 413, 429),
 )
 async def extend_video(
-    request: Request, at: At, owner: Owner, idempotency_key: IdempotencyKey
+    request: Request, at: At, owner: Receiving, idempotency_key: IdempotencyKey
 ) -> Video:
     """Ask for a video that is a completed one and goes on from it, for so many seconds more."""
     fields = await read_body(request)

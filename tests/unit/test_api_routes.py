@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from cluster.answers import Refusal
-from jobs.api.endpoint import Desk, Endpoint
+from jobs.api import body
+from jobs.api.endpoint import BODIES_AT_ONCE, Desk, Endpoint
 from jobs.api.keys import ApiKeys
 from jobs.api.routes import make_app
 from jobs.recipes import find_recipe
@@ -32,9 +36,12 @@ class FullDesk:
 
 
 def connect(output: Path, keys: ApiKeys, desk: FullDesk | None = None) -> TestClient:
+    return TestClient(make_app(make_endpoint(output, keys, desk)))
+
+
+def make_endpoint(output: Path, keys: ApiKeys, desk: FullDesk | None = None) -> Endpoint:
     ledger = Ledger(ObjectStore(output))
-    at = Endpoint(cast(Desk, desk or FullDesk()), find_recipe(), "0" * 64, ledger, keys)
-    return TestClient(make_app(at))
+    return Endpoint(cast(Desk, desk or FullDesk()), find_recipe(), "0" * 64, ledger, keys)
 
 
 @pytest.mark.parametrize(
@@ -99,8 +106,63 @@ def test_the_page_is_no_part_of_the_api_that_is_documented(tmp_path: Path) -> No
     documented = connect(tmp_path, ApiKeys.read(None, "my-key")).get("/openapi.json").json()
     assert [path for path in documented["paths"] if not path.startswith("/v1/")] == [
         "/readyz",
+        "/metrics",
         "/healthz",
     ]
+
+
+class SlowCalls:
+    """Calls for videos whose bodies come once they are let."""
+
+    def __init__(self, app: FastAPI, key: str) -> None:
+        self._app = app
+        self.begun = 0
+        self.let = asyncio.Event()
+        headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+        self._scope = {
+            "type": "http", "method": "POST", "path": "/v1/videos", "query_string": b"",
+            "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+        }  # fmt: skip
+
+    async def call(self) -> int:
+        """Return the status."""
+        statuses: list[int] = []
+
+        async def receive() -> dict[str, Any]:
+            self.begun += 1
+            await self.let.wait()
+            return {"type": "http.request", "body": b'{"prompt": "a ball"}'}
+
+        async def send(message: MutableMapping[str, Any]) -> None:
+            statuses.extend([message["status"]] if "status" in message else [])
+
+        await self._app(dict(self._scope), receive, send)
+        return statuses[0]
+
+
+def test_of_one_keys_bodies_few_are_received_at_once(tmp_path: Path) -> None:
+    keys = ApiKeys.read(None, "my-key,their-key")
+    app = make_app(make_endpoint(tmp_path, keys, FullDesk(Refusal("queue", 10))))
+
+    async def run() -> None:
+        mine, theirs = SlowCalls(app, "my-key"), SlowCalls(app, "their-key")
+        calls = [asyncio.create_task(mine.call()) for _ in range(BODIES_AT_ONCE + 5)]
+        calls.append(asyncio.create_task(theirs.call()))
+        await asyncio.sleep(0.2)
+        assert (mine.begun, theirs.begun) == (BODIES_AT_ONCE, 1)
+        mine.let.set()
+        theirs.let.set()
+        assert await asyncio.gather(*calls) == [429] * len(calls)
+
+    asyncio.run(run())
+
+
+def test_a_body_that_does_not_come_is_waited_for_no_longer_than_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(body, "BODY_TIMEOUT_S", 0.1)
+    app = make_app(make_endpoint(tmp_path, ApiKeys.read(None, "my-key")))
+    assert asyncio.run(SlowCalls(app, "my-key").call()) == 408
 
 
 def test_it_is_ready_once_a_model_is_loaded(tmp_path: Path) -> None:
