@@ -10,6 +10,7 @@ import pytest
 
 from jobs.recipes import FOLDER, find_recipe, list_recipes
 from pipeline.graph import Graph, StageName
+from pipeline.opening import CONDITIONS
 from pipeline.recipe import Recipe
 from pipeline.rules import Rules
 from tests.support.families import FAMILIES
@@ -18,6 +19,7 @@ GPUS = {
     "tiny-cpu": 0,
     "wan21-1.3b-24gb": 1,
     "wan21-14b-80gb": 1,
+    "wan21-vace-14b-80gb": 1,
     "wan22-a14b-8x80gb": 8,
     "ltx2": 1,
     "hunyuanvideo15": 2,
@@ -26,6 +28,7 @@ FAMILY = {
     "tiny-cpu": "wan_vace",
     "wan21-1.3b-24gb": "wan21",
     "wan21-14b-80gb": "wan21",
+    "wan21-vace-14b-80gb": "wan_vace",
     "wan22-a14b-8x80gb": "wan22",
     "ltx2": "ltx2",
     "hunyuanvideo15": "hunyuan_video_15",
@@ -73,6 +76,16 @@ def test_its_model_section_fits_the_family(name: str, checkpoint_of: Callable[[s
                 assert {key: settings[key] for key in changes} == changes
         if stage == "decode" and "vae" in model.dtypes:
             assert str(components["vae"].dtype) == f"torch.{model.dtypes['vae']}"
+
+
+@every_recipe
+def test_it_sees_frames_where_its_family_can(
+    name: str, checkpoint_of: Callable[[str], Path]
+) -> None:
+    recipe = recipe_of(name)
+    folder = checkpoint_of(FAMILY[name])
+    taken = {each.name for each in Graph(recipe.model, folder).blocks("encode").inputs}
+    assert (recipe.limits.max_seen_frames > 0) == (taken >= {*CONDITIONS})
 
 
 @every_recipe
