@@ -6,6 +6,7 @@ import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from enum import IntEnum, StrEnum
+from importlib import metadata
 from typing import Annotated
 
 import typer
@@ -50,13 +51,28 @@ manifest and onto the review page.
 
 app = typer.Typer(
     name="rushes",
-    help="Render tables of prompts into videos, with open video-diffusion models, on Ray.",
     epilog="Start with: rushes render examples/ads.parquet --output out/demo",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"rushes {metadata.version('rushes')}")
+        raise typer.Exit
+
+
+@app.callback()
+def start(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    """Render tables of prompts into videos, with open video-diffusion models, on Ray."""
+
 
 Tables = Annotated[
     list[str],

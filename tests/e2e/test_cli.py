@@ -6,6 +6,7 @@ import math
 import re
 import socket
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -223,6 +224,10 @@ def test_calls_that_break_the_grammar(folder: Path, args: str) -> None:
     assert result.exit_code == ExitCode.USAGE
     assert "Traceback" not in result.output
     assert not (folder / "out").exists()
+
+
+def test_it_says_which_version_it_is() -> None:
+    assert call("--version").stdout == f"rushes {metadata.version('rushes')}\n"
 
 
 def test_status_and_plan_of_a_place_that_is_no_output(folder: Path) -> None:
