@@ -15,8 +15,8 @@ from ray._private import state
 from ray.exceptions import ActorDiedError
 from ray.util import placement_group_table
 
+from cluster.answers import PoolBrokenError
 from cluster.client import join_pool
-from cluster.pool import PoolBrokenError
 from jobs.recipes import find_recipe
 from pipeline.checkpoints import Checkpoints
 from pipeline.denoise import Denoiser
