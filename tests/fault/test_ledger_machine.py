@@ -171,8 +171,10 @@ class LedgerMachine(RuleBasedStateMachine):
             with pytest.raises(LeaseLostError):
                 run.ledger.record_failure(failure(clip_id))
 
-    @rule(run=runs, clip_id=clips, step=st.integers(1, 9))
-    def save(self, run: Run, clip_id: str, step: int) -> None:
+    @rule(run=runs, clip_id=clips, steps=st.integers(1, 9))
+    def save(self, run: Run, clip_id: str, steps: int) -> None:
+        """A run goes on from what is saved, and saves that."""
+        step = self.saved.get(clip_id, 0) + steps
         if self.holds(run):
             run.saves.save(clip_id, "snapshot", step, bytes([step]))
             self.saved[clip_id] = step
