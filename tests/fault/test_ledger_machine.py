@@ -27,16 +27,13 @@ from pipeline.lease import Lease
 from pipeline.ledger import Ledger
 from pipeline.manifest import write_manifest
 from pipeline.store import ObjectStore
+from tests.support.crashing import Crash
 from tests.support.night import CLIPS, MODEL, commit, final_state
 from tests.support.outputs import IDENTITY, draft, failure, plan_rows
 
 LIMIT_S = 0.002
 """Every holder is soon taken over: a new run's start is the old one's end."""
 clips = st.sampled_from(CLIPS)
-
-
-class Crash(BaseException):
-    """The process is gone."""
 
 
 class HookedStore(ObjectStore):
