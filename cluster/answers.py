@@ -10,6 +10,14 @@ from pipeline.batches import BatchEnd, BatchJob, Cancellation
 from pipeline.inbox import VideoEnd, VideoJob
 
 
+class PoolBrokenError(Exception):
+    """No gang can be built, or the run has left: it can't go on, and no clip is to blame."""
+
+
+class PoolClosedError(Exception):
+    """The pool's last tenant has left, and it ends: the next one makes another."""
+
+
 class ClipKey(NamedTuple):
     """A clip of one output: another output's is another clip, though they may be alike."""
 

@@ -12,7 +12,8 @@ import ray
 from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 from ray.exceptions import ActorDiedError
 
-from cluster.pool import GangPool, PoolClosedError
+from cluster.answers import PoolClosedError
+from cluster.pool import GangPool
 from cluster.schedule import Turn
 from pipeline.checkpoints import Checkpoints
 from pipeline.identity import digest

@@ -16,10 +16,9 @@ from typing import Any
 from ray.exceptions import ActorDiedError, RayError
 
 from cluster.admission import Admission
-from cluster.answers import ClipProgress, PoolProgress
+from cluster.answers import ClipProgress, PoolBrokenError, PoolClosedError, PoolProgress
 from cluster.client import PoolClient
 from cluster.pauses import pauses
-from cluster.pool import PoolBrokenError, PoolClosedError
 from cluster.schedule import Turn
 from cluster.stages import denoise
 from pipeline.documents import Commit, Failure

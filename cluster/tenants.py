@@ -45,6 +45,8 @@ class Tenant:
         self.warnings = deque[str](maxlen=WARNINGS_KEPT)
         self.warned = 0
         """How many warnings there were; the last are in `warnings`."""
+        self.losses: dict[str, tuple[str, ...]] = {}
+        """How clips have lost gangs, each time, by their ids."""
         self.seen_at = time.monotonic()
         self._saved = set[str]()
         self._listing: asyncio.Task[set[str]] | None = None

@@ -104,9 +104,8 @@ def serve_endpoint(call: ServeCall, address: str | None, say: Callable[[str], No
         except KeyboardInterrupt:
             say(f"stopping: saving what is under way, up to {call.recipe.checkpoint.grace_s:.0f} s")
         finally:
+            # Serve itself ends with a cluster of ours; on another's it may have more applications.
             _close(call.recipe.checkpoint.grace_s + CLOSE_TIMEOUT_S)
-            if not address:  # else Serve may have others' applications
-                serve.shutdown()
 
 
 def bind_endpoint(call: ServeCall) -> Any:

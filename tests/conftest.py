@@ -25,8 +25,8 @@ def s3_server() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """A local Ray cluster for all tests that need one in this process."""
+def ray_cluster(s3_server: str) -> Iterator[None]:
+    """A local Ray cluster for all tests that need one in this process; it knows the S3 server."""
     import ray
     from ray._private.authentication.authentication_utils import is_token_auth_enabled
 

@@ -28,7 +28,7 @@ from tests.support.command import wait_until
 from tests.support.leaks import check_leaks
 from tests.support.pools import WAIT_S, Clip, Tenant, make_clip
 
-STEPS = 64
+STEPS = 48
 RECIPE = find_recipe(overrides=["gangs.0.count=1", "pool.chunk_s=0.05"])
 
 
@@ -123,7 +123,7 @@ def test_what_urgent_clips_take_is_not_counted_as_the_batchs(pool: Tenant, batch
 def test_urgent_clips_do_not_starve_a_batch(pool: Tenant, batch: Clip, urgent: Clip) -> None:
     slow = pool.render(batch)
     wait_until(lambda: pool.steps_of(batch) > 5, WAIT_S, "a batch clip under way")
-    clips = [replace(urgent, key=digest(f"flood {n}")) for n in range(30)]
+    clips = [replace(urgent, key=digest(f"flood {n}")) for n in range(14)]
     flood = [pool.render(each, turn=Turn()) for each in clips]
     ray.get(slow, timeout=WAIT_S)
     _, waiting = ray.wait(flood, num_returns=len(flood), timeout=0)

@@ -15,8 +15,8 @@ from ray._private import state
 from ray.exceptions import ActorDiedError
 from ray.util import placement_group_table
 
+from cluster.answers import PoolBrokenError
 from cluster.client import join_pool
-from cluster.pool import PoolBrokenError
 from jobs.recipes import find_recipe
 from pipeline.checkpoints import Checkpoints
 from pipeline.denoise import Denoiser
@@ -181,7 +181,8 @@ def test_who_is_not_heard_of_is_let_go_and_the_last_one_ends_the_pool(
 
 
 def test_gangs_sleep_while_no_clip_waits(no_leaks: None, tmp_path: Path, short: Clip) -> None:
-    overrides = ["gangs.0.count=2", "gangs.0.min_count=0", "pool.idle_s=3"]
+    idle_s = 2
+    overrides = ["gangs.0.count=2", "gangs.0.min_count=0", f"pool.idle_s={idle_s}"]
     others = find_groups()
     with tenancy(tmp_path, recipe=find_recipe(overrides=overrides)) as tenant:
 
@@ -198,7 +199,7 @@ def test_gangs_sleep_while_no_clip_waits(no_leaks: None, tmp_path: Path, short: 
         wait_until(are_asleep, WAIT_S, "it sleeps again")
         assert len(find_groups() - others) == 1, "the gang that was there took the next, too"
         held_s = tenant.look().device_seconds
-        assert held_s > 3
+        assert held_s > idle_s
         both = [tenant.render(replace(short, key=digest(f"again {n}"))) for n in range(2)]
         assert {latents_of(each) for each in both} == {short.latents}
         assert tenant.look().device_seconds > held_s

@@ -21,36 +21,40 @@ from tests.support.reporters import Silent
 pytestmark = pytest.mark.timeout(600)
 
 SAME_DB = 60.0
-
-
-def recipe_of(gang: str) -> Recipe:
-    """Return the embedded model's recipe with one gang; lossless, or H.264 makes its own errors."""
-    shapes = f"gangs=[{{name='gang', {gang}}}]"
-    return find_recipe(overrides=[shapes, "request.num_inference_steps=4", "finish.crf=0"])
-
-
-def render(recipe: Recipe, table: str, folder: Path) -> tuple[Ledger, Commit]:
-    """Render the table's one clip through Ray."""
-    render_tables([table], str(folder), recipe, Silent())
-    ledger = Ledger(ObjectStore(folder))
-    (commit,) = ledger.read_commits()
-    return ledger, commit
-
-
-@pytest.mark.parametrize(
-    ("gang", "layout"),
-    [
-        ("tensor=2, guidance=2", "tensor=2 guidance=2"),
-        ("context=2, placement='PACK'", "context=2"),
-    ],
+LAYOUTS = {"tensor=2 guidance=2": 21, "context=2": 17}
+"""What makes the clips of so many frames."""
+GANGS = (
+    "gangs=[{name='four', tensor=2, guidance=2}, "
+    "{name='two', context=2, placement='PACK', max_tokens=80}]"
 )
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    """The embedded model's, with a gang of each layout; lossless, or H.264 makes its own errors."""
+    return find_recipe(overrides=[GANGS, "request.num_inference_steps=4", "finish.crf=0"])
+
+
+@pytest.fixture(scope="module")
+def ledger(ray_cluster: None, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Ledger:
+    """A clip for each gang, rendered through Ray."""
+    folder = tmp_path_factory.mktemp("gangs")
+    frames = list(LAYOUTS.values())
+    table = write_table(
+        folder / "ads.parquet", prompt=["a red ball moving left"] * len(frames), num_frames=frames
+    )
+    render_tables([table], str(folder / "out"), recipe, Silent())
+    return Ledger(ObjectStore(folder / "out"))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_gang_makes_one_ranks_clip(
-    ray_cluster: None, tmp_path: Path, gang: str, layout: str
+    ledger: Ledger, recipe: Recipe, tmp_path: Path, layout: str
 ) -> None:
-    table = write_table(tmp_path / "ads.parquet", prompt=["a red ball moving left"])
-    recipe = recipe_of(gang)
-    ledger, commit = render(recipe, table, tmp_path / "gang")
-    assert (commit.layout, commit.attempts) == (layout, 1)
+    commits = {each.layout: each for each in ledger.read_commits()}
+    assert commits.keys() == LAYOUTS.keys()
+    commit = commits[layout]
+    assert (commit.num_frames, commit.attempts) == (LAYOUTS[layout], 1)
     alone = Ledger(ObjectStore(tmp_path / "alone"))
     made = LocalRunner(recipe, commit.model_fingerprint, alone).render(
         commit.clip_id, commit.request

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +27,7 @@ from pipeline.probe import read_frames
 from pipeline.recipe import Recipe
 from pipeline.store import ObjectStore
 from tests.support.command import wait_until, write_table
+from tests.support.pools import keep_gangs
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -36,7 +37,7 @@ POISON = 4
 """The row whose gang is killed every time. Its many steps make it the first of the short ones."""
 STEPS = [8] * POISON + [100]
 NUM_CLIPS = len(FRAMES)
-MAX_ATTEMPTS = 3
+MAX_ATTEMPTS = 2
 SAME_DB = 60.0
 """Decoded frames of two layouts differ by less, counted over all clips."""
 
@@ -120,6 +121,7 @@ def recipe() -> Recipe:
         overrides=[
             gangs,
             f"pool.max_attempts={MAX_ATTEMPTS}",
+            "pool.tenant_limit_s=600",
             "pool.step_timeout_min_s=10",
             "finish.crf=0",
         ]
@@ -129,7 +131,7 @@ def recipe() -> Recipe:
 @pytest.fixture(scope="module")
 def render(
     ray_cluster: None, recipe: Recipe, table: str, tmp_path_factory: pytest.TempPathFactory
-) -> Render:
+) -> Iterator[Render]:
     """Render the table on two ranks, one of which is disturbed."""
 
     def run(victim: int, number: signal.Signals) -> tuple[Ledger, list[Failure]]:
@@ -144,7 +146,8 @@ def render(
         )
         return Ledger(ObjectStore(folder)), disturber.failed
 
-    return run
+    with keep_gangs(recipe, tmp_path_factory.mktemp("other")):
+        yield run
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import pytest
 from PIL import Image
 
 from jobs.cli import ExitCode
+from jobs.recipes import find_recipe
 from pipeline.columns import MANIFEST_SCHEMA
 from pipeline.probe import probe, read_frames
 from tests.support.command import QUICK, list_files, measure_rushes, rushes, write_table
@@ -217,15 +219,18 @@ def test_plan_counts_what_is_done(rendered: Rendered) -> None:
     assert counts["to"].split() == ["render", "0"]
 
 
-# A sample first, then a table that has changed, on a cluster that was there before.
+# On a cluster that was there before: a sample first, then a table that has changed.
 
 
 @pytest.fixture(scope="module")
-def address(ray_cluster: None) -> str:
-    """The address of a Ray cluster that outlives the runs on it."""
+def address(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Ray cluster that outlives the runs on it, as do its gangs."""
     import ray
 
-    return ray.get_runtime_context().gcs_address
+    from tests.support.pools import keep_gangs
+
+    with keep_gangs(find_recipe(overrides=QUICK[1::2]), tmp_path_factory.mktemp("other")):
+        yield ray.get_runtime_context().gcs_address
 
 
 def test_a_sample_then_a_changed_table_render_what_is_new(address: str, tmp_path: Path) -> None:
@@ -252,7 +257,7 @@ def test_a_sample_then_a_changed_table_render_what_is_new(address: str, tmp_path
     assert (first.output / "_SUCCESS").exists()
 
 
-# S3: the table and the output.
+# There, too, S3: the table and the output.
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +266,7 @@ def bucket(s3_server: str) -> Any:
     return fsspec.filesystem("s3", skip_instance_cache=True, use_listings_cache=False)
 
 
-def test_from_s3_to_s3(bucket: Any, tmp_path: Path) -> None:
+def test_from_s3_to_s3(bucket: Any, address: str, tmp_path: Path) -> None:
     local = write_table(
         tmp_path / "ads.parquet",
         prompt=["a red ball", "a blue ball"],
@@ -271,7 +276,8 @@ def test_from_s3_to_s3(bucket: Any, tmp_path: Path) -> None:
     bucket.put_file(local, f"{BUCKET}/tables/ads.parquet")
     os.unlink(local)  # noqa: PTH108 - what is rendered is the bucket's
     output = f"s3://{BUCKET}/ads/out"
-    call = ("render", f"s3://{BUCKET}/tables/*.parquet", "-o", output, *QUICK)
+    tables = f"s3://{BUCKET}/tables/*.parquet"
+    call = ("render", tables, "-o", output, "--address", address, *QUICK)
     done = rushes(*call, cwd=tmp_path)
     assert done.returncode == ExitCode.OK, done.stderr
     assert f"{output}/index.html" in done.stdout

@@ -30,7 +30,7 @@ import json, logging, sys
 import ray
 from jobs.cli import app
 
-ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 code = app(sys.argv[1:], standalone_mode=False)
 
 @ray.remote(num_cpus=0)

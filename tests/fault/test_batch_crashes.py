@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -14,50 +13,16 @@ import pytest
 from pipeline.batches import name_video
 from pipeline.store import ObjectStore
 from tests.support.batches import OWNER, Endpoint
+from tests.support.crashing import Crash, CrashingStore
 from tests.support.online import make_lines
 
 LINES = make_lines({"prompt": "one"}, {"prompt": "a ball", "size": "1x1"}, {"prompt": "two"})
 
 
-class CutOffError(BaseException):
-    """The process is gone: nothing that handles errors sees this."""
-
-
-class CutOffStore(ObjectStore):
-    """A store whose user dies at the n-th write, before or after it was carried out, for good."""
-
-    def __init__(self, uri: str, at: int = -1, *, after: bool = False) -> None:
-        super().__init__(uri)
-        self.at, self.after = at, after
-        self.writes: list[str] = []
-        self._lock = threading.Lock()
-        self.is_dead = False
-
-    def _write(self, verb: str, key: str, *args: bytes | Path) -> None:
-        with self._lock:
-            if self.is_dead:
-                raise CutOffError
-            self.is_dead = len(self.writes) == self.at
-            self.writes.append(f"{verb} {key.split('/')[0]}")
-            if not self.is_dead or self.after:
-                getattr(super(), verb)(key, *args)
-            if self.is_dead:
-                raise CutOffError
-
-    def put(self, key: str, data: bytes | Path) -> None:
-        self._write("put", key, data)
-
-    def create(self, key: str, data: bytes) -> None:
-        self._write("create", key, data)
-
-    def delete(self, key: str) -> None:
-        self._write("delete", key)
-
-
-async def ask(endpoint: Endpoint, store: CutOffStore, *, cancel: bool) -> str | None:
+async def ask(endpoint: Endpoint, store: CrashingStore, *, cancel: bool) -> str | None:
     """Ask for a batch; return its id where that was acknowledged, once it has ended or all died."""
     batch_id = None
-    with suppress(CutOffError, BaseExceptionGroup):
+    with suppress(Crash, BaseExceptionGroup):
         async with endpoint.desk(store) as desk:
             file = await desk.upload(LINES)
             batch_id = (await desk.create(file.id)).job.id
@@ -104,9 +69,9 @@ def place(tmp_path: Path, name: str) -> str:
 
 
 def list_writes(tmp_path: Path, *, cancel: bool) -> list[str]:
-    store = CutOffStore(place(tmp_path, "undisturbed"))
+    store = CrashingStore(place(tmp_path, "undisturbed"))
     asyncio.run(ask(Endpoint(ObjectStore(store.uri)), store, cancel=cancel))
-    return store.writes
+    return [write.partition("/")[0] for write in store.writes]  # keys have ids in them
 
 
 def test_every_kind_of_write_is_a_crash_point(tmp_path: Path) -> None:
@@ -123,7 +88,7 @@ def test_every_kind_of_write_is_a_crash_point(tmp_path: Path) -> None:
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_a_crash_at_any_write_loses_nothing(tmp_path: Path, after: bool, cancel: bool) -> None:
     for at, write in enumerate(list_writes(tmp_path, cancel=cancel)):
-        store = CutOffStore(place(tmp_path, f"{at}"), at, after=after)
+        store = CrashingStore(place(tmp_path, f"{at}"), at, after=after)
         endpoint = Endpoint(ObjectStore(store.uri))
         batch_id = asyncio.run(ask(endpoint, store, cancel=cancel))
         assert store.is_dead or cancel, "it came so far"

@@ -17,40 +17,8 @@ from jobs.clean import clean_output
 from pipeline.ledger import Ledger
 from pipeline.places import TEMPORARY
 from pipeline.store import ObjectStore
+from tests.support.crashing import Crash, CrashingStore
 from tests.support.night import CLIPS, SAVE_EVERY, STEPS, check_night, run_night
-
-
-class Crash(BaseException):
-    """The process is gone: nothing that handles errors sees this."""
-
-
-class CrashingStore(ObjectStore):
-    """A store whose user dies at the n-th write: before it, or after it was carried out."""
-
-    def __init__(self, uri: str, at: int = -1, *, after: bool = False) -> None:
-        super().__init__(uri)
-        self.at, self.after = at, after
-        self.writes: list[str] = []
-
-    def _write(self, verb: str, key: str, *args: bytes | Path) -> None:
-        dies = len(self.writes) == self.at
-        self.writes.append(f"{verb} {key}")
-        if dies and not self.after:
-            raise Crash
-        try:
-            getattr(super(), verb)(key, *args)
-        finally:
-            if dies:
-                raise Crash
-
-    def put(self, key: str, data: bytes | Path) -> None:
-        self._write("put", key, data)
-
-    def create(self, key: str, data: bytes) -> None:
-        self._write("create", key, data)
-
-    def delete(self, key: str) -> None:
-        self._write("delete", key)
 
 
 @pytest.fixture(params=["file", "memory"])

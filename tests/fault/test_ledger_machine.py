@@ -27,16 +27,13 @@ from pipeline.lease import Lease
 from pipeline.ledger import Ledger
 from pipeline.manifest import write_manifest
 from pipeline.store import ObjectStore
+from tests.support.crashing import Crash
 from tests.support.night import CLIPS, MODEL, commit, final_state
 from tests.support.outputs import IDENTITY, draft, failure, plan_rows
 
 LIMIT_S = 0.002
 """Every holder is soon taken over: a new run's start is the old one's end."""
 clips = st.sampled_from(CLIPS)
-
-
-class Crash(BaseException):
-    """The process is gone."""
 
 
 class HookedStore(ObjectStore):
@@ -171,8 +168,10 @@ class LedgerMachine(RuleBasedStateMachine):
             with pytest.raises(LeaseLostError):
                 run.ledger.record_failure(failure(clip_id))
 
-    @rule(run=runs, clip_id=clips, step=st.integers(1, 9))
-    def save(self, run: Run, clip_id: str, step: int) -> None:
+    @rule(run=runs, clip_id=clips, steps=st.integers(1, 9))
+    def save(self, run: Run, clip_id: str, steps: int) -> None:
+        """A run goes on from what is saved, and saves that."""
+        step = self.saved.get(clip_id, 0) + steps
         if self.holds(run):
             run.saves.save(clip_id, "snapshot", step, bytes([step]))
             self.saved[clip_id] = step

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from cluster.answers import PoolProgress
-from cluster.client import PoolClient
+from cluster.client import PoolClient, join_pool
+from pipeline.checkpoints import Checkpoints
 from pipeline.denoise import Denoiser
 from pipeline.encode import Encoder
-from pipeline.identity import digest
+from pipeline.identity import digest, fingerprint_model
+from pipeline.recipe import Recipe, resolve_checkpoint
 from pipeline.request import RenderRequest
+from pipeline.store import ObjectStore
 
 WAIT_S = 180.0
 
@@ -73,3 +80,13 @@ class Tenant:
         """Return the keys of what is saved of a clip."""
         keys = self.client.checkpoints.store.list("checkpoints")
         return [key for key in keys if clip.key in key]
+
+
+@contextmanager
+def keep_gangs(recipe: Recipe, output: Path) -> Iterator[None]:
+    """Be a tenant of the pool that runs by a recipe share: its gangs take long to start."""
+    fingerprint = fingerprint_model(recipe.model, resolve_checkpoint(recipe.model))
+    client = join_pool(recipe, Checkpoints(ObjectStore(output), fingerprint))
+    yield
+    with suppress(RayError):  # where it was not heard of for `pool.tenant_limit_s`
+        ray.get(client.leave(), timeout=WAIT_S)

@@ -1,0 +1,264 @@
+"""`Fleet`: a recipe's gangs: made, woken, given clips, lost and built again.
+
+A gang that isn't kept (`min_count`) sleeps until more clips wait than others are about to take.
+One that is lost, or whose node is about to end, is made anew; its clip goes back to the queue. One
+that makes a batch's clip gives way to an urgent one after every chunk of steps, and then owes batch
+its share of the time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+from cluster import metrics
+from cluster.answers import PoolBrokenError
+from cluster.drive import Drive, HaltedError
+from cluster.gang import (
+    ClipError,
+    Gang,
+    GangDiedError,
+    UnusableModelError,
+    remove_gangs,
+)
+from cluster.job import Job
+from cluster.leaving import LEAVING_POLL_S, find_leaving_nodes
+from cluster.queue import Queue
+from cluster.schedule import Task, Urgency
+from cluster.tenants import Meter
+from pipeline.recipe import GangShape, Recipe
+
+RESTART_PAUSE_S = 1.0
+MAX_FAILED_STARTS = 5
+
+
+class _BystanderError(GangDiedError):
+    """A gang was lost by an urgent clip that another one had given way to."""
+
+
+class Fleet:
+    """Takes jobs from a queue, and answers them; `start` it, `close` it at last."""
+
+    def __init__(
+        self, recipe: Recipe, name: str, queue: Queue, warn: Callable[[str], None]
+    ) -> None:
+        """Make no gang yet; `warn` is told of what went wrong and was got over.
+
+        Gangs that go by `name` are those of one that has died, and are ended.
+        """
+        self.meter = Meter()
+        """Whose the gangs' time is."""
+        self.rebuilds = 0
+        """How many gangs were lost."""
+        self.broken: str | None = None
+        """Why no gang can be built, where none can, until it is started again."""
+        self._recipe = recipe
+        self._name = name
+        self._queue = queue
+        self._warn = warn
+        self._counted = 0.0  # device-seconds, by `measure`
+        self._gangs: dict[str, Gang] = {}
+        self._servers: dict[str, asyncio.Task[None]] = {}
+        self._starting = Counter[int | None]()  # by their room
+        self._asleep = set[str]()
+        self._leaving = set[Gang]()
+        self._owed: dict[Gang, float] = {}  # until when batch has it to itself
+        remove_gangs(name)
+        self._watcher = asyncio.create_task(self._watch_nodes())
+
+    @property
+    def gangs(self) -> int:
+        """How many there are to be; none before the start."""
+        return len(self._servers)
+
+    @property
+    def gangs_ready(self) -> int:
+        """How many have their model loaded."""
+        return len(self._gangs)
+
+    @property
+    def gangs_asleep(self) -> int:
+        """How many aren't there as no clip waits for them."""
+        return len(self._asleep)
+
+    def start(self) -> None:
+        """Make the gangs that nobody makes: all, or anew those that were given up."""
+        self.broken = None
+        for shape in self._recipe.gangs:
+            for number in range(shape.count):
+                name = f"{shape.name}-{number}"
+                if name not in self._servers or self._servers[name].done():
+                    serving = self._serve(name, shape, is_kept=shape.is_kept(number))
+                    self._servers[name] = asyncio.create_task(serving)
+
+    async def close(self) -> None:
+        """End all gangs."""
+        self._watcher.cancel()
+        for server in self._servers.values():
+            server.cancel()
+        await asyncio.gather(*self._servers.values(), return_exceptions=True)
+
+    def measure(self) -> None:
+        """Tell how many gangs are ready, asleep and starting, and for how long any were held."""
+        starting = self.gangs - self.gangs_ready - self.gangs_asleep
+        metrics.GANGS.set(self.gangs_ready, {"state": "ready"})
+        metrics.GANGS.set(self.gangs_asleep, {"state": "asleep"})
+        metrics.GANGS.set(starting, {"state": "starting"})
+        if (held := self.meter.total) > self._counted:
+            metrics.DEVICE_SECONDS.inc(held - self._counted)
+            self._counted = held
+
+    async def _serve(self, name: str, shape: GangShape, *, is_kept: bool) -> None:
+        """Keep one gang alive and give it clips, for as long as the pool lives.
+
+        One that isn't kept is there while there are clips for it.
+        """
+        failed_starts, room = 0, shape.max_tokens
+        patience_s = None if is_kept else self._recipe.pool.idle_s
+        while True:
+            if not is_kept:
+                await self._sleep(name, room)
+            self._starting[room] += 1
+            try:
+                gang = await Gang.create(name, self._name, shape, self._recipe)
+            except UnusableModelError as error:
+                self._give_up(str(error))
+                return
+            except Exception as error:  # noqa: BLE001 - whatever stops a gang, another try follows
+                failed_starts += 1
+                alike = (each.shape.max_tokens == shape.max_tokens for each in self._gangs.values())
+                if failed_starts >= MAX_FAILED_STARTS and not any(alike):
+                    self._give_up(f"no gang like {name} can be started: {error}")
+                    return
+                self._warn(f"gang {name} could not be started: {error}")
+                await asyncio.sleep(RESTART_PAUSE_S * failed_starts)
+                continue
+            finally:
+                self._starting[room] -= 1
+            failed_starts = 0
+            await self._feed(gang, patience_s)
+
+    async def _feed(self, gang: Gang, patience_s: float | None) -> None:
+        """Give a gang clips until it is lost, leaves its node, or loses its patience; end it."""
+        self._gangs[gang.name] = gang
+        self.meter.hold(gang.name, gang.shape.layout.ranks, gang.held_since)
+        room = gang.shape.max_tokens
+        try:
+            while job := await self._queue.take(room, lambda: self._classes(gang), patience_s):
+                await self._run(gang, job)
+        except GangDiedError as error:
+            self.rebuilds += 1
+            metrics.GANG_REBUILDS.inc()
+            self._warn(f"gang lost: {error}")
+        except HaltedError:
+            self._warn(f"gang {gang.name} leaves its node, which is about to end")
+        finally:
+            del self._gangs[gang.name]
+            self.meter.free(gang.name)
+            self._leaving.discard(gang)
+            self._owed.pop(gang, None)
+            gang.kill()
+
+    async def _sleep(self, name: str, room: int | None) -> None:
+        """Return once more clips wait than gangs are about to take one."""
+        self._asleep.add(name)
+        try:
+            await self._queue.wait_for_more(room, lambda: self._starting[room])
+        finally:
+            self._asleep.discard(name)
+
+    def _give_up(self, reason: str) -> None:
+        self.broken = reason
+        self._queue.give_up(PoolBrokenError(reason))
+
+    async def _run(self, gang: Gang, job: Job) -> None:
+        """Render one clip on `gang`; raises GangDiedError once the clip is safe elsewhere."""
+        job.off_gang.clear()
+        before = self.meter.work(gang.name, job.tenant.output)
+        try:
+            if gang in self._leaving:
+                raise HaltedError
+            job.drive = Drive(
+                self._recipe,
+                gang,
+                job.task,
+                job.tenant,
+                job.conditioning,
+                lambda: bool(job.over) or gang in self._leaving,
+                lambda: self._find_urgent(gang, job.task),
+            )
+            job.succeed(gang, await job.drive.run())
+        except ClipError as error:
+            job.fail(str(error), len(job.losses) + 1, gang)
+        except HaltedError:
+            if not job.over:
+                await self._queue.put(job)
+            if gang in self._leaving:
+                raise
+            await gang.drop(job.task.key, self._recipe.pool.step_timeout_min_s)
+        except _BystanderError:
+            await self._queue.put(job)
+            raise
+        except GangDiedError as error:
+            await self._retry(gang, job, str(error))
+            raise
+        except Exception as error:
+            await self._retry(gang, job, f"{type(error).__name__}: {error}")
+            raise GangDiedError(f"{gang.name}: {error}") from error
+        finally:
+            job.drive = None
+            job.off_gang.set()
+            self.meter.work(gang.name, before)
+            if job.over == "cancelled":
+                await asyncio.to_thread(job.tenant.checkpoints.discard, job.task.key.clip_id)
+
+    async def _retry(self, gang: Gang, job: Job, reason: str) -> None:
+        lost = job.lose(reason)
+        if lost < self._recipe.pool.max_attempts:
+            await self._queue.put(job)
+        else:
+            job.fail(f"lost {lost} gangs", lost, gang)
+
+    def _is_owed(self, gang: Gang) -> bool:
+        return self._owed.get(gang, 0.0) > time.monotonic()
+
+    def _classes(self, gang: Gang) -> tuple[Urgency, ...]:
+        """Return whose clips a gang takes, the first choice first."""
+        return tuple(reversed(Urgency)) if self._is_owed(gang) else tuple(Urgency)
+
+    def _find_urgent(self, gang: Gang, task: Task) -> Awaitable[None] | None:
+        """Return what to await before a gang goes on with a clip; None where nothing is urgent."""
+        if (
+            task.urgency is Urgency.ONLINE
+            or self._is_owed(gang)
+            or not self._queue.has(task.room, Urgency.ONLINE)
+        ):
+            return None
+        return self._run_urgent(gang)
+
+    async def _run_urgent(self, gang: Gang) -> None:
+        """Render the next urgent clip on a gang, which then owes batch its share of the time."""
+        job = self._queue.take_waiting(gang.shape.max_tokens, (Urgency.ONLINE,))
+        if job is None:
+            return
+        began = time.monotonic()
+        try:
+            await self._run(gang, job)
+        except GangDiedError as error:
+            raise _BystanderError(str(error)) from error
+        share, now = self._recipe.pool.online_share, time.monotonic()
+        self._owed[gang] = now + (now - began) * (1 - share) / share
+
+    async def _watch_nodes(self) -> None:
+        """Have gangs leave nodes that are about to end: preempted, or scaled down."""
+        while True:
+            await asyncio.sleep(LEAVING_POLL_S)
+            try:
+                leaving = await asyncio.to_thread(find_leaving_nodes)
+                for gang in list(self._gangs.values()) if leaving else ():
+                    if leaving & await asyncio.to_thread(gang.nodes):
+                        self._leaving.add(gang)
+            except Exception as error:  # noqa: BLE001 - a look that fails is taken again
+                self._warn(f"Ray's nodes can't be looked at: {error}")
