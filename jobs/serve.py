@@ -28,6 +28,7 @@ from jobs.api.errors import UnavailableError
 from jobs.api.job import JobReader
 from jobs.api.keys import ApiKeys
 from jobs.api.lines import Lines
+from jobs.api.proxy import IMPORT_PATH
 from jobs.api.routes import make_app
 from jobs.run import RunBrokenError
 from jobs.stop import heed_stop_signals, stop_signals
@@ -78,6 +79,7 @@ def serve_endpoint(call: ServeCall, address: str | None, say: Callable[[str], No
     check_cluster(call.recipe, address)
     if not address:
         _check_port(call.host, call.port)
+        os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", IMPORT_PATH)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     app = bind_endpoint(call)
     held = read_lease(store)
