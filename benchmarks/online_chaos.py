@@ -4,8 +4,8 @@ A round starts `rushes serve` on a fresh output. Callers with three keys ask for
 official client: long and short ones, equal ones, some with an `Idempotency-Key`, some deleted
 under way; and for a batch. Meanwhile three of the endpoint's parts (dispatcher, ingress, encode
 or publish replica, Serve's controller or proxy, pool, rank) are killed, and once the whole: the
-raylet, the driver, or every process at once, after which the command is called again. A call that
-is not answered is made again. The seed says what is asked for and what is killed when.
+raylet, the GCS, the driver, or every process at once, after which the command is called again. A
+call that is not answered is made again. The seed says what is asked for and what is killed when.
 
 Once all is ended, each of these is a violation: a video that was acknowledged and is not completed,
 was unknown for a moment, or isn't, byte for byte, the one that an undisturbed process renders; an
@@ -145,7 +145,7 @@ class Round:
             return None
         with suppress(psutil.Error):
             found.kill()
-        return self._start_after_raylet if name == "raylet" else None
+        return self._start_after_loss if name in WHOLES else None
 
     def _find(self, name: str) -> psutil.Process | None:
         return next((each for each in self._server.look() if matches(each, name)), None)
@@ -154,15 +154,15 @@ class Round:
         wait_until(self._is_port_free, PORT_S, "the port is free")
         self._server.start()
 
-    def _start_after_raylet(self) -> None:
+    def _start_after_loss(self) -> None:
         """Call the command again once it has seen that its cluster is gone."""
         server = self._server
         try:
             code = server.process.wait(LOSS_S)
             if code != ExitCode.BROKEN:
-                self.tally.violations.append(f"without its raylet, the command ends with {code}")
+                self.tally.violations.append(f"without a cluster, the command ends with {code}")
         except subprocess.TimeoutExpired:
-            self.tally.violations.append("without its raylet, the command goes on")
+            self.tally.violations.append("without a cluster, the command goes on")
             server.kill()
         self._start_after_driver()
 

@@ -30,9 +30,9 @@ PARTS = {
     "rank": "ray::RankWorker",
 }
 """What Ray starts anew, by what its process calls itself."""
-WHOLES = ("raylet", "driver", "cluster")
-"""After which the command is called again: a cluster without its raylet ends by itself, as does
-one without its driver; `cluster` is every process at once, as where a machine's power goes."""
+WHOLES = ("raylet", "gcs_server", "driver", "cluster")
+"""After which the command is called again: a cluster without its raylet or GCS ends by itself, as
+does one without its driver; `cluster` is every process at once, as where a machine's power goes."""
 PARTS_A_ROUND = 3
 CALLS_A_PHASE = 5
 BATCH_LINES = 4
