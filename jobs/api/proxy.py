@@ -1,7 +1,8 @@
 """What Serve's own proxy answers where no replica does, in the wire's form.
 
 While the endpoint starts, the proxy listens before it knows of any route: it would answer 404,
-which to a caller means that an accepted video is lost. Of a replica that dies it makes a 500.
+which to a caller means that an accepted video is lost. Where a replica dies it answers nothing, and
+its server makes a 500 of that.
 """
 
 from __future__ import annotations
@@ -33,18 +34,22 @@ class ProxyErrors:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a call; an error that isn't the endpoint's becomes a 503 with `Retry-After`."""
-        is_replaced = False
+        if scope["type"] != "http" or scope["path"].startswith(_SERVES_OWN):
+            await self._app(scope, receive, send)
+            return
+        is_begun = is_refused = False
 
         async def send_on(message: Message) -> None:
-            nonlocal is_replaced
-            if message["type"] == "http.response.start" and _is_proxys(message):
-                is_replaced = True
-                await answer_unavailable()(scope, receive, send)
-            elif not is_replaced:
+            nonlocal is_begun, is_refused
+            if message["type"] == "http.response.start":
+                is_refused = _is_proxys(message)
+                is_begun = not is_refused
+            if not is_refused:
                 await send(message)
 
-        is_call = scope["type"] == "http" and not scope["path"].startswith(_SERVES_OWN)
-        await self._app(scope, receive, send_on if is_call else send)
+        await self._app(scope, receive, send_on)
+        if not is_begun:  # or there was no answer at all: the replica died
+            await answer_unavailable()(scope, receive, send)
 
 
 def _is_proxys(start: Message) -> bool:

@@ -8,8 +8,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
+from starlette.types import Receive, Scope, Send
 
-from jobs.api.proxy import make_middlewares
+from jobs.api.proxy import ProxyErrors, make_middlewares
 
 NO_ROUTE = "Path '/v1/videos/video_1' not found. Ping http://.../-/routes for available routes."
 
@@ -46,3 +47,11 @@ def test_what_the_endpoint_answers_stays(client: TestClient, kind: str, status: 
 
 def test_serves_own_health_stays(client: TestClient) -> None:
     assert client.get("/-/text/503").text == NO_ROUTE
+
+
+def test_where_a_replica_dies_the_call_is_answered_too() -> None:
+    async def say_nothing(scope: Scope, receive: Receive, send: Send) -> None: ...
+
+    told = TestClient(ProxyErrors(say_nothing)).get("/v1/videos")
+    assert told.status_code == 503
+    assert told.json()["error"]["code"] == "unavailable"
