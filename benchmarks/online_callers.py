@@ -82,6 +82,8 @@ class Callers:
             except APIStatusError as error:
                 if error.status_code < 500 and error.status_code != 429:
                     raise
+                if error.status_code not in (429, 503):
+                    self.wrong.append(f"an answer that is none to try again on: {error}")
                 why, last = str(error.status_code), error
             except APIConnectionError as error:
                 why, last = type(error.__cause__ or error).__name__, error
@@ -116,23 +118,23 @@ class Callers:
             self.wrong.append(f"call {call.number} again: {again}, not {video_id}")
         if call.delete_after_s is not None:
             time.sleep(call.delete_after_s)
-            self._delete(client, video_id)
+            self._deleting.add(video_id)
+            self._delete(lambda: client.videos.delete(video_id))
+            self.deleted.add(video_id)
 
-    def _delete(self, client: OpenAI, video_id: str) -> None:
-        self._deleting.add(video_id)
+    def _delete(self, delete: Callable[[], object]) -> None:
         tries = 0
 
-        def delete() -> None:
+        def try_it() -> None:
             nonlocal tries
             tries += 1
-            client.videos.delete(video_id)
+            delete()
 
         try:
-            self.ask(delete)
+            self.ask(try_it)
         except NotFoundError:  # a try before, of which no answer came, may have deleted it
             if tries == 1:
                 raise
-        self.deleted.add(video_id)
 
     def _make_batch(self, call: BatchCall) -> None:
         client = self.client(call.key)
@@ -154,7 +156,7 @@ class Callers:
         if call.deletes_file and self.tries[call.number] == 1:  # else another may be to read it
             while self.ask(lambda: client.batches.retrieve(batch.id)).status == "validating":
                 time.sleep(LOOK_S)
-            self.ask(lambda: client.files.delete(file.id))
+            self._delete(lambda: client.files.delete(file.id))
 
     def label(self, call: VideoCall | BatchCall) -> dict[str, str]:
         """Return the metadata by which a call's videos are known again."""
