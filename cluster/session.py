@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from typing import Any, cast
@@ -21,6 +22,7 @@ from pipeline.recipe import Recipe
 SPARE_CPUS = 2.0
 """Logical CPUs for Ray Data's own read and repartition tasks."""
 CONNECT_TIMEOUT_S = 5.0
+LOSS_POLL_S = 1.0
 _TOKEN_HINT = "; it asks for a token: set RAY_AUTH_MODE=token"
 LOCAL_ENVIRONMENT = {
     "RAY_worker_maximum_startup_concurrency": "16",  # all of a run's actors start at once
@@ -94,6 +96,24 @@ def ray_session(recipe: Recipe, address: str | None = None) -> Generator[None]:
             yield
         finally:
             cast(Any, ray).shutdown()
+
+
+def wait_for_loss() -> None:
+    """Return once this process's node is lost, with what a local cluster has left ended.
+
+    Ray 2.60 tells a driver nothing of it, and actors that nobody calls live on. Of a GCS that is
+    gone it ends the driver by itself.
+    """
+    here: str = cast(Any, ray).get_runtime_context().get_node_id()
+    started = set[psutil.Process]()
+    while any(node["NodeID"] == here and node["Alive"] for node in cast(Any, ray).nodes()):
+        # Once the raylet is dead, what it has started is nobody's child.
+        started = {each for each in started if each.is_running()}
+        started |= set(psutil.Process().children(recursive=True))
+        time.sleep(LOSS_POLL_S)
+    for each in started:
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
 
 
 def describe_shortage(recipe: Recipe) -> str:

@@ -275,6 +275,7 @@ def serve(
     """
     with _errors():
         from jobs.api.keys import ApiKeys
+        from jobs.run import RunBrokenError
         from jobs.serve import ServeCall, find_webhook, serve_endpoint
 
         console = _console()
@@ -290,7 +291,11 @@ def serve(
             max_per_minute,
             find_webhook(webhook),
         )
-        serve_endpoint(call, address, lambda text: console.print(text, highlight=False))
+        try:
+            serve_endpoint(call, address, lambda text: console.print(text, highlight=False))
+        except RunBrokenError as error:
+            _complain(str(error))
+            raise typer.Exit(ExitCode.BROKEN) from error
 
 
 @app.command()

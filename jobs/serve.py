@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -22,7 +21,7 @@ from ray.serve.handle import DeploymentHandle
 from cluster.answers import BatchState, Refusal, VideoState
 from cluster.metrics import read_exported
 from cluster.online import DISPATCHER, MANY, bind_dispatcher
-from cluster.session import check_cluster, describe_shortage, ray_session
+from cluster.session import check_cluster, describe_shortage, ray_session, wait_for_loss
 from cluster.stages import RenderSpec
 from cluster.webhook import WebhookTarget
 from jobs.api.endpoint import Endpoint
@@ -30,7 +29,9 @@ from jobs.api.errors import UnavailableError
 from jobs.api.job import JobReader
 from jobs.api.keys import ApiKeys
 from jobs.api.lines import Lines
+from jobs.api.proxy import IMPORT_PATH
 from jobs.api.routes import make_app
+from jobs.run import RunBrokenError
 from jobs.stop import heed_stop_signals, stop_signals
 from pipeline.batches import BatchJob, BatchLimits
 from pipeline.documents import describe_output
@@ -73,6 +74,7 @@ def serve_endpoint(call: ServeCall, address: str | None, say: Callable[[str], No
 
     Raises:
         UsageError: the call is wrong.
+        RunBrokenError: its node of the cluster is lost; what was accepted is kept.
     """
     store = ObjectStore(call.output)
     store.locate_for_arrow("run.json")
@@ -80,6 +82,7 @@ def serve_endpoint(call: ServeCall, address: str | None, say: Callable[[str], No
     if not address:
         _check_port(call.host, call.port)
         os.environ.setdefault("RAY_enable_metrics_collection", "1")  # for GET /metrics
+        os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", IMPORT_PATH)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     app = bind_endpoint(call)
     held = read_lease(store)
@@ -87,6 +90,7 @@ def serve_endpoint(call: ServeCall, address: str | None, say: Callable[[str], No
         say(f"another run has not given {store.uri} back: {held}; waiting for its end")
     with stop_signals(), ray_session(call.recipe, address):
         heed_stop_signals()
+        is_lost = False
         try:
             serve.start(
                 proxy_location="HeadOnly", http_options={"host": call.host, "port": call.port}
@@ -100,12 +104,16 @@ def serve_endpoint(call: ServeCall, address: str | None, say: Callable[[str], No
             if not address:
                 here = cast(Any, ray).get_runtime_context().gcs_address
                 say(f"a batch on its gangs: RAY_AUTH_MODE=token rushes render ... --address {here}")
-            threading.Event().wait()
+            wait_for_loss()
+            is_lost = True
         except KeyboardInterrupt:
             say(f"stopping: saving what is under way, up to {call.recipe.checkpoint.grace_s:.0f} s")
         finally:
             # Serve itself ends with a cluster of ours; on another's it may have more applications.
-            _close(call.recipe.checkpoint.grace_s + CLOSE_TIMEOUT_S)
+            if not is_lost:
+                _close(call.recipe.checkpoint.grace_s + CLOSE_TIMEOUT_S)
+    if is_lost:
+        raise RunBrokenError("Ray is gone from here; the same command takes up what was accepted")
 
 
 def bind_endpoint(call: ServeCall) -> Any:

@@ -168,7 +168,19 @@ async def list_batches(
     return BatchPage(data=data, first_id=first, last_id=last, has_more=page[1])
 
 
-@routes.get("/v1/batches/{batch_id}", responses=document_errors(400, 401, 404))
+_ITS_OUTPUT = {
+    "operationId": "download_file_v1_files__file_id__content_get",
+    "parameters": {"file_id": "$response.body#/output_file_id"},
+}
+
+
+@routes.get(
+    "/v1/batches/{batch_id}",
+    responses={
+        **document_errors(400, 401, 404),
+        200: {"links": {"output": _ITS_OUTPUT}},
+    },
+)
 async def retrieve_batch(batch_id: str, at: At, owner: Owner) -> Batch:
     """Tell how a batch goes."""
     state = await at.desk.batches.find(owner, batch_id)

@@ -53,13 +53,8 @@ def handle_errors(app: FastAPI) -> None:
         )
 
     @app.exception_handler(UnavailableError)
-    async def answer_unavailable(_: Request, __: UnavailableError) -> JSONResponse:
-        message = "the endpoint is starting anew; what was accepted is kept; try again"
-        return _answer(
-            HTTPStatus.SERVICE_UNAVAILABLE,
-            ErrorBody(message=message, type="server_error", code="unavailable"),
-            {"retry-after": str(RETRY_AFTER_S)},
-        )
+    async def answer_desk_away(_: Request, __: UnavailableError) -> JSONResponse:
+        return answer_unavailable()
 
     @app.exception_handler(Exception)
     async def answer_broken(_: Request, __: Exception) -> JSONResponse:
@@ -67,6 +62,16 @@ def handle_errors(app: FastAPI) -> None:
         return _answer(
             HTTPStatus.INTERNAL_SERVER_ERROR, ErrorBody(message=message, type="server_error")
         )
+
+
+def answer_unavailable() -> JSONResponse:
+    """Return the answer to a call that nobody can answer at the moment."""
+    message = "the endpoint is starting anew; what was accepted is kept; try again"
+    return _answer(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        ErrorBody(message=message, type="server_error", code="unavailable"),
+        {"retry-after": str(RETRY_AFTER_S)},
+    )
 
 
 def _answer(status: int, body: ErrorBody, headers: dict[str, str] | None = None) -> JSONResponse:

@@ -89,7 +89,24 @@ _UPLOAD = {
 }
 
 
-@routes.post("/v1/files", openapi_extra=_UPLOAD, responses=document_errors(400, 401, 408, 413, 429))
+_IN_A_BATCH = {
+    "operationId": "create_batch_v1_batches_post",
+    "requestBody": {
+        "input_file_id": "$response.body#/id",
+        "endpoint": "/v1/videos",
+        "completion_window": "24h",
+    },
+}
+
+
+@routes.post(
+    "/v1/files",
+    openapi_extra=_UPLOAD,
+    responses={
+        **document_errors(400, 401, 408, 413, 429),
+        200: {"links": {"batch": _IN_A_BATCH}},
+    },
+)
 async def upload_file(request: Request, at: At, owner: Receiving) -> FileObject:
     """Upload a file of requests for a batch: a JSON object on each line."""
     uploads = Uploads(at.ledger.store)

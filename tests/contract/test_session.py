@@ -1,12 +1,17 @@
-"""What a cluster has, against what a recipe asks for."""
+"""What a cluster has, against what a recipe asks for; and that its loss is seen."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
+import psutil
 import pytest
 
 from cluster.session import SPARE_CPUS, describe_shortage, logical_cpus
 from jobs.recipes import find_recipe
 from tests.conftest import NUM_CPUS
+from tests.support.command import find_children, find_program, is_alive, make_environment
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -24,3 +29,52 @@ def test_a_cluster_that_is_too_small_is_told_of() -> None:
 def test_a_local_cluster_has_room_for_every_actor() -> None:
     recipe = find_recipe("tiny-cpu", ["gangs.0.count=3", "encode.num_cpus=2"])
     assert logical_cpus(recipe) == 3 + 2 + recipe.develop.num_cpus + SPARE_CPUS
+
+
+_WAITS = """
+import ray, threading
+from cluster.session import LOSS_POLL_S, ray_session, wait_for_loss
+from jobs.recipes import find_recipe
+
+@ray.remote(num_cpus=0)
+class Idle:
+    def is_there(self): return True
+
+with ray_session(find_recipe()):
+    idle = Idle.remote()
+    ray.get(idle.is_there.remote())
+    threading.Timer(2 * LOSS_POLL_S, lambda: print("waits", flush=True)).start()
+    wait_for_loss()
+print("lost", flush=True)
+"""
+_HASTE = {
+    "RAY_health_check_initial_delay_ms": "0",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_failure_threshold": "2",
+}
+"""A dead raylet is seen as such in a second, not a quarter of a minute."""
+
+
+def test_whose_raylet_dies_hears_of_it_and_leaves_no_actor_behind() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", _WAITS],
+        env={**make_environment(), **_HASTE},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    left: list[psutil.Process] = []
+    try:
+        assert process.stdout
+        assert process.stdout.readline() == "waits\n"
+        left = find_children(process.pid)
+        raylet = find_program(process.pid, "raylet")
+        assert raylet
+        raylet.kill()
+        assert process.communicate(timeout=60)[0].endswith("lost\n")
+        assert not [each for each in left if is_alive(each)]
+    finally:
+        for each in left:
+            if is_alive(each):
+                each.kill()
+        process.kill()

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 from openai import OpenAI
 
 from pipeline.documents import Commit
@@ -21,6 +22,7 @@ from tests.support.command import (
     end_process,
     find_children,
     find_named,
+    is_alive,
     start_rushes,
     wait_until,
 )
@@ -63,12 +65,15 @@ class Listener:
     """A user's server, in this process, that hears how videos end."""
 
     def __init__(self) -> None:
-        heard = self._heard = list[tuple[bytes, dict[str, str]]]()
+        heard = self.heard = list[tuple[str, str]]()
+        """Each video's or batch's id and what its end was said to be, as often as it was told."""
+        reader = OpenAI(api_key="none", webhook_secret=WEBHOOK_SECRET)
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))
-                heard.append((body, dict(self.headers)))
+                event: Any = reader.webhooks.unwrap(body, dict(self.headers))
+                heard.append((event.data.id, event.type))
                 self.send_response(204)
                 self.end_headers()
 
@@ -80,9 +85,7 @@ class Listener:
 
     def read(self) -> dict[str, str]:
         """Return the event of each video, as the official client reads it from what was signed."""
-        client = OpenAI(api_key="none", webhook_secret=WEBHOOK_SECRET)
-        events: list[Any] = [client.webhooks.unwrap(*each) for each in list(self._heard)]
-        return {each.data.id: each.type for each in events}
+        return dict(self.heard)
 
     def end(self) -> None:
         self._server.shutdown()
@@ -104,6 +107,7 @@ class Server:
         self.process: subprocess.Popen[str]
         self.cluster: str
         self._stack = ExitStack()
+        self._seen = set[psutil.Process]()
 
     def start(self) -> None:
         call = ("serve", "-o", "online", "--port", str(self.port), "--keys", "keys",
@@ -125,9 +129,15 @@ class Server:
     def find(self, name: str) -> Any:
         return wait_until(lambda: find_named(self.process.pid, name), READY_S, name)
 
+    def look(self) -> list[psutil.Process]:
+        """Return every process there is, also of a Ray that is dead in part."""
+        self._seen.update(find_children(self.process.pid))
+        self._seen = {each for each in self._seen if is_alive(each)}
+        return list(self._seen)
+
     def kill(self) -> None:
         """Kill every process there is, as where a machine's power goes."""
-        for each in find_children(self.process.pid):
+        for each in self.look():
             end_process(each)
         self.process.kill()
         self.process.wait()

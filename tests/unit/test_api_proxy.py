@@ -1,0 +1,57 @@
+"""Errors of Serve's proxy in the wire's form; everything else as it was."""
+
+from __future__ import annotations
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.testclient import TestClient
+from starlette.types import Receive, Scope, Send
+
+from jobs.api.proxy import ProxyErrors, make_middlewares
+
+NO_ROUTE = "Path '/v1/videos/video_1' not found. Ping http://.../-/routes for available routes."
+
+
+async def answer(request: Request) -> Response:
+    kind, status = request.path_params["kind"], int(request.path_params["status"])
+    if kind == "json":
+        return JSONResponse({"error": {"code": "video_not_found"}}, status)
+    return PlainTextResponse(NO_ROUTE, status)
+
+
+@pytest.fixture
+def client() -> TestClient:
+    paths = ("/-/{kind}/{status}", "/{kind}/{status}")
+    routes = [Route(path, answer) for path in paths]
+    return TestClient(Starlette(routes=routes, middleware=make_middlewares()))
+
+
+@pytest.mark.parametrize("status", [404, 408, 500, 503])
+def test_an_error_of_the_proxys_own_is_told_as_unavailable(client: TestClient, status: int) -> None:
+    told = client.get(f"/text/{status}")
+    assert told.status_code == 503
+    assert int(told.headers["retry-after"]) > 0
+    assert told.json()["error"]["code"] == "unavailable"
+    assert NO_ROUTE not in told.text
+
+
+@pytest.mark.parametrize(("kind", "status"), [("json", 404), ("json", 500), ("text", 200)])
+def test_what_the_endpoint_answers_stays(client: TestClient, kind: str, status: int) -> None:
+    told = client.get(f"/{kind}/{status}")
+    assert told.status_code == status
+    assert ("video_not_found" if kind == "json" else NO_ROUTE) in told.text
+
+
+def test_serves_own_health_stays(client: TestClient) -> None:
+    assert client.get("/-/text/503").text == NO_ROUTE
+
+
+def test_where_a_replica_dies_the_call_is_answered_too() -> None:
+    async def say_nothing(scope: Scope, receive: Receive, send: Send) -> None: ...
+
+    told = TestClient(ProxyErrors(say_nothing)).get("/v1/videos")
+    assert told.status_code == 503
+    assert told.json()["error"]["code"] == "unavailable"
