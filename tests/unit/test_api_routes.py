@@ -148,7 +148,10 @@ def test_of_one_keys_bodies_few_are_received_at_once(tmp_path: Path) -> None:
         mine, theirs = SlowCalls(app, "my-key"), SlowCalls(app, "their-key")
         calls = [asyncio.create_task(mine.call()) for _ in range(BODIES_AT_ONCE + 5)]
         calls.append(asyncio.create_task(theirs.call()))
-        await asyncio.sleep(0.2)
+        async with asyncio.timeout(30):
+            while mine.begun < BODIES_AT_ONCE or not theirs.begun:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)  # for one too many
         assert (mine.begun, theirs.begun) == (BODIES_AT_ONCE, 1)
         mine.let.set()
         theirs.let.set()
