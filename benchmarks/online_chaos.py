@@ -10,8 +10,8 @@ call that is not answered is made again. The seed says what is asked for and wha
 Once all is ended, each of these is a violation: a video that was acknowledged and is not completed,
 was unknown for a moment, or isn't, byte for byte, the one that an undisturbed process renders; an
 `Idempotency-Key` with two videos; a deleted video that is back; a batch without all its lines; an
-end that the webhook was not told, or a wrong one; an error but 503 and 429; a clip without a commit, or with more files than
-its commit names; a part that is not started anew.
+end that the webhook was not told, or a wrong one; an error that is no 503; a clip without a commit,
+or with more files than its commit names; a part that is not started anew.
 
 Prints a row of a Markdown table for each round and one of totals; exits with 1 on any violation.
 """
