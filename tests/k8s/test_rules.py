@@ -252,7 +252,14 @@ def render_with_another_pool(documents: list[Document]) -> None:
     job["template"]["spec"]["containers"][0]["args"] += ["--set", "pool.idle_s=60"]
 
 
+def leave_a_proxy_to_itself(documents: list[Document]) -> None:
+    spec = of_kind(documents, "RayService")["spec"]["rayClusterConfig"]
+    workers = spec["workerGroupSpecs"][0]["template"]["spec"]
+    workers["containers"][0]["env"].pop()
+
+
 SHARED = (
+    (rules.proxies_answer_as_the_endpoint, leave_a_proxy_to_itself),
     (rules.one_pool_renders_all, serve_with_fewer_gangs),
     (rules.one_pool_renders_all, render_with_another_pool),
     (rules.ports_match, ask_a_port_that_is_not_there),

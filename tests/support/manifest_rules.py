@@ -12,6 +12,7 @@ from typing import Any
 import typer
 import yaml
 
+from jobs.api.proxy import IMPORT_PATH as PROXY_PATH
 from jobs.application import EndpointConfig
 from jobs.cli import app
 from pipeline.errors import UsageError
@@ -33,6 +34,7 @@ KUBERAY_SERVICES = {"online-head-svc": {"ray.io/node-type": "head"}}
 """Services that KubeRay makes of a RayService, and the pods behind them."""
 SECRETS = {"rushes-s3", "rushes-ray", "rushes-keys", "rushes-webhook", "rushes-hub"}
 """Those that k8s/README.md has one make."""
+PROXY_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 _UNITS = {"Mi": 2**20, "Gi": 2**30, "m": 1e-3}
 
 
@@ -281,11 +283,22 @@ def one_pool_renders_all(documents: list[Document]) -> Iterator[str]:
                 yield f"{service['metadata']['name']}: overrides"
 
 
+def proxies_answer_as_the_endpoint(documents: list[Document]) -> Iterator[str]:
+    """On each of a RayService's nodes, Serve's proxy is wrapped by ours."""
+    for pod in find_pods(documents):
+        if pod.where.startswith("RayService"):
+            given = pod.spec["containers"][0].get("env", ())
+            env = {each["name"]: each.get("value") for each in given}
+            if env.get(PROXY_VARIABLE) != PROXY_PATH:
+                yield f"{pod.where}: {PROXY_VARIABLE} is no {PROXY_PATH}"
+
+
 RULES: tuple[Rule, ...] = (
     images_are_pinned, resources_are_set, pods_are_restricted, accounts_have_least_rights,
     pods_outlive_their_drain, gangs_have_room, groups_start_within_bounds,
     queued_nights_suit_kueue, selectors_match, references_exist, ports_match, nodes_are_probed,
     commands_parse, recipes_load, applications_load, one_pool_renders_all,
+    proxies_answer_as_the_endpoint,
 )  # fmt: skip
 
 
