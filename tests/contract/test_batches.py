@@ -72,7 +72,7 @@ def test_whoever_takes_over_goes_on_and_makes_nothing_twice(store: ObjectStore) 
         async with endpoint.desk() as desk:
             batch_id = await start(desk, prompts("one at once", "two", "three"))
             await desk.wait(batch_id, "in_progress")
-            while not desk.studio.made:
+            while not desk.studio.ends:
                 await asyncio.sleep(0.005)
             file_id = (await desk.files.list(OWNER, None, 1, None, newest_first=True))[0][0].id  # type: ignore[index]
             assert await desk.files.delete(OWNER, file_id)  # its lines are read
@@ -126,7 +126,7 @@ def test_a_batch_that_is_called_off_ends_with_what_is_done(
     async def run() -> None:
         async with endpoint.desk() as desk:
             batch_id = await start(desk, prompts("one at once", "two", "three") + b"\n\n")
-            while not desk.studio.made:
+            while not desk.studio.ends:
                 await asyncio.sleep(0.005)
             state = await desk.batches.cancel(OWNER, batch_id)
             assert state
