@@ -24,8 +24,8 @@ SAME_DB = 60.0
 LAYOUTS = {"tensor=2 guidance=2": 21, "context=2": 17}
 """What makes the clips of so many frames."""
 GANGS = (
-    "gangs=[{name='four', tensor=2, guidance=2}, "
-    "{name='two', context=2, placement='PACK', max_tokens=80}]"
+    "gangs=[{name='four', tensor=2, guidance=2, num_cpus=0.5}, "
+    "{name='two', context=2, placement='PACK', max_tokens=80, num_cpus=0.5}]"
 )
 
 

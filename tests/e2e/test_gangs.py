@@ -27,6 +27,7 @@ from pipeline.probe import read_frames
 from pipeline.recipe import Recipe
 from pipeline.store import ObjectStore
 from tests.support.command import wait_until, write_table
+from tests.support.leaks import check_leaks
 from tests.support.pools import keep_gangs
 
 pytestmark = pytest.mark.timeout(600)
@@ -100,6 +101,13 @@ class Disturber:
             os.kill(self.pid, self.number)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_leaks(ray_cluster: None) -> Iterator[None]:
+    """Look for leaks at the module's end: its runs share gangs, which take long to start."""
+    yield
+    check_leaks()
+
+
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_table(
@@ -130,7 +138,7 @@ def recipe() -> Recipe:
 
 @pytest.fixture(scope="module")
 def render(
-    ray_cluster: None, recipe: Recipe, table: str, tmp_path_factory: pytest.TempPathFactory
+    no_leaks: None, recipe: Recipe, table: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Render]:
     """Render the table on two ranks, one of which is disturbed."""
 

@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ import pytest
 from PIL import Image
 
 from jobs.cli import ExitCode
-from jobs.recipes import find_recipe
 from pipeline.columns import MANIFEST_SCHEMA
 from pipeline.probe import probe, read_frames
 from tests.support.command import QUICK, list_files, measure_rushes, rushes, write_table
@@ -223,14 +221,11 @@ def test_plan_counts_what_is_done(rendered: Rendered) -> None:
 
 
 @pytest.fixture(scope="module")
-def address(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a Ray cluster that outlives the runs on it, as do its gangs."""
+def address(ray_cluster: None) -> str:
+    """The address of a Ray cluster that outlives the runs on it."""
     import ray
 
-    from tests.support.pools import keep_gangs
-
-    with keep_gangs(find_recipe(overrides=QUICK[1::2]), tmp_path_factory.mktemp("other")):
-        yield ray.get_runtime_context().gcs_address
+    return ray.get_runtime_context().gcs_address
 
 
 def test_a_sample_then_a_changed_table_render_what_is_new(address: str, tmp_path: Path) -> None:
