@@ -13,6 +13,7 @@ from jobs.recipes import find_recipe
 from pipeline.documents import Commit
 from pipeline.identity import digest_renderer, fingerprint_model
 from pipeline.inbox import new_video_id
+from pipeline.inputs import Inputs
 from pipeline.ledger import Ledger
 from pipeline.local import LocalRunner
 from pipeline.recipe import resolve_checkpoint
@@ -144,8 +145,9 @@ def render_undisturbed(folder: Path, clips: int = CLIPS) -> list[Undisturbed]:
     """Return every clip by its number, rendered in this process or there from before."""
     recipe = find_recipe()
     fingerprint = fingerprint_model(recipe.model, resolve_checkpoint(recipe.model))
-    reader = JobReader(recipe, digest_renderer(fingerprint, recipe.finish))
     ledger = Ledger(ObjectStore(folder))
+    renderer = digest_renderer(fingerprint, recipe.finish)
+    reader = JobReader(recipe, renderer, Inputs(ledger.store))
     runner = LocalRunner(recipe, fingerprint, ledger)
     made: list[Undisturbed] = []
     for number in range(clips):

@@ -1,14 +1,11 @@
-"""`Admission`: so many clips are in the stages at once; the others wait for their turns."""
+"""`Admission`: so many of an owner's clips are in the stages; the others wait, by priority."""
 
 from __future__ import annotations
 
 import asyncio
+import heapq
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-
-from cluster.answers import ClipKey
-from cluster.schedule import Schedule, Task, Turn
-from pipeline.request import RenderRequest
 
 
 class Admission:
@@ -17,20 +14,19 @@ class Admission:
     def __init__(self, room: int) -> None:
         """Let in up to `room` at once."""
         self._free = room
-        self._schedule = Schedule()
-        self._waiting: dict[Task, asyncio.Future[None]] = {}
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        """A heap: the highest priority first, and of one priority who came first."""
         self._arrivals = 0
 
     @asynccontextmanager
-    async def enter(self, request: RenderRequest, turn: Turn) -> AsyncGenerator[None]:
-        """Hold a place from when it is this clip's turn."""
+    async def enter(self, priority: int) -> AsyncGenerator[None]:
+        """Hold a place, from when there is one and nobody of a higher priority waits for it."""
         if self._free:
             self._free -= 1
         else:
             self._arrivals += 1
-            task = Task(ClipKey("", str(self._arrivals)), request, turn)
-            self._waiting[task] = let_in = asyncio.get_running_loop().create_future()
-            self._schedule.add(task)
+            let_in = asyncio.get_running_loop().create_future()
+            heapq.heappush(self._waiting, (-priority, self._arrivals, let_in))
             try:
                 await let_in
             except asyncio.CancelledError:
@@ -43,8 +39,8 @@ class Admission:
             self._leave()
 
     def _leave(self) -> None:
-        while task := self._schedule.take():
-            let_in = self._waiting.pop(task)
+        while self._waiting:
+            *_, let_in = heapq.heappop(self._waiting)
             if not let_in.done():  # else it waits no more
                 let_in.set_result(None)
                 return

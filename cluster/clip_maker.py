@@ -7,9 +7,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from itertools import islice
 from typing import Any
 
@@ -49,15 +49,15 @@ class ClipMaker:
     ) -> None:
         """Hold the stages' deployments; `join` enters the pool of gangs.
 
-        Up to `room` urgent clips are in the stages at once; the others wait before them, so that
-        one that comes late and whose turn is early has few before it.
+        Of an owner's urgent clips up to `room` are in the stages at once; the others wait before
+        them, so that one of a higher priority that comes late has few before it.
         """
         self._join, self._encode, self._publish = join, encode, publish
         self._ledger = ledger
         self._under_way = Counter[str]()  # by clip id: twice for one that is asked for anew
         self._progress: dict[str, ClipProgress] = {}
         self._gangs_up = 0
-        self._admission = Admission(room)
+        self._admissions = defaultdict[str, Admission](lambda: Admission(room))  # by owner
         self._encodes = asyncio.Semaphore(BATCH_ENCODES)
 
     async def open(self) -> None:
@@ -86,13 +86,16 @@ class ClipMaker:
         """
         self._under_way[clip_id] += 1
         try:
-            async with self._admission.enter(request, turn) if turn else nullcontext():
+            async with self._admit(turn):
                 return await self._try(clip_id, request, turn)
         finally:
             self._under_way[clip_id] -= 1
             if not self._under_way[clip_id]:
                 del self._under_way[clip_id]
                 self._progress.pop(clip_id, None)
+
+    def _admit(self, turn: Turn | None) -> AbstractAsyncContextManager[None]:
+        return self._admissions[turn.owner].enter(turn.priority) if turn else nullcontext()
 
     async def cancel(self, clip_id: str) -> None:
         """Have the pool give a clip up that nobody awaits any more."""

@@ -32,16 +32,17 @@ def ray_cluster(s3_server: str) -> Iterator[None]:
 
     from cluster.session import LOCAL_ENVIRONMENT
 
-    for name, value in LOCAL_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    ray.init(
-        "local",
-        num_cpus=NUM_CPUS,
-        object_store_memory=OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    with pytest.MonkeyPatch.context() as patch:  # not for the commands that tests start
+        for name, value in LOCAL_ENVIRONMENT.items():
+            patch.setenv(name, os.environ.get(name, value))
+        ray.init(
+            "local",
+            num_cpus=NUM_CPUS,
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     assert is_token_auth_enabled()
     yield
     ray.shutdown()

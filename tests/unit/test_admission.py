@@ -1,4 +1,4 @@
-"""Who waits before the stages is let in by turns, and a place that is free is never lost."""
+"""Who waits before the stages is let in by priority, and a place that is free is never lost."""
 
 from __future__ import annotations
 
@@ -6,22 +6,18 @@ import asyncio
 from contextlib import suppress
 
 from cluster.admission import Admission
-from cluster.schedule import Turn
-from tests.support.outputs import A, draft
-
-REQUEST = draft(A).request
 
 
 class Visit:
     """A clip's stay, from when it asks to be let in."""
 
-    def __init__(self, admission: Admission, turn: Turn, name: str, order: list[str]) -> None:
-        self._admission, self._turn, self._name, self._order = admission, turn, name, order
+    def __init__(self, admission: Admission, priority: int, name: str, order: list[str]) -> None:
+        self._admission, self._priority, self._name, self._order = admission, priority, name, order
         self.over = asyncio.Event()
         self.task = asyncio.create_task(self._stay())
 
     async def _stay(self) -> None:
-        async with self._admission.enter(REQUEST, self._turn):
+        async with self._admission.enter(self._priority):
             self._order.append(self._name)
             await self.over.wait()
 
@@ -31,21 +27,19 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def test_keys_take_turns_and_the_higher_priority_of_one_key_goes_first() -> None:
+def test_the_higher_priority_goes_first_and_of_one_priority_who_came_first() -> None:
     async def run() -> None:
         admission, order = Admission(1), list[str]()
         visits = {
-            name: Visit(admission, Turn(owner, priority), name, order)
-            for name, owner, priority in (
-                ("a0", "a", 0), ("a1", "a", 0), ("a2", "a", 0), ("a9", "a", 9), ("b1", "b", 0),
-            )
-        }  # fmt: skip
+            name: Visit(admission, priority, name, order)
+            for name, priority in (("in", 0), ("a", 0), ("b", 0), ("high", 9), ("c", 3), ("d", 0))
+        }
         for count in range(1, len(visits) + 1):
             await settle()
             assert len(order) == count, "one at a time"
             visits[order[-1]].over.set()
         await asyncio.gather(*(visit.task for visit in visits.values()))
-        assert order == ["a0", "a9", "b1", "a1", "a2"]
+        assert order == ["in", "high", "c", "a", "b", "d"]
 
     asyncio.run(run())
 
@@ -53,7 +47,7 @@ def test_keys_take_turns_and_the_higher_priority_of_one_key_goes_first() -> None
 def test_whoever_goes_away_takes_no_place_along() -> None:
     async def run() -> None:
         admission, order = Admission(2), list[str]()
-        visits = [Visit(admission, Turn("a"), str(number), order) for number in range(6)]
+        visits = [Visit(admission, 0, str(number), order) for number in range(6)]
         await settle()
         assert order == ["0", "1"]
         visits[2].task.cancel()  # waits
@@ -69,7 +63,7 @@ def test_whoever_goes_away_takes_no_place_along() -> None:
         visits[3].over.set()
         visits[5].over.set()
         await asyncio.wait([visit.task for visit in visits])
-        late = [Visit(admission, Turn("b"), name, order) for name in ("7", "8", "9")]
+        late = [Visit(admission, 0, name, order) for name in ("7", "8", "9")]
         await settle()
         assert order[-2:] == ["7", "8"], "both places are there still"
         for visit in late:
