@@ -118,7 +118,8 @@ def _remake_image(content: bytes, width: int, height: int) -> bytes:
                 raise UntrustedError(
                     f"got {found.width}x{found.height}, expected up to {MAX_PIXELS} pixels"
                 )
-            if getattr(found, "n_frames", 1) > 1:
+            # A phone's JPEG may have more pictures behind the first, a smaller one for example.
+            if found.format != "MPO" and getattr(found, "n_frames", 1) > 1:
                 raise UntrustedError("got an animation, expected one image")
             upright = ImageOps.exif_transpose(found).convert("RGBA")
     except UnidentifiedImageError as error:

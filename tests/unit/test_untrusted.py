@@ -44,6 +44,15 @@ def test_a_photo_is_turned_upright() -> None:
     assert np.abs(pixels[60, 32] - BLUE).max() < 12
 
 
+def test_of_a_photo_with_more_pictures_behind_it_the_first_is_taken() -> None:
+    file, small = io.BytesIO(), Image.new("RGB", (16, 16), "green")
+    photo = Image.open(io.BytesIO(make_image(64, 64, "PNG")))
+    photo.save(file, "MPO", save_all=True, append_images=[small], quality=95)
+    assert Image.open(io.BytesIO(file.getvalue())).format == "MPO"
+    pixels = read_image(remake_image(file.getvalue(), 64, 64)).astype(int)
+    assert np.abs(pixels[32, 4] - RED).max() < 12
+
+
 def test_what_is_transparent_becomes_white() -> None:
     file = io.BytesIO()
     Image.new("RGBA", (64, 64), (0, 0, 0, 0)).save(file, "PNG")
