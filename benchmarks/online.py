@@ -9,8 +9,8 @@ so again while the pool is asked every hundredth of a second how far the videos 
   differing    the batch's videos that are not, byte for byte, those of the undisturbed one
   polls        what `GET /v1/videos/{id}` takes while 200 clients ask all the time
 
-A GPU's work is not slowed by what else the machine does. So here a core is left to all else: one
-gang on two cores, unless `--gangs` says more. Run it on a machine that does nothing else.
+On CPUs encode, develop and Serve share the gangs' cores: wait and slowdown are then more than gangs
+of GPUs would show. Run it on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ from pipeline.ledger import Ledger
 from pipeline.recipe import resolve_checkpoint
 from pipeline.store import ObjectStore
 
-CHUNK = "pool.chunk_s=0.05"
+SETTINGS = ("pool.chunk_s=0.05",)
 """A step is longer: then every step ends a chunk."""
-CLIP = {"width": 128, "height": 128, "num_frames": 33, "num_inference_steps": 30}
+STEPS = 100
 ONLINE_STEPS = 4
 EVERY_S = 2.0
 POLLERS, POLL_S = 200, 10.0
@@ -68,16 +68,15 @@ class Endpoint:
     url: str
     cluster: str
     output: Path
-    gangs: int
 
 
 @contextmanager
-def serve(folder: Path, gangs: int) -> Any:
+def serve(folder: Path) -> Any:
     """Run the endpoint in processes of its own."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "jobs.cli", "serve", "-o", "online", "--insecure"]
-    command += ["--port", str(port), "--max-per-minute", "10000", *_settings(gangs)]
+    command += ["--port", str(port), "--max-per-minute", "10000", *_settings()]
     process = subprocess.Popen(command, cwd=folder, env=_environment(), stdout=-1, text=True)
     try:
         assert process.stdout
@@ -87,7 +86,7 @@ def serve(folder: Path, gangs: int) -> Any:
                 break
         else:
             raise SystemExit("the endpoint did not start")
-        yield Endpoint(f"http://127.0.0.1:{port}/v1", cluster, folder / "online", gangs)
+        yield Endpoint(f"http://127.0.0.1:{port}/v1", cluster, folder / "online")
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(120)
@@ -96,14 +95,14 @@ def serve(folder: Path, gangs: int) -> Any:
 def render(folder: Path, name: str, endpoint: Endpoint) -> subprocess.Popen[bytes]:
     """Start the batch on the endpoint's cluster."""
     command = [sys.executable, "-m", "jobs.cli", "render", "ads.parquet", "-o", name]
-    command += ["--address", endpoint.cluster, *_settings(endpoint.gangs)]
+    command += ["--address", endpoint.cluster, *_settings()]
     log = (folder / f"{name}.log").open("wb")
     return subprocess.Popen(command, cwd=folder, env=_environment(), stdout=log, stderr=log)
 
 
 def enter(endpoint: Endpoint) -> PoolClient:
     """Return the pool as the endpoint sees it."""
-    recipe = find_recipe(overrides=_list_settings(endpoint.gangs))
+    recipe = find_recipe(overrides=SETTINGS)
     fingerprint = fingerprint_model(recipe.model, resolve_checkpoint(recipe.model))
     store = ObjectStore(endpoint.output)
     lease = read_lease(store)
@@ -208,7 +207,6 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--clips", type=int, default=12, help="of the batch")
-    parser.add_argument("--gangs", type=int, default=1, help="a core each; one is for all else")
     parser.add_argument("--write", action="store_true", help=f"write {REPORT.name}")
     options = parser.parse_args()
     load = os.getloadavg()[0]
@@ -217,9 +215,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="rushes-online-") as root:
         folder = Path(root)
         prompts = [f"a blue square, {number}" for number in range(options.clips)]
-        table = {"prompt": prompts, **{key: [value] * len(prompts) for key, value in CLIP.items()}}
+        table = {"prompt": prompts, "num_inference_steps": [STEPS] * options.clips}
         pq.write_table(pa.table(table), folder / "ads.parquet")
-        with serve(folder, options.gangs) as endpoint:
+        with serve(folder) as endpoint:
             ray.init("auto", log_to_driver=False, logging_level="ERROR")  # the only one here
             alone_s = run_batch(folder, "alone", endpoint)
             disturb(folder, "both", endpoint)
@@ -235,15 +233,15 @@ def main() -> None:
         )
     firsts = sorted(watch.first_steps)
     waits = [first - began for began, first in zip(asked, firsts, strict=True)]
-    steps, gangs = CLIP["num_inference_steps"], options.gangs
-    step_s = statistics.median(each.device_seconds / steps for each in alone.values())
+    gangs = sum(shape.count for shape in find_recipe().gangs)
+    step_s = statistics.median(each.timings["denoise"] / STEPS for each in alone.values())
     differing = sum(
         other[key].video.sha256 != alone[key].video.sha256 for other in others for key in alone
     )
     slowdown = (both_s - online_s / gangs) / alone_s - 1
     late_s = _find_95th(waits)
     lines = [
-        f"- The batch: {len(alone)} clips of {steps} steps of {step_s:.3f} s, on {gangs} gang(s).",
+        f"- The batch: {len(alone)} clips of {STEPS} steps of {step_s:.3f} s, on {gangs} gangs.",
         f"- {len(waits)} videos of {ONLINE_STEPS} steps. POST to first step: median "
         f"{statistics.median(waits):.2f} s ({statistics.median(waits) / step_s:.1f} steps), 95th "
         f"percentile {late_s:.2f} s ({late_s / step_s:.1f} steps); two steps and 100 ms are "
@@ -267,12 +265,8 @@ def _find_95th(values: list[float]) -> float:
     return statistics.quantiles(values, n=20)[-1]
 
 
-def _list_settings(gangs: int) -> tuple[str, ...]:
-    return (CHUNK, f"gangs.0.count={gangs}")
-
-
-def _settings(gangs: int) -> list[str]:
-    return [word for each in _list_settings(gangs) for word in ("--set", each)]
+def _settings() -> list[str]:
+    return [word for each in SETTINGS for word in ("--set", each)]
 
 
 def _environment() -> dict[str, str]:
