@@ -16,7 +16,7 @@ from jobs.api.endpoint import too_many
 from jobs.api.errors import document_errors
 from jobs.api.files import unknown_file
 from jobs.api.lines import ENDPOINT
-from jobs.api.wire import ApiError
+from jobs.api.wire import ApiError, invalid_value
 from pipeline.batches import BatchJob, new_batch_id
 
 MAX_PAGE = 100
@@ -125,16 +125,18 @@ async def create_batch(
             )
     for name, expected in (("endpoint", ENDPOINT), ("completion_window", "24h")):
         if fields.get(name) != expected:
-            raise _invalid(name, f"got {str(fields.get(name))[:64]!r}, expected {expected!r}")
+            raise invalid_value(name, f"got {str(fields.get(name))[:64]!r}, expected {expected!r}")
     file_id = fields.get("input_file_id")
     if not isinstance(file_id, str):
-        raise _invalid("input_file_id", "expected the id of an uploaded file")
+        raise invalid_value("input_file_id", "expected the id of an uploaded file")
     metadata = parse_metadata(fields)
     record = await at.desk.files.find(owner, file_id)
     if record is None:
         raise unknown_file(file_id, "input_file_id")
     if record.purpose != "batch":
-        raise _invalid("input_file_id", f"the file is of purpose {record.purpose!r}, not 'batch'")
+        raise invalid_value(
+            "input_file_id", f"the file is of purpose {record.purpose!r}, not 'batch'"
+        )
     job = BatchJob(
         id=new_batch_id(),
         owner=owner,
@@ -245,10 +247,4 @@ def _unknown_batch(batch_id: str, param: str = "batch_id") -> ApiError:
         f"{param}: you have no batch {batch_id[:80]!r}",
         param=param,
         code="batch_not_found",
-    )
-
-
-def _invalid(param: str, message: str) -> ApiError:
-    return ApiError(
-        HTTPStatus.BAD_REQUEST, f"{param}: {message}", param=param, code="invalid_value"
     )

@@ -16,7 +16,7 @@ from pydantic_core import from_json
 from starlette.datastructures import UploadFile
 from starlette.formparsers import FormParser, MultiPartException, MultiPartParser
 
-from jobs.api.wire import ApiError
+from jobs.api.wire import ApiError, invalid_value
 from pipeline.recipe import Recipe
 from pipeline.request import RenderRequest
 from pipeline.table import RowError, read_request
@@ -199,13 +199,16 @@ def parse_request(fields: Mapping[str, Any], recipe: Recipe) -> RenderRequest:
     if fields.get("size") is not None:
         match = _SIZE.fullmatch(str(fields["size"]))
         if not match:
-            raise _invalid("size", f"size: got {str(fields['size'])[:40]!r}, expected WIDTHxHEIGHT")
+            raise invalid_value("size", f"got {str(fields['size'])[:40]!r}, expected WIDTHxHEIGHT")
         values |= {"width": int(match[1]), "height": int(match[2])}
     try:
         return read_request(values, recipe)
     except RowError as error:
         first = error.problems[0]
-        raise _invalid(_PARAMS.get(first.column, first.column), str(error)) from error
+        param = _PARAMS.get(first.column, first.column)
+        raise ApiError(
+            HTTPStatus.BAD_REQUEST, str(error), param=param, code="invalid_value"
+        ) from error
 
 
 def check_names(fields: Mapping[str, Any], known: Sequence[str]) -> None:
@@ -237,7 +240,7 @@ def parse_priority(fields: Mapping[str, Any]) -> int:
         return 0
     if str(value) in map(str, range(MAX_PRIORITY + 1)):
         return int(value)
-    raise _invalid("priority", f"priority: got {str(value)[:40]!r}, expected 0 to {MAX_PRIORITY}")
+    raise invalid_value("priority", f"got {str(value)[:40]!r}, expected 0 to {MAX_PRIORITY}")
 
 
 def parse_metadata(fields: Mapping[str, Any]) -> dict[str, str]:
@@ -254,12 +257,8 @@ def parse_metadata(fields: Mapping[str, Any]) -> dict[str, str]:
             isinstance(text, str) and len(text) <= MAX_METADATA_CHARS for text in texts
         ):
             return dict(items)
-    raise _invalid(
+    raise invalid_value(
         "metadata",
-        f"metadata: expected up to {MAX_METADATA} pairs of text, "
+        f"expected up to {MAX_METADATA} pairs of text, "
         f"each of up to {MAX_METADATA_CHARS} characters",
     )
-
-
-def _invalid(param: str, message: str) -> ApiError:
-    return ApiError(HTTPStatus.BAD_REQUEST, message, param=param, code="invalid_value")

@@ -15,7 +15,7 @@ from cluster.answers import BatchState, Refusal, VideoState
 from jobs.api.job import JobReader
 from jobs.api.keys import ApiKeys
 from jobs.api.openings import SourceVideo, read_sent_video
-from jobs.api.wire import ApiError
+from jobs.api.wire import ApiError, invalid_value
 from pipeline.batches import BatchJob, BatchLimits
 from pipeline.inbox import VideoJob, new_video_id
 from pipeline.inputs import Inputs
@@ -114,6 +114,7 @@ class Endpoint:
         Raises:
             ApiError: as for `take`; or there is no such video, or it isn't completed.
         """
+        self.reader.openings.check_support("video", frames=2)  # before a video is decoded
         video = await self._find_source(owner, fields.get("video"))
         read = partial(self.reader.read_extension, fields, video)
         return await self._submit(read, owner, idempotency_key)
@@ -124,12 +125,7 @@ class Endpoint:
         # Forms have an id by itself: the official client can't send the object that it documents.
         video_id = cast(Any, video).get("id") if isinstance(video, Mapping) else video
         if not isinstance(video_id, str):
-            raise ApiError(
-                HTTPStatus.BAD_REQUEST,
-                "video: expected the id of a completed video, or an MP4",
-                param="video",
-                code="invalid_value",
-            )
+            raise invalid_value("video", "expected the id of a completed video, or an MP4")
         job = (await self.find_completed(owner, video_id)).job
         commit = await asyncio.to_thread(self.ledger.read_commit, job.clip_id)
         content = await asyncio.to_thread(self.ledger.store.read, commit.video.key)

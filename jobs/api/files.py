@@ -22,7 +22,7 @@ from jobs.api.body import limit_body, limit_time
 from jobs.api.depends import At, Owner, Receiving
 from jobs.api.endpoint import Endpoint, too_many
 from jobs.api.errors import document_errors
-from jobs.api.wire import ApiError
+from jobs.api.wire import ApiError, invalid_value
 from pipeline.places import CHUNK_BYTES
 from pipeline.uploads import FileRecord, Uploads, new_file_id
 
@@ -248,9 +248,9 @@ async def _closing(form: FormData) -> AsyncGenerator[None]:
 def _check_form(fields: Mapping[str, Any], max_bytes: int) -> UploadFile:
     upload, purpose = fields.get("file"), fields.get("purpose")
     if not isinstance(upload, UploadFile):
-        raise _invalid("file", "file: expected a file")
+        raise invalid_value("file", "expected a file")
     if purpose != "batch":
-        raise _invalid("purpose", f"purpose: got {str(purpose)[:64]!r}, expected 'batch'")
+        raise invalid_value("purpose", f"got {str(purpose)[:64]!r}, expected 'batch'")
     for name in fields:
         if name not in ("file", "purpose"):
             raise ApiError(
@@ -267,10 +267,6 @@ def _check_form(fields: Mapping[str, Any], max_bytes: int) -> UploadFile:
             code="body_too_large",
         )
     return upload
-
-
-def _invalid(param: str, message: str) -> ApiError:
-    return ApiError(HTTPStatus.BAD_REQUEST, message, param=param, code="invalid_value")
 
 
 def _clean_name(name: str | None) -> str:

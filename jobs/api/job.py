@@ -34,6 +34,11 @@ class JobReader:
         """All names of the model."""
         return (self.recipe.name, *self.aliases)
 
+    @property
+    def openings(self) -> OpeningReader:
+        """What reads images and videos that clips begin with."""
+        return OpeningReader(self.recipe, self.inputs)
+
     def check_model(self, name: Any) -> str:
         """Return the model that is asked for by this name, or by none.
 
@@ -66,9 +71,7 @@ class JobReader:
             asked = asked.model_copy(update={"opening": source.request.opening})
             said |= {"remixed_from": source.id}
         elif fields.get("input_reference") is not None:
-            asked = OpeningReader(self.recipe, self.inputs).add_image(
-                asked, fields["input_reference"]
-            )
+            asked = self.openings.add_image(asked, fields["input_reference"])
         seconds = source.seconds if source else fields.get("seconds")
         return self._make(asked, model, seconds, **said, **known)
 
@@ -81,7 +84,7 @@ class JobReader:
             ApiError: the fields ask for what the model can't do.
         """
         said = {"priority": parse_priority(fields), "metadata": parse_metadata(fields)}
-        asked = OpeningReader(self.recipe, self.inputs).extend(fields, video)
+        asked = self.openings.extend(fields, video)
         return self._make(asked, self.recipe.name, None, **said, **known)
 
     def _make(self, asked: RenderRequest, model: str, seconds: Any, **further: Any) -> VideoJob:

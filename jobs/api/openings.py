@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from jobs.api.body import SETTINGS, check_names, parse_request
-from jobs.api.wire import ApiError
+from jobs.api.wire import ApiError, invalid_value
 from pipeline.inputs import Inputs
 from pipeline.probe import probe
 from pipeline.recipe import Recipe
@@ -57,12 +57,12 @@ class OpeningReader:
         Raises:
             ApiError: the model takes none, or it is no image.
         """
-        self._check_support("input_reference", frames=1)
+        self.check_support("input_reference", frames=1)
         sent = _read_reference(reference)
         try:
             image = remake_image(sent, request.width, request.height)
         except UntrustedError as error:
-            raise _invalid("input_reference", str(error)) from error
+            raise invalid_value("input_reference", str(error)) from error
         opening = Opening(sha256=self.inputs.keep(image), num_frames=1, seen_frames=1)
         return request.model_copy(update={"opening": opening})
 
@@ -74,7 +74,7 @@ class OpeningReader:
         Raises:
             ApiError: the model can't, or not for so long, or a field has a value it can't do.
         """
-        self._check_support("video", frames=2)
+        self.check_support("video", frames=2)
         check_names(fields, EXTENSION_FIELDS)
         limits = self.recipe.limits
         step = limits.frame_multiple
@@ -98,7 +98,12 @@ class OpeningReader:
         )
         return request.model_copy(update={"opening": opening})
 
-    def _check_support(self, param: str, frames: int) -> None:
+    def check_support(self, param: str, frames: int) -> None:
+        """Check that the model goes on from so many frames at least.
+
+        Raises:
+            ApiError: it doesn't.
+        """
         takes = self.recipe.limits.max_seen_frames
         if takes < frames:
             from_what = "an image, but no video" if takes else "text alone"
@@ -119,7 +124,7 @@ def read_sent_video(content: bytes) -> SourceVideo:
     try:
         made = remake_video(content)
     except UntrustedError as error:
-        raise _invalid("video", str(error)) from error
+        raise invalid_value("video", str(error)) from error
     with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
         file.write(made)
         file.flush()
@@ -135,15 +140,15 @@ def _read_reference(reference: Any) -> bytes:
     url = fields.get("image_url")
     if set(fields) != {"image_url"} or not isinstance(url, str):
         said = "expected an image's file, or its image_url, which is a data: URL"
-        raise _invalid("input_reference", said)
+        raise invalid_value("input_reference", said)
     match = _DATA_URL.fullmatch(url)
     if not match:
         said = "expected data:image/...;base64,...: images aren't fetched from anywhere"
-        raise _invalid("input_reference", f"image_url: got {url[:40]!r}, {said}")
+        raise invalid_value("input_reference", f"image_url: got {url[:40]!r}, {said}")
     try:
         return base64.b64decode(match["data"])
     except binascii.Error as error:
-        raise _invalid("input_reference", f"image_url: {error}") from error
+        raise invalid_value("input_reference", f"image_url: {error}") from error
 
 
 def _read_seconds(value: Any, most: float) -> float:
@@ -153,11 +158,5 @@ def _read_seconds(value: Any, most: float) -> float:
         seconds = math.nan
     if not 0 < seconds <= most:  # nor NaN
         shown = "nothing" if value is None else repr(str(value)[:40])
-        raise _invalid("seconds", f"got {shown}, expected up to {most:g} s more of this video")
+        raise invalid_value("seconds", f"got {shown}, expected up to {most:g} s more of this video")
     return seconds
-
-
-def _invalid(param: str, message: str) -> ApiError:
-    return ApiError(
-        HTTPStatus.BAD_REQUEST, f"{param}: {message}", param=param, code="invalid_value"
-    )

@@ -106,6 +106,13 @@ class ApiError(Exception):
         )
 
 
+def invalid_value(param: str, message: str) -> ApiError:
+    """Return the error for a parameter whose value is wrong: what was got, what is expected."""
+    return ApiError(
+        HTTPStatus.BAD_REQUEST, f"{param}: {message}", param=param, code="invalid_value"
+    )
+
+
 _KINDS = {HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error"}
 
 

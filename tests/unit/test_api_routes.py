@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import MutableMapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from cluster.answers import Refusal
-from jobs.api import body
+from jobs.api import body, endpoint
 from jobs.api.endpoint import BODIES_AT_ONCE, Desk, Endpoint
 from jobs.api.keys import ApiKeys
 from jobs.api.routes import make_app
@@ -109,6 +110,19 @@ def test_the_page_is_no_part_of_the_api_that_is_documented(tmp_path: Path) -> No
         "/metrics",
         "/healthz",
     ]
+
+
+def test_a_model_that_takes_no_videos_decodes_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint, "read_sent_video", pytest.fail)
+    keys = ApiKeys.read(None, "", insecure=True)
+    recipe = find_recipe(overrides=["limits.max_seen_frames=0"])
+    at = replace(make_endpoint(tmp_path, keys), recipe=recipe)
+    sent = {"files": {"video": ("a.mp4", b"MP4")}, "data": {"prompt": "a ball", "seconds": "1"}}
+    answer = TestClient(make_app(at)).post("/v1/videos/extensions", **cast(Any, sent))
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "unsupported"
 
 
 class SlowCalls:
