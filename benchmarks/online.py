@@ -50,7 +50,7 @@ from pipeline.ledger import Ledger
 from pipeline.recipe import resolve_checkpoint
 from pipeline.store import ObjectStore
 
-SETTINGS = ("pool.chunk_s=0.05",)
+SETTINGS = ("pool.chunk_s=0.05", "gangs.0.count=1")
 """A step is longer: then every step ends a chunk."""
 STEPS = 100
 ONLINE_STEPS = 4

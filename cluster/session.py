@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import psutil
 import ray
@@ -19,8 +20,10 @@ from ray._private.accelerators import get_accelerator_manager_for_resource
 from pipeline.errors import UsageError
 from pipeline.recipe import Recipe
 
+READ_CPUS = 1.0
+"""What Ray Data asks for to look into a table and, later, to part it into rows."""
 SPARE_CPUS = 2.0
-"""Logical CPUs for Ray Data's own read and repartition tasks."""
+"""Logical CPUs of a local cluster for that, and for what asks for a fraction of one."""
 CONNECT_TIMEOUT_S = 5.0
 LOSS_POLL_S = 1.0
 _TOKEN_HINT = "; it asks for a token: set RAY_AUTH_MODE=token"
@@ -62,12 +65,12 @@ def _check_address(address: str) -> None:
 
 
 @contextmanager
-def ray_session(recipe: Recipe, address: str | None = None) -> Generator[None]:
+def ray_session(recipe: Recipe, address: str | None = None, *, runs: int = 1) -> Generator[None]:
     """Hold a connection to the cluster at `address`, or to a local one made for this recipe.
 
-    A local cluster gets as many logical CPUs as the recipe's actors ask for, however few cores
-    the machine has: the threads that they may use are the recipe's. It ends with the session; a
-    connection that was there before stays.
+    A local cluster gets as many logical CPUs as the actors of that many `runs` at a time ask for,
+    however few cores the machine has: the threads that they may use are the recipe's. It ends with
+    the session; a connection that was there before stays.
 
     Raises:
         UsageError: no cluster answers at `address`.
@@ -89,7 +92,7 @@ def ray_session(recipe: Recipe, address: str | None = None) -> Generator[None]:
         else:
             for name, value in LOCAL_ENVIRONMENT.items():
                 os.environ.setdefault(name, value)
-            num_cpus = max(os.cpu_count() or 1, round(logical_cpus(recipe) + 0.5))
+            num_cpus = max(os.cpu_count() or 1, math.ceil(logical_cpus(recipe, runs)))
             with _ended_if_broken_off():
                 init("local", num_cpus=num_cpus, include_dashboard=False, **quiet)
         try:
@@ -116,36 +119,57 @@ def wait_for_loss() -> None:
             each.kill()
 
 
-def describe_shortage(recipe: Recipe) -> str:
-    """Return what the cluster at hand lacks for all of a recipe's actors; nothing if they fit."""
-    here: dict[str, float] = cast(Any, ray).cluster_resources()
-    asked = {"CPU": _asked_cpus(recipe), "GPU": _asked_gpus(recipe)}
-    short = [
+def describe_shortage(recipe: Recipe, read_cpus: float = 0.0) -> str:
+    """Return what the cluster at hand lacks for all of a recipe's actors; nothing if they fit.
+
+    A batch asks for `READ_CPUS` beside them.
+    """
+    asked = {"CPU": _asked_cpus(recipe) + read_cpus, "GPU": _asked_gpus(recipe)}
+    if short := _compare(cast(Any, ray).cluster_resources(), asked):
+        return f"the cluster has {short} that the recipe asks for; the rest waits for more"
+    return ""
+
+
+def describe_wait(recipe: Recipe) -> str:
+    """Return what others hold of what a batch asks for beside gangs; nothing if it is all free.
+
+    Ray Data 2.60 says nothing of it, and waits for as long as it takes.
+    """
+    asked = {
+        "CPU": READ_CPUS + _asked_by_stages(recipe, "num_cpus"),
+        "GPU": _asked_by_stages(recipe, "num_gpus"),
+    }
+    if short := _compare(cast(Any, ray).available_resources(), asked):
+        return f"only {short} that encode, develop and reading ask for are free; waiting for more"
+    return ""
+
+
+def _compare(here: dict[str, float], asked: dict[str, float]) -> str:
+    return " and ".join(
         f"{here.get(kind, 0):g} of {number:g} {kind}s"
         for kind, number in asked.items()
         if number > here.get(kind, 0)
-    ]
-    if not short:
-        return ""
-    return (
-        f"the cluster has {' and '.join(short)} that the recipe asks for; the rest waits for more"
     )
 
 
-def logical_cpus(recipe: Recipe) -> float:
-    """Return how many CPUs all actors of a recipe ask for, with some to spare."""
-    return _asked_cpus(recipe) + SPARE_CPUS
+def logical_cpus(recipe: Recipe, runs: int = 1) -> float:
+    """Return how many CPUs all actors of so many runs on one pool ask for, with some to spare."""
+    stages = _asked_by_stages(recipe, "num_cpus")
+    return _asked_cpus(recipe) + SPARE_CPUS + (runs - 1) * (stages + SPARE_CPUS)
 
 
 def _asked_cpus(recipe: Recipe) -> float:
-    stages = sum(each.workers * each.num_cpus for each in (recipe.encode, recipe.develop))
     gangs = sum(each.count * each.layout.ranks * each.num_cpus for each in recipe.gangs)
-    return stages + gangs
+    return _asked_by_stages(recipe, "num_cpus") + gangs
+
+
+def _asked_by_stages(recipe: Recipe, what: Literal["num_cpus", "num_gpus"]) -> float:
+    return sum(each.workers * getattr(each, what) for each in (recipe.encode, recipe.develop))
 
 
 def _asked_gpus(recipe: Recipe) -> float:
-    stages = sum(each.workers * each.num_gpus for each in (recipe.encode, recipe.develop))
-    return stages + sum(each.count * each.layout.ranks * each.num_gpus for each in recipe.gangs)
+    gangs = sum(each.count * each.layout.ranks * each.num_gpus for each in recipe.gangs)
+    return _asked_by_stages(recipe, "num_gpus") + gangs
 
 
 def _check_gpus(recipe: Recipe) -> None:

@@ -77,13 +77,14 @@ def run_on_ray(
     work_key = f"work/{new_attempt()}.parquet"
     try:
         from cluster.batch import make_work, run_batch
-        from cluster.session import describe_shortage, ray_session
+        from cluster.session import READ_CPUS, describe_shortage, describe_wait, ray_session
         from cluster.stages import RenderSpec
 
         ledger.put_table(work_key, make_work(requests))
         with ray_session(call.recipe, address):
             heed_stop_signals()
-            if short := describe_shortage(call.recipe):
+            short = describe_shortage(call.recipe, READ_CPUS)
+            if short or (address and (short := describe_wait(call.recipe))):
                 reporter.noted(short)
             with _pool(call, ledger, reporter, use) as pool:
                 spec = RenderSpec(call.recipe, call.model_fingerprint)

@@ -47,6 +47,8 @@ from pipeline.uploads import FileRecord
 
 APP = "rushes"
 INGRESS_CPUS = 0.1
+BATCHES = 1
+"""How many `rushes render` a local cluster has room for beside the endpoint, at a time."""
 CLOSE_TIMEOUT_S = 30.0
 
 
@@ -88,7 +90,7 @@ def serve_endpoint(call: ServeCall, address: str | None, say: Callable[[str], No
     held = read_lease(store)
     if held and not held.is_over():
         say(f"another run has not given {store.uri} back: {held}; waiting for its end")
-    with stop_signals(), ray_session(call.recipe, address):
+    with stop_signals(), ray_session(call.recipe, address, runs=1 + BATCHES):
         heed_stop_signals()
         is_lost = False
         try:

@@ -28,7 +28,9 @@ def test_a_cluster_that_is_too_small_is_told_of() -> None:
 
 def test_a_local_cluster_has_room_for_every_actor() -> None:
     recipe = find_recipe("tiny-cpu", ["gangs.0.count=3", "encode.num_cpus=2"])
-    assert logical_cpus(recipe) == 3 + 2 + recipe.develop.num_cpus + SPARE_CPUS
+    run = 2 + recipe.develop.num_cpus + SPARE_CPUS
+    assert logical_cpus(recipe) == 3 + run
+    assert logical_cpus(recipe, runs=2) == 3 + 2 * run, "the gangs are one pool's"
 
 
 _WAITS = """

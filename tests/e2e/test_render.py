@@ -23,7 +23,15 @@ from PIL import Image
 from jobs.cli import ExitCode
 from pipeline.columns import MANIFEST_SCHEMA
 from pipeline.probe import probe, read_frames
-from tests.support.command import QUICK, list_files, measure_rushes, rushes, write_table
+from tests.conftest import NUM_CPUS
+from tests.support.command import (
+    QUICK,
+    list_files,
+    measure_rushes,
+    rushes,
+    start_rushes,
+    write_table,
+)
 from tests.support.s3 import BUCKET
 
 pytestmark = pytest.mark.timeout(600)
@@ -250,6 +258,25 @@ def test_a_sample_then_a_changed_table_render_what_is_new(address: str, tmp_path
     assert [len(read_frames(row["uri"])) for row in rows] == [5, 5, 5]
     assert {path: path.stat().st_mtime_ns for path in clips} == clips
     assert (first.output / "_SUCCESS").exists()
+
+
+def test_where_others_hold_the_cpus_it_says_so_and_waits(address: str, tmp_path: Path) -> None:
+    import ray
+
+    write_table(tmp_path / "ads.parquet", prompt=["one"], num_frames=[5])
+    held = ray.util.placement_group([{"CPU": NUM_CPUS - 1}])
+    assert held.wait()
+    call = ("render", "ads.parquet", "-o", "out", "--address", address, *QUICK)
+    with start_rushes(*call, cwd=tmp_path) as run:
+        assert run.stdout
+        note = next(line for line in run.stdout if line.startswith("note:"))
+        ray.util.remove_placement_group(held)
+        _, stderr = run.communicate()
+    assert run.returncode == ExitCode.OK, stderr
+    assert note == (
+        "note: only 1 of 2 CPUs that encode, develop and reading ask for are free; "
+        "waiting for more\n"
+    )
 
 
 # There, too, S3: the table and the output.
