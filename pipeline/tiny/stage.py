@@ -35,6 +35,8 @@ class Budget:
     save_every: int = 100
     log_every: int = 20
     stop_after_minutes: float = math.inf
+    rate: float = 1.0
+    """What the stage's own rates are multiplied by."""
 
 
 def cosine(progress: float, warm: float = 0.02) -> float:
@@ -102,7 +104,7 @@ def train(
     began, count = time.monotonic(), 0
     sums: dict[str, list[float]] = {}
     while step < budget.steps:
-        factor = rate(step / budget.steps)
+        factor = budget.rate * rate(step / budget.steps)
         for optimizer, rates in zip(optimizers, base, strict=True):
             for group, lr in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = lr * factor
@@ -161,6 +163,16 @@ def _save(
     partial.replace(folder / "state.pt")
 
 
+def begin_stage(folder: Path, module: nn.Module, step: int) -> None:
+    """Write a stage's first checkpoint: a module's weights, and nothing in the optimizers.
+
+    Raises:
+        FileExistsError: the stage has begun already.
+    """
+    folder.mkdir(parents=True)
+    _save(folder, module, Average(module, 0.0), [], step)
+
+
 def _resume(
     folder: Path, module: nn.Module, average: Average, optimizers: list[torch.optim.Optimizer]
 ) -> int:
@@ -170,8 +182,9 @@ def _resume(
     state = torch.load(path, weights_only=True)
     module.load_state_dict(state["module"])
     average.weights = state["average"]
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
+    if state["optimizers"]:
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
     return int(state["step"])
 
 

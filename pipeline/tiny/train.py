@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pipeline.tiny import CHECKPOINT, cache, train_decoder, train_text, train_transformer, train_vae
 from pipeline.tiny.assemble import save_checkpoint
+from pipeline.tiny.begin import begin_with
 from pipeline.tiny.stage import Budget
 from pipeline.tiny.text import build_tokenizer
 from pipeline.tiny.together import run_together
@@ -26,6 +27,9 @@ stages, in order, and about how long each takes on two cores with nothing beside
   decoder      a last pass over the VAE's decoder (optional)         ~ 5 min
   export       write the checkpoint folder                           seconds
   all          every stage above, one after another                  ~ 2 h
+  begin        instead of starting anew: the shipped weights as what  seconds
+               `vae` and `transformer` train on from, and a text encoder
+               that is done; then run those with --rate 0.5, and `cache`
 
 Every stage resumes from its folder in --work: run the same command again. A larger --steps
 goes on from where a smaller one ended; --minutes ends a run early with a checkpoint. Losses
@@ -39,9 +43,8 @@ STEPS = {"vae": 3600, "text": 1000, "transformer": 1900, "decoder": 500}
 CLIPS = 9_000
 
 
-def work_on(stage: str, work: Path, steps: int | None, minutes: float, clips: int) -> None:
+def work_on(stage: str, work: Path, budget: Budget, clips: int) -> None:
     """Run one training stage in this process."""
-    budget = Budget(steps or STEPS.get(stage, 0), stop_after_minutes=minutes)
     match stage:
         case "vae":
             train_vae.run(work, budget)
@@ -84,10 +87,11 @@ def main(argv: list[str] | None = None) -> None:
         epilog=GUIDE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("stage", choices=[*stages(), "all"], help="what to run")
+    parser.add_argument("stage", choices=["begin", *stages(), "all"], help="what to run")
     parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints and logs")
     parser.add_argument("--steps", type=int, help="steps to reach in all (the stage's own number)")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long")
+    parser.add_argument("--rate", type=float, default=1.0, help="times the stage's own rates (1)")
     parser.add_argument("--clips", type=int, default=CLIPS, help=f"clips to cache ({CLIPS})")
     parser.add_argument("--processes", type=int, default=2, help="single-threaded processes (2)")
     parser.add_argument("--output", type=Path, default=CHECKPOINT, help="checkpoint to write")
@@ -96,7 +100,12 @@ def main(argv: list[str] | None = None) -> None:
         if stage == "export":
             export(given.work, given.output)
             continue
-        job = partial(work_on, stage, given.work, given.steps, given.minutes, given.clips)
+        if stage == "begin":
+            begin_with(CHECKPOINT, given.work, STEPS["text"])
+            continue
+        steps = given.steps or STEPS.get(stage, 0)
+        budget = Budget(steps, stop_after_minutes=given.minutes, rate=given.rate)
+        job = partial(work_on, stage, given.work, budget, given.clips)
         # The text encoder is too small to share.
         run_together(1 if stage == "text" else given.processes, job)
 

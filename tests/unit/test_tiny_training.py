@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import WanVACEPipeline
+from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from pipeline.tiny import cache, train_decoder, train_text, train_transformer, train_vae
+from pipeline.tiny.begin import begin_with
 from pipeline.tiny.models import LATENT_CHANNELS, build_text_encoder, build_transformer, build_vae
 from pipeline.tiny.optim import Muon
 from pipeline.tiny.stage import Budget, plateau
@@ -79,6 +81,21 @@ def test_the_export_is_a_checkpoint_of_the_usual_form(work: Path, tmp_path: Path
     made = pipe("빨간 공", num_frames=5, height=32, width=48, num_inference_steps=2,
                 generator=generator, output_type="np")  # fmt: skip
     assert made.frames[0].shape == (5, 32, 48, 3)
+
+
+def test_training_goes_on_from_a_checkpoint(work: Path, tmp_path: Path) -> None:
+    export(work, tmp_path / "checkpoint")
+    begin_with(tmp_path / "checkpoint", tmp_path / "on", text_steps=2)
+    train_vae.run(tmp_path / "on", Budget(1, rate=0.0))
+    train_text.run(tmp_path / "on", few(2), batch=4)
+    cache.run(tmp_path / "on", 4, shard=4)
+    train_transformer.run(tmp_path / "on", Budget(1, rate=0.0), batch=2)
+    export(tmp_path / "on", tmp_path / "again")
+    for part in ("vae", "text_encoder", "transformer"):
+        (file,) = (tmp_path / "again" / part).glob("*.safetensors")
+        before = load_file(tmp_path / "checkpoint" / part / file.name)
+        for name, value in load_file(file).items():
+            assert torch.equal(value, before[name]), (part, name)
 
 
 def test_shards_are_the_same_when_made_again(work: Path) -> None:
