@@ -4,8 +4,9 @@ Ulysses (Jacobs et al. 2023, https://arxiv.org/abs/2309.14509) by diffusers' own
 attention, ranks exchange tokens for heads. `ModelMixin.enable_parallelism` of diffusers 0.42 wants
 an accelerator and a mesh without tensor parallelism; what it does is done here on the gang's mesh.
 
-The table is ours: diffusers has no plan for VACE, splits the text of LTX and LTX-2 too, whose masks
-its Ulysses can't deal out by heads, and leaves one of LTX-2's rotary tables whole.
+The table is ours: diffusers has no plan for VACE and HunyuanVideo 1.5, splits the text of LTX and
+LTX-2 too, whose masks its Ulysses can't deal out by heads, and leaves one of LTX-2's rotary tables
+whole.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportPrivateUsage=false
@@ -13,7 +14,7 @@ its Ulysses can't deal out by heads, and leaves one of LTX-2's rotary tables who
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self, cast
 
@@ -31,6 +32,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import functional
 
 from pipeline.errors import UsageError
+from pipeline.parallel.joint import JointAttention
 from pipeline.parallel.plans import look_up
 from pipeline.parallel.tensor import find_modules
 
@@ -45,6 +47,8 @@ class ContextPlan:
     """Arguments, or outputs by number, of which each rank goes on with its share."""
     gathers: tuple[str, ...] = ("proj_out",)
     """Modules whose output, (batch, tokens, channels), is made whole again."""
+    processor: Callable[[ParallelConfig], Any] | None = None
+    """What makes the attentions' processors, where the model's own won't do."""
 
 
 TOKENS = ContextParallelInput(split_dim=1, expected_dims=3, split_output=False)
@@ -80,6 +84,14 @@ PLANS: Mapping[str, ContextPlan] = {
             "rope": _angles(4, 2),
             "cross_attn_rope": _angles(4, 2),
         },
+    ),
+    "HunyuanVideo15Transformer3DModel": ContextPlan(
+        attentions=("transformer_blocks.*.attn",),
+        splits={
+            "rope": _angles(2, 0),
+            "transformer_blocks.0": {"hidden_states": TOKENS, "encoder_hidden_states": TOKENS},
+        },
+        processor=JointAttention,
     ),
     "HeliosTransformer3DModel": ContextPlan(
         attentions=("blocks.*.attn1",),
@@ -126,7 +138,10 @@ class ContextGroup:
                 "whole sequence, which a rank with a share of it doesn't know"
             )
         for attention in attentions:
-            attention.processor._parallel_config = self.config
+            if plan.processor:
+                attention.set_processor(plan.processor(self.config))
+            else:
+                attention.processor._parallel_config = self.config
         config = cast(ContextParallelConfig, self.config.context_parallel_config)
         apply_context_parallel(model, config, cast(Any, plan.splits))
         for _, module in find_modules(model, plan.gathers):

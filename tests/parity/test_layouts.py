@@ -24,16 +24,12 @@ from tests.support.layouts import (
     denoise_everywhere,
     difference,
     differences,
-    takes,
 )
 from tests.support.ranks import run_ranks
 from tests.support.staged import Staged, request_of
 
 CASES = [
-    pytest.param(name, layout, id=f"{layout}-{name}")
-    for layout in LAYOUTS
-    for name in FAMILIES
-    if takes(name, layout)
+    pytest.param(name, layout, id=f"{layout}-{name}") for layout in LAYOUTS for name in FAMILIES
 ]
 BOUND = 1e-5
 """Largest difference, relative to the largest value, in float32."""
@@ -78,8 +74,12 @@ def swap_shares(patch: pytest.MonkeyPatch) -> None:
 
 BFLOAT16_BOUND, BFLOAT16_CLIP_BOUND = 0.02, 0.05
 """The same in bfloat16, whose spacing is 0.004 to 0.008: of one forward, and after four steps."""
-UNEVEN = {"width": 48, "height": 48, "num_frames": 9}
-"""27 tokens."""
+REORDERED = ("hunyuan_video_15",)
+"""Families whose attention under context parallelism sums over its tokens in another order."""
+UNEVEN: Mapping[str, Mapping[str, int]] = {
+    "wan_vace": {"width": 48, "height": 48, "num_frames": 9},  # 27 tokens
+    "hunyuan_video_15": {"width": 48, "height": 48, "num_frames": 9},  # 27 beside the text's
+}
 MUTANT, MUTANT_LAYOUT = "ltx", ParallelLayout(tensor=2)
 MUTATIONS = {"norm alone": norm_alone, "heads whole": leave_heads, "shares swapped": swap_shares}
 """Mistakes that run without an error, and must show in the numbers."""
@@ -95,22 +95,26 @@ def made(checkpoint_of: Callable[[str], Path], tmp_path_factory: pytest.TempPath
     return out
 
 
-def denoise_uneven(folder: Path, out: Path) -> None:
+def denoise_uneven(name: str, folder: Path, out: Path) -> None:
     """One rank's work: a clip whose tokens don't divide by the ranks."""
     place = Place.find(ParallelLayout(context=2), "cpu")
-    staged = Staged(FAMILIES["wan_vace"], folder)
-    made = denoise(staged, (out / "conditioning").read_bytes(), place, **UNEVEN)
+    staged = Staged(FAMILIES[name], folder)
+    made = denoise(staged, (out / "conditioning").read_bytes(), place, **UNEVEN[name])
     torch.save(made, out / f"{dist.get_rank()}.pt")
 
 
-def test_tokens_that_do_not_divide(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
-    folder = checkpoint_of("wan_vace")
-    staged = Staged(FAMILIES["wan_vace"], folder)
-    request = request_of(staged.family, num_inference_steps=STEPS, **UNEVEN)
+@pytest.mark.parametrize("name", list(UNEVEN))
+def test_tokens_that_do_not_divide(
+    checkpoint_of: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    folder, uneven = checkpoint_of(name), UNEVEN[name]
+    staged = Staged(FAMILIES[name], folder)
+    request = request_of(staged.family, num_inference_steps=STEPS, **uneven)
     conditioning = staged.encoder.encode(request, staged.inputs).to_bytes()
     (tmp_path / "conditioning").write_bytes(conditioning)
-    alone = denoise(staged, conditioning, None, **UNEVEN)
-    run_ranks(2, tmp_path, denoise_uneven, folder, tmp_path)
+    alone = denoise(staged, conditioning, None, **uneven)
+    assert alone["tokens"] % 2
+    run_ranks(2, tmp_path, denoise_uneven, name, folder, tmp_path)
     for rank in range(2):
         made = torch.load(tmp_path / f"{rank}.pt")
         assert difference(made["latents"], alone["latents"]) <= BOUND
@@ -170,7 +174,7 @@ def test_ranks_come_close_in_bfloat16(
     found = differences(made_in_bfloat16, name, layout)
     assert found["forward"] <= BFLOAT16_BOUND
     assert found["latents"] <= BFLOAT16_CLIP_BOUND
-    if layout.tensor == 1:
+    if layout.tensor == 1 and not (layout.context > 1 and name in REORDERED):
         assert found == {"forward": 0.0, "latents": 0.0}
 
 

@@ -11,8 +11,10 @@ import torch.distributed as dist
 
 from pipeline.denoise import Denoiser
 from pipeline.handoff import Conditioning
+from pipeline.parallel.context import find_context_plan
 from pipeline.parallel.layout import ParallelLayout
 from pipeline.parallel.place import Place
+from pipeline.parallel.tensor import find_modules
 from pipeline.recipe import Dtype
 from tests.support.families import FAMILIES
 from tests.support.ranks import run_ranks
@@ -28,14 +30,7 @@ LAYOUTS = (
     ParallelLayout(context=2, guidance=2),
 )
 PAIRS = tuple(layout for layout in LAYOUTS if layout.ranks == 2)
-NO_CONTEXT = ("hunyuan_video_15",)
-"""Families that context parallelism is refused for."""
 STEPS = 4
-
-
-def takes(name: str, layout: ParallelLayout) -> bool:
-    """Whether a family can be dealt out so."""
-    return layout.context == 1 or name not in NO_CONTEXT
 
 
 def denoise(
@@ -57,7 +52,7 @@ def denoise(
 
     for model in denoiser.stage.transformers():
         model.register_forward_hook(keep)
-        attention = next(each for each in model.modules() if hasattr(each, "to_q"))
+        _, attention = next(find_modules(model, find_context_plan(type(model)).attentions))
         attention.to_q.register_forward_hook(count)
     request = request_of(staged.family, num_inference_steps=STEPS, **changes)
     session = denoiser.start(request, Conditioning.from_bytes(conditioning))
@@ -98,8 +93,6 @@ def denoise_shared(
     for layout in (each for each in layouts if each.ranks == world):
         place = Place.find(layout, "cpu")
         for name, folder in folders.items():
-            if not takes(name, layout):
-                continue
             conditioning = (out / f"{name}.conditioning").read_bytes()
             made = denoise(Staged(FAMILIES[name], folder, dtype), conditioning, place)
             torch.save(made, out / f"{name}.{layout}.{rank}.pt")

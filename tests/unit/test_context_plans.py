@@ -9,8 +9,8 @@ import pytest
 import torch
 from diffusers import (
     AutoModel,
+    CogVideoXTransformer3DModel,
     HeliosTransformer3DModel,
-    HunyuanVideo15Transformer3DModel,
     ModelMixin,
 )
 
@@ -18,11 +18,10 @@ from pipeline.errors import UsageError
 from pipeline.parallel.context import ContextGroup, find_context_plan
 from pipeline.parallel.tensor import find_modules
 from tests.support.families import FAMILIES
-from tests.support.layouts import NO_CONTEXT
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in NO_CONTEXT])
-def test_every_other_familys_plan_names_modules_that_are_there(
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_every_familys_plan_names_modules_that_are_there(
     checkpoint_of: Callable[[str], Path], name: str
 ) -> None:
     folders = [each for each in checkpoint_of(name).iterdir() if "transformer" in each.name]
@@ -36,8 +35,8 @@ def test_every_other_familys_plan_names_modules_that_are_there(
 
 
 def test_a_class_without_a_plan_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"HunyuanVideo15\w+ has no plan for context .* Helios"):
-        find_context_plan(HunyuanVideo15Transformer3DModel)
+    with pytest.raises(UsageError, match=r"CogVideoX\w+ has no plan for context .* Helios"):
+        find_context_plan(CogVideoXTransformer3DModel)
 
 
 def test_a_model_that_amplifies_history_is_refused() -> None:
