@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pipeline.documents import OutputIdentity, describe_output
 from pipeline.identity import clip_id, digest_renderer, fingerprint_model
 from pipeline.ledger import Ledger
+from pipeline.parallel.degrees import check_degrees
 from pipeline.plan import Plan
 from pipeline.recipe import Recipe, resolve_checkpoint
 from pipeline.request import RenderRequest
@@ -63,9 +64,11 @@ def plan_call(tables: Sequence[str], recipe: Recipe) -> PlannedCall:
     """Read and plan all tables.
 
     Raises:
-        UsageError: the call is wrong; see `plan_tables` and `fingerprint_model`.
+        UsageError: the call is wrong; see `plan_tables`, `check_degrees`, `fingerprint_model`.
     """
-    fingerprint = fingerprint_model(recipe.model, resolve_checkpoint(recipe.model))
+    checkpoint = resolve_checkpoint(recipe.model)
+    check_degrees(checkpoint, recipe.gangs)
+    fingerprint = fingerprint_model(recipe.model, checkpoint)
     renderer = digest_renderer(fingerprint, recipe.finish)
     plan = plan_tables(tables, recipe, lambda request: clip_id(request, renderer))
     return PlannedCall(recipe, fingerprint, plan)

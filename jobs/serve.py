@@ -41,6 +41,7 @@ from pipeline.inbox import VideoJob
 from pipeline.inputs import Inputs
 from pipeline.lease import read_lease
 from pipeline.ledger import Ledger
+from pipeline.parallel.degrees import check_degrees
 from pipeline.recipe import Recipe, resolve_checkpoint
 from pipeline.store import ObjectStore
 from pipeline.uploads import FileRecord
@@ -122,10 +123,12 @@ def bind_endpoint(call: ServeCall) -> Any:
     """Return the application: the ingress, and behind it the dispatcher with its stages.
 
     Raises:
-        UsageError: the model can't be found, or the output is another model's.
+        UsageError: the model can't be found or can't be cut as gangs ask; the output is another's.
     """
     recipe = call.recipe
-    fingerprint = fingerprint_model(recipe.model, resolve_checkpoint(recipe.model))
+    checkpoint = resolve_checkpoint(recipe.model)
+    check_degrees(checkpoint, recipe.gangs)
+    fingerprint = fingerprint_model(recipe.model, checkpoint)
     identity = describe_output(recipe, fingerprint)
     Ledger(ObjectStore(call.output)).open_output(identity)
     renderer = digest_renderer(fingerprint, recipe.finish)

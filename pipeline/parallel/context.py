@@ -31,9 +31,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import functional
 
-from pipeline.errors import UsageError
 from pipeline.parallel.joint import JointAttention
-from pipeline.parallel.plans import look_up
+from pipeline.parallel.plans import look_up, refuse_context
 from pipeline.parallel.tensor import find_modules
 
 
@@ -133,10 +132,7 @@ class ContextGroup:
         plan = find_context_plan(type(model))
         attentions = [each for _, each in find_modules(model, plan.attentions)]
         if any(getattr(each, "is_amplify_history", False) for each in attentions):
-            raise UsageError(
-                f"gangs: context: {type(model).__name__} weighs past frames by their place in the "
-                "whole sequence, which a rank with a share of it doesn't know"
-            )
+            refuse_context(type(model).__name__)
         for attention in attentions:
             if plan.processor:
                 attention.set_processor(plan.processor(self.config))
@@ -168,4 +164,4 @@ def find_context_plan(kind: type) -> ContextPlan:
     Raises:
         UsageError: there is none.
     """
-    return look_up(PLANS, kind, "context")
+    return look_up(PLANS, kind.__name__, "context")

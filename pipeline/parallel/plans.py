@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal, NoReturn, TypeVar
 
 from pipeline.errors import UsageError
 
@@ -99,16 +99,43 @@ PLANS: Mapping[str, TensorPlan] = {
 """By the transformer's class."""
 
 
-def look_up(plans: Mapping[str, _Plan], kind: type, what: str) -> _Plan:
+def look_up(plans: Mapping[str, _Plan], kind: str, what: str) -> _Plan:
     """Return a transformer class's plan for `what` out of a table by class.
 
     Raises:
         UsageError: there is none.
     """
     try:
-        return plans[kind.__name__]
+        return plans[kind]
     except KeyError:
         raise UsageError(
-            f"gangs: {kind.__name__} has no plan for {what} parallelism; there are plans for "
+            f"gangs: {kind} has no plan for {what} parallelism; there are plans for "
             f"{', '.join(plans)}"
         ) from None
+
+
+def refuse_degree(size: int, counts: Mapping[str, int]) -> None:
+    """Refuse a degree that doesn't divide every count, with those that would; by what they count.
+
+    Raises:
+        UsageError: it doesn't.
+    """
+    bad = next((what for what, count in counts.items() if count % size), None)
+    if bad:
+        most = min(counts.values())
+        works = [n for n in range(1, most + 1) if not any(c % n for c in counts.values())]
+        raise UsageError(
+            f"gangs: tensor = {size} doesn't divide {bad}; {', '.join(map(str, works))} would"
+        )
+
+
+def refuse_context(kind: str) -> NoReturn:
+    """Refuse to deal out the tokens of a transformer that amplifies history.
+
+    Raises:
+        UsageError: always.
+    """
+    raise UsageError(
+        f"gangs: context: {kind} weighs past frames by their place in the whole sequence, which a "
+        "rank with a share of it doesn't know"
+    )

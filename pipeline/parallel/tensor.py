@@ -19,8 +19,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.errors import UsageError
-from pipeline.parallel.plans import ATTENTION, FEED_FORWARD, PLANS, Role, TensorPlan, look_up
+from pipeline.parallel.plans import (
+    ATTENTION,
+    FEED_FORWARD,
+    PLANS,
+    Role,
+    TensorPlan,
+    look_up,
+    refuse_degree,
+)
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,7 @@ def find_plan(kind: type) -> TensorPlan:
     Raises:
         UsageError: there is none.
     """
-    return look_up(PLANS, kind, "tensor")
+    return look_up(PLANS, kind.__name__, "tensor")
 
 
 def cut_transformer(model: nn.Module, plan: TensorPlan, group: TensorGroup) -> dict[str, int]:
@@ -158,13 +165,7 @@ def _check_degree(
         if up is None or down is None or up.out_features != down.in_features:
             raise ValueError(f"{name} is gated or no feed-forward: its halves can't be cut alike")
         counts[f"{name}: {down.in_features} channels"] = down.in_features
-    bad = next((what for what, count in counts.items() if count % size), None)
-    if bad:
-        most = min(counts.values())
-        works = [n for n in range(1, most + 1) if not any(c % n for c in counts.values())]
-        raise UsageError(
-            f"gangs: tensor = {size} doesn't divide {bad}; {', '.join(map(str, works))} would"
-        )
+    refuse_degree(size, counts)
 
 
 def _cut(model: nn.Module, owner: str, part: str, role: Role, group: TensorGroup) -> dict[str, int]:

@@ -99,6 +99,10 @@ BAD_CALLS = {
         "id 'x' stands for two different requests: ids.parquet row 0 and ids.parquet row 1",
         write_columns("ids.parquet", id=["x", "x"], prompt=["one", "two"]),
     ),
+    "gangs that the model can't be cut for": BadCall(
+        "ads.parquet -o out --set gangs.0.tensor=3",
+        "gangs: tensor = 3 doesn't divide transformer: 8 heads; 1, 2, 4, 8 would",
+    ),
     "unknown recipe": BadCall(
         "ads.parquet -o out -r tiny-cpo", "no recipe 'tiny-cpo'; did you mean 'tiny-cpu'?"
     ),

@@ -12,9 +12,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pipeline.errors import UsageError
+from pipeline.parallel.degrees import check_degrees
 from pipeline.parallel.loading import WEIGHTS, load_share
 from pipeline.parallel.plans import PLANS, TensorPlan
 from pipeline.parallel.tensor import TensorGroup, cut_transformer, find_plan
+from pipeline.recipe import GangShape
 from tests.support.families import FAMILIES
 
 WAN = {
@@ -57,6 +59,49 @@ def test_a_degree_that_does_not_divide_is_refused_with_those_that_would() -> Non
         narrow = WanTransformer3DModel(**{**WAN, "ffn_dim": 90})
     with pytest.raises(UsageError, match=r"tensor = 4 .* 90 channels; 1, 2, 3, 6 would"):
         cut_transformer(narrow, WAN_PLAN, TensorGroup(0, 4))
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_a_configuration_is_refused_for_what_its_model_would_be(
+    checkpoint_of: Callable[[str], Path], name: str
+) -> None:
+    folder = checkpoint_of(name)
+
+    def is_refused(check: Callable[[int], object], size: int) -> bool:
+        try:
+            check(size)
+        except UsageError:
+            return True
+        return False
+
+    def cut(size: int) -> None:
+        for each in transformers(folder):
+            kind = type(AutoModel.from_pretrained(str(each)))
+            with torch.device("meta"):
+                model = kind.from_config(kind.load_config(str(each)))
+            cut_transformer(model, find_plan(kind), TensorGroup(0, size))
+
+    def configured(size: int) -> None:
+        check_degrees(folder, [GangShape(name="a", tensor=size)])
+
+    refused = {size: is_refused(configured, size) for size in range(1, 9)}
+    assert refused == {size: is_refused(cut, size) for size in range(1, 9)}
+    assert set(refused.values()) == {True, False}
+
+
+def test_a_configuration_without_a_plan_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "transformer").mkdir()
+    config = tmp_path / "transformer" / "config.json"
+    config.write_text('{"_class_name": "CogVideoXTransformer3DModel", "num_attention_heads": 30}')
+    check_degrees(tmp_path, [GangShape(name="a", context=2)])
+    with pytest.raises(UsageError, match=r"CogVideoX\w+ has no plan for tensor .* Helios"):
+        check_degrees(tmp_path, [GangShape(name="a", tensor=2)])
+    config.write_text('{"_class_name": "HeliosTransformer3DModel", "is_amplify_history": true}')
+    with pytest.raises(UsageError, match="HeliosTransformer3DModel weighs past frames"):
+        check_degrees(tmp_path, [GangShape(name="a", context=2)])
+    config.write_text("{")
+    with pytest.raises(UsageError, match=r"transformer/config\.json is no JSON"):
+        check_degrees(tmp_path, [GangShape(name="a", tensor=2)])
 
 
 def test_a_pattern_that_matches_nothing_is_an_error() -> None:
