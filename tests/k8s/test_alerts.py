@@ -1,0 +1,67 @@
+"""Each alert fires on the night it is for, and on no night like it: by Prometheus' own promtool."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.support.manifests import K8S
+
+PROMTOOL = shutil.which("promtool")
+NIGHTS = Path(__file__).with_name("alerts.yaml")
+MUTATIONS = {
+    "fails: too late": ("> 0.05", "> 0.2"),
+    "fails: too early": ("> 0.05", "> 0.01"),
+    "no progress: once there were steps": (
+        "unless sum(rate(ray_rushes_steps_total[15m])) > 0",
+        "and sum(rate(ray_rushes_steps_total[15m])) == 0",
+    ),
+    "no progress: with nothing to do": ("sum(ray_rushes_clips) > 0", "sum(ray_rushes_clips) >= 0"),
+    "no progress: between two long steps": ("[15m]", "[2m]"),
+    "rebuilds: too late": ("> 5", "> 50"),
+    "rebuilds: too early": ("> 5", "> 2"),
+    "queue: of a batch": ('{urgency="online"}', ""),
+    "night: by day": ("< 20", "< 24"),
+    "night: all done": ('{state="remaining"}) > 0', '{state="remaining"}) >= 0'),
+}
+
+pytestmark = pytest.mark.skipif(
+    PROMTOOL is None, reason="promtool, of Debian's prometheus, is not installed"
+)
+
+
+def judge(folder: Path, old: str = "", new: str = "") -> subprocess.CompletedProcess[str]:
+    """Hold the rules, changed in one place, to the nights."""
+    assert PROMTOOL
+    rules = yaml.safe_load((K8S / "monitoring" / "alerts.yaml").read_text())["spec"]
+    text = yaml.safe_dump(rules, width=1000)
+    assert old in text
+    (folder / "rules.yaml").write_text(text.replace(old, new))
+    shutil.copy(NIGHTS, folder)
+    call = [PROMTOOL, "test", "rules", NIGHTS.name]
+    return subprocess.run(call, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_every_alert_has_a_night_that_fires_it() -> None:
+    (group,) = yaml.safe_load((K8S / "monitoring" / "alerts.yaml").read_text())["spec"]["groups"]
+    nights = yaml.safe_load(NIGHTS.read_text())["tests"]
+    tests = chain.from_iterable(night["alert_rule_test"] for night in nights)
+    fired = {each["alertname"] for each in tests if "exp_alerts" in each}
+    assert fired == {rule["alert"] for rule in group["rules"]}
+
+
+def test_alerts_fire_when_they_should(tmp_path: Path) -> None:
+    done = judge(tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("mutation", list(MUTATIONS))
+def test_a_mistake_in_a_rule_shows(tmp_path: Path, mutation: str) -> None:
+    done = judge(tmp_path, *MUTATIONS[mutation])
+    assert done.returncode
+    assert "exp:" in done.stderr, done.stderr
