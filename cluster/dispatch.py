@@ -151,6 +151,7 @@ class Dispatcher:
             raise
         self._remember(job)
         self._begin(job)
+        _log.info("%s is accepted: clip %s", job.id, job.clip_id[:16])
         return self._describe(job.id)
 
     async def find(self, owner: str, video_id: str) -> VideoState | None:
@@ -219,6 +220,10 @@ class Dispatcher:
             self._leave(job)
             await asyncio.to_thread(self._inbox.end, job.id, end)
             self._ends[job.id] = end
+
+    async def find_output(self) -> str:
+        """Return the URI of the output that it holds."""
+        return self._ledger.store.uri
 
     async def is_ready(self) -> bool:
         """Return whether a gang has its model loaded, or only waits for a clip to load it for."""
@@ -293,6 +298,7 @@ class Dispatcher:
                 clip.videos.discard(video_id)
                 if video_id in self._jobs:
                     self._ends[video_id] = end
+                    _log.info("%s is %s: clip %s", video_id, end.status, clip_id[:16])
                     if self._jobs[video_id].batch_id:
                         continue
                     self._count(self._jobs[video_id].owner, -1)

@@ -14,7 +14,9 @@ from typing import Any, cast
 
 import ray
 from ray import serve
+from ray._private import worker as ray_worker
 from ray.exceptions import RayError
+from ray.serve.context import _get_global_client  # pyright: ignore[reportPrivateUsage]
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
@@ -48,6 +50,8 @@ from pipeline.uploads import FileRecord
 
 APP = "rushes"
 INGRESS_CPUS = 0.1
+LOGGING = {"encoding": "JSON"}
+"""Serve's lines, in files: each with its request's id."""
 BATCHES = 1
 """How many `rushes render` a local cluster has room for beside the endpoint, at a time."""
 CLOSE_TIMEOUT_S = 30.0
@@ -93,27 +97,32 @@ def serve_endpoint(call: ServeCall, address: str | None, say: Callable[[str], No
         say(f"another run has not given {store.uri} back: {held}; waiting for its end")
     with stop_signals(), ray_session(call.recipe, address, runs=1 + BATCHES):
         heed_stop_signals()
-        is_lost = False
+        is_ours = is_lost = False
         try:
             serve.start(
-                proxy_location="HeadOnly", http_options={"host": call.host, "port": call.port}
+                proxy_location="HeadOnly",
+                http_options={"host": call.host, "port": call.port},
+                logging_config=LOGGING,
             )
-            serve.run(app, name=APP, route_prefix="/")
+            _check_serve(call, store.uri)
+            is_ours = True
+            serve.run(app, name=APP, route_prefix="/", logging_config=LOGGING)
             if short := describe_shortage(call.recipe):
                 say(short)
             say(f"{call.recipe.name} is ready: base_url=http://{call.host}:{call.port}/v1")
             say(f"its page: http://{call.host}:{call.port}/")
             say(f"videos go to {store.uri}; Ctrl-C ends it")
+            say(f"its log, of every call: {_find_logs()}")
             if not address:
                 here = cast(Any, ray).get_runtime_context().gcs_address
                 say(f"a batch on its gangs: RAY_AUTH_MODE=token rushes render ... --address {here}")
             wait_for_loss()
-            is_lost = True
+            is_ours, is_lost = False, True
         except KeyboardInterrupt:
             say(f"stopping: saving what is under way, up to {call.recipe.checkpoint.grace_s:.0f} s")
         finally:
             # Serve itself ends with a cluster of ours; on another's it may have more applications.
-            if not is_lost:
+            if is_ours:
                 _close(call.recipe.checkpoint.grace_s + CLOSE_TIMEOUT_S)
     if is_lost:
         raise RunBrokenError("Ray is gone from here; the same command takes up what was accepted")
@@ -288,11 +297,46 @@ def _check_port(host: str, port: int) -> None:
         ) from error
 
 
+def _check_serve(call: ServeCall, output: str) -> None:
+    """Check that Serve, which a cluster may have had before, is there for this call.
+
+    An endpoint of this output, whose command has died, is taken over.
+
+    Raises:
+        UsageError: it listens elsewhere, or serves another output.
+    """
+    here = cast(Any, _get_global_client()).http_config
+    if (here.host, here.port) != (call.host, call.port):
+        raise UsageError(
+            f"--host {call.host} --port {call.port}: this cluster's Ray Serve listens on --host "
+            f"{here.host} --port {here.port} already; give those, or end it: serve shutdown"
+        )
+    if APP not in serve.status().applications:
+        return
+    try:
+        handle: Any = serve.get_deployment_handle(DISPATCHER, APP)
+        other = handle.find_output.remote().result(timeout_s=CLOSE_TIMEOUT_S)
+    except TimeoutError:
+        other = "an output that it doesn't name in time"
+    except (RayError, RayServeException, KeyError):
+        return  # what is left of one that ended
+    if other != output:
+        raise UsageError(
+            f"this cluster has an endpoint already, for {other}; serve {output} on another cluster"
+        )
+
+
+def _find_logs() -> str:
+    """Return the folder in which Serve writes, on the machine of whoever does."""
+    node = cast(Any, ray_worker).global_worker.node
+    return f"{node.get_logs_dir_path()}/serve"
+
+
 def _close(timeout_s: float) -> None:
     try:
         handle: Any = serve.get_deployment_handle(DISPATCHER, APP)
         handle.close.remote().result(timeout_s=timeout_s)
-    except (RayError, RayServeException, TimeoutError) as error:
+    except (RayError, RayServeException, TimeoutError, KeyError) as error:
         logging.getLogger("ray.serve").warning("the dispatcher did not end in order: %s", error)
     finally:
         serve.delete(APP)

@@ -10,12 +10,12 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel
 
 from cluster.answers import BatchState, Refusal
-from jobs.api.body import parse_metadata, read_body
+from jobs.api.body import Body, parse_metadata, read_body
 from jobs.api.depends import At, IdempotencyKey, Owner, Receiving
-from jobs.api.endpoint import too_many
-from jobs.api.errors import document_errors
+from jobs.api.endpoint import reused_key, too_many
 from jobs.api.files import unknown_file
 from jobs.api.lines import ENDPOINT
+from jobs.api.openapi import document_body, document_errors
 from jobs.api.wire import ApiError, invalid_value
 from pipeline.batches import BatchJob, new_batch_id
 
@@ -23,7 +23,7 @@ MAX_PAGE = 100
 FIELDS = ("input_file_id", "endpoint", "completion_window", "metadata")
 
 
-class BatchBody(BaseModel):
+class BatchBody(Body):
     """What a call for a batch may say."""
 
     input_file_id: str
@@ -99,16 +99,12 @@ class BatchPage(BaseModel):
 
 
 routes = APIRouter()
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": BatchBody.model_json_schema()}},
-    }
-}
 
 
 @routes.post(
-    "/v1/batches", openapi_extra=_BODY, responses=document_errors(400, 401, 404, 408, 413, 429)
+    "/v1/batches",
+    openapi_extra=document_body(BatchBody),
+    responses=document_errors(400, 401, 404, 408, 413, 422, 429),
 )
 async def create_batch(
     request: Request, at: At, owner: Receiving, idempotency_key: IdempotencyKey
@@ -125,7 +121,8 @@ async def create_batch(
             )
     for name, expected in (("endpoint", ENDPOINT), ("completion_window", "24h")):
         if fields.get(name) != expected:
-            raise invalid_value(name, f"got {str(fields.get(name))[:64]!r}, expected {expected!r}")
+            got = repr(str(fields[name])[:64]) if name in fields else "nothing"
+            raise invalid_value(name, f"got {got}, expected {expected!r}")
     file_id = fields.get("input_file_id")
     if not isinstance(file_id, str):
         raise invalid_value("input_file_id", "expected the id of an uploaded file")
@@ -151,6 +148,8 @@ async def create_batch(
         raise too_many(answer)
     if answer is None:
         raise unknown_file(file_id, "input_file_id")
+    if answer.job.input_file_id != file_id:
+        raise reused_key(answer.job.id)
     return describe_batch(answer)
 
 

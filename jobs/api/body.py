@@ -11,8 +11,9 @@ from http import HTTPStatus
 from typing import Any, cast
 
 from fastapi import Request
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from pydantic_core import from_json
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import FormParser, MultiPartException, MultiPartParser
 
@@ -24,6 +25,8 @@ from pipeline.table import RowError, read_request
 MAX_BODY_BYTES = 16 << 20
 BODY_TIMEOUT_S = 120.0
 MAX_FIELDS = 64
+ENDING_BYTES = 256
+"""A form's last boundary is in them: it has up to 70 characters (RFC 2046, 5.1.1)."""
 MAX_METADATA = 16
 MAX_METADATA_CHARS = 512
 SETTINGS = (
@@ -32,26 +35,33 @@ SETTINGS = (
 FIELDS = (
     "prompt", "input_reference", "model", "seconds", "size", "priority", "metadata", *SETTINGS,
 )  # fmt: skip
+FILES = ("input_reference", "video")
 MAX_PRIORITY = 9
 _SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})", re.ASCII)
 _NESTED = re.compile(r"(metadata|input_reference|video)\[([^\]]+)\]")
 _PARAMS = {"width": "size", "height": "size", "width, height": "size"}
 
 
-class ImageReference(BaseModel):
+class Body(BaseModel):
+    """What a call may say, and nothing else."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ImageReference(Body):
     """An image, within the call."""
 
     image_url: str
     """A `data:` URL; images aren't fetched."""
 
 
-class VideoReference(BaseModel):
+class VideoReference(Body):
     """A completed video of yours."""
 
     id: str
 
 
-class VideoBody(BaseModel):
+class VideoBody(Body):
     """What a call may say; what it doesn't comes from the recipe. Numbers may be text."""
 
     prompt: str
@@ -73,13 +83,13 @@ class VideoBody(BaseModel):
     """Up to 16 pairs of your own; they are handed back."""
 
 
-class RemixBody(BaseModel):
+class RemixBody(Body):
     """What a call for a remix says; all else stays as in the video."""
 
     prompt: str
 
 
-class ExtensionBody(BaseModel):
+class ExtensionBody(Body):
     """What a call for an extension may say; what it doesn't is as in the video."""
 
     prompt: str
@@ -133,17 +143,26 @@ async def _read_fields(request: Request) -> dict[str, Any]:
             fields = from_json(content)
             if isinstance(fields, dict):
                 return cast(dict[str, Any], fields)
+            kind = "other JSON"
     except (ValueError, RecursionError, MultiPartException, KeyError) as error:
-        said = "not what its Content-Type says"
-        raise ApiError(HTTPStatus.BAD_REQUEST, f"the body is {said}: {kind}") from error
+        raise invalid_body(kind, error) from error
     raise ApiError(
         HTTPStatus.BAD_REQUEST,
         f"expected a body of multipart/form-data or a JSON object, got {kind or 'no type'}",
+        code="invalid_body",
     )
 
 
+def invalid_body(kind: str, error: Exception) -> ApiError:
+    """Return the error for a body that is not of the kind that its Content-Type says."""
+    why = str(error).partition("\n")[0][:200]
+    message = f"the body is not what its Content-Type says, {kind}: {why}"
+    return ApiError(HTTPStatus.BAD_REQUEST, message, code="invalid_body")
+
+
 async def _read_form(request: Request, *, multipart: bool) -> dict[str, Any]:
-    stream = limit_body(request, MAX_BODY_BYTES)
+    body = _Ending(limit_body(request, MAX_BODY_BYTES))
+    stream = body.read()
     if multipart:
         parser = MultiPartParser(
             request.headers,
@@ -157,7 +176,10 @@ async def _read_form(request: Request, *, multipart: bool) -> dict[str, Any]:
     form = await parser.parse()
     fields: dict[str, Any] = {}
     try:
+        if multipart:
+            body.check(request.headers["content-type"])
         for name, value in form.multi_items():
+            _check_text(name, value)
             match = _NESTED.fullmatch(name)
             place, key = (fields.setdefault(match[1], {}), match[2]) if match else (fields, name)
             if not isinstance(place, dict) or key in place:
@@ -166,6 +188,38 @@ async def _read_form(request: Request, *, multipart: bool) -> dict[str, Any]:
     finally:
         await form.close()
     return fields
+
+
+class _Ending:
+    """Passes a body on and keeps its last bytes."""
+
+    def __init__(self, chunks: AsyncGenerator[bytes]) -> None:
+        self._chunks = chunks
+        self._last = b""
+
+    async def read(self) -> AsyncGenerator[bytes]:
+        async for chunk in self._chunks:
+            self._last = (self._last + chunk)[-ENDING_BYTES:]
+            yield chunk
+
+    def check(self, content_type: str) -> None:
+        """Check that a form came whole; of one that is cut off the parser drops the last part."""
+        _, options = parse_options_header(content_type)
+        if b"--" + options[b"boundary"] + b"--" not in self._last:
+            raise ValueError("it ends before its last boundary")
+
+
+def _check_text(name: str, value: Any) -> None:
+    """Check that a form's name and value are text, or the value a file where one may be."""
+    if isinstance(value, UploadFile):
+        if name not in FILES:
+            raise invalid_value(name, "got a file, expected text")
+        return
+    for text in (name, value):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise invalid_value(name, "got what is no text: a lone surrogate") from error
 
 
 async def limit_body(request: Request, max_bytes: int) -> AsyncGenerator[bytes]:

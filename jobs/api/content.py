@@ -16,13 +16,19 @@ from pipeline.spritesheet import make_sprite_sheet
 from pipeline.store import ObjectStore
 
 Variant = Literal["video", "thumbnail", "spritesheet"]
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)", re.ASCII)
+_RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})", re.ASCII | re.IGNORECASE)
 
 
 def read_content(
-    store: ObjectStore, commit: Commit, variant: Variant, asked_range: str | None
+    store: ObjectStore,
+    commit: Commit,
+    variant: Variant,
+    asked_range: str | None,
+    if_range: str | None = None,
 ) -> Response:
     """Return the answer to a download; a single range of the video is honoured (RFC 9110, 14.2).
+
+    With `if_range` it is where that is the video's entity tag (13.1.5).
 
     Raises:
         ApiError: the range begins beyond the end.
@@ -33,11 +39,14 @@ def read_content(
     if variant == "thumbnail":
         return Response(store.read(commit.poster.key), media_type="image/jpeg")
     size_bytes = commit.video.size_bytes
+    tag = f'"{commit.video.sha256}"'
+    if if_range not in (None, tag):
+        asked_range = None
     start, end = _find_range(asked_range, size_bytes)
     headers = {
         "accept-ranges": "bytes",
         "content-length": str(end - start),
-        "etag": f'"{commit.video.sha256}"',
+        "etag": tag,
     }
     status = HTTPStatus.OK
     if (start, end) != (0, size_bytes):
@@ -55,7 +64,7 @@ def _read(store: ObjectStore, key: str, start: int, end: int) -> Iterator[bytes]
 def _find_range(asked: str | None, size_bytes: int) -> tuple[int, int]:
     """Return the bytes to send, first and one beyond the last; all where none are asked for."""
     match = _RANGE.fullmatch((asked or "").strip())
-    if not match or match[0] == "bytes=-":  # none, several, or another unit: to be passed over
+    if not match or not any(match.groups()):  # none, several, or another unit: to be passed over
         return 0, size_bytes
     first, last = match.groups()
     if not first:

@@ -126,7 +126,7 @@ class Endpoint:
         video_id = cast(Any, video).get("id") if isinstance(video, Mapping) else video
         if not isinstance(video_id, str):
             raise invalid_value("video", "expected the id of a completed video, or an MP4")
-        job = (await self.find_completed(owner, video_id)).job
+        job = (await self.find_completed(owner, video_id, "video")).job
         commit = await asyncio.to_thread(self.ledger.read_commit, job.clip_id)
         content = await asyncio.to_thread(self.ledger.store.read, commit.video.key)
         size = commit.width, commit.height
@@ -141,9 +141,12 @@ class Endpoint:
         state = await self.desk.submit(job)
         if isinstance(state, Refusal):
             raise too_many(state)
+        before = state.job
+        if (before.clip_id, before.remixed_from) != (job.clip_id, job.remixed_from):
+            raise reused_key(before.id)
         return state
 
-    async def find(self, owner: str, video_id: str) -> VideoState:
+    async def find(self, owner: str, video_id: str, param: str = "video_id") -> VideoState:
         """Return how an owner's video goes.
 
         Raises:
@@ -151,16 +154,18 @@ class Endpoint:
         """
         state = await self.desk.find(owner, video_id)
         if state is None:
-            raise unknown_video(video_id)
+            raise unknown_video(video_id, param)
         return state
 
-    async def find_completed(self, owner: str, video_id: str) -> VideoState:
+    async def find_completed(
+        self, owner: str, video_id: str, param: str = "video_id"
+    ) -> VideoState:
         """Return how an owner's completed video is.
 
         Raises:
             ApiError: they have none of that id, or it isn't completed.
         """
-        state = await self.find(owner, video_id)
+        state = await self.find(owner, video_id, param)
         if state.status != "completed":
             raise ApiError(
                 HTTPStatus.CONFLICT,
@@ -177,6 +182,18 @@ def unknown_video(video_id: str, param: str = "video_id") -> ApiError:
         f"{param}: you have no video {video_id[:80]!r}",
         param=param,
         code="video_not_found",
+    )
+
+
+def reused_key(accepted_id: str) -> ApiError:
+    """Return the error for an idempotency key that stands for another call.
+
+    Its status is that of draft-ietf-httpapi-idempotency-key-header, 2.7; no client tries again.
+    """
+    return ApiError(
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        f"Idempotency-Key: it stands for another call, which made {accepted_id}; use a new key",
+        code="idempotency_key_reused",
     )
 
 

@@ -5,25 +5,19 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from jobs.api.wire import ApiError, ErrorAnswer, ErrorBody
+from jobs.api.wire import ApiError, ErrorBody
 
 RETRY_AFTER_S = 2
 
 
 class UnavailableError(Exception):
     """The desk gives no answer at the moment."""
-
-
-def document_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return what OpenAPI says of a route's errors."""
-    return {status: {"model": ErrorAnswer} for status in (*statuses, 500, 503)}
 
 
 def handle_errors(app: FastAPI) -> None:
@@ -36,7 +30,8 @@ def handle_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def answer_http(request: Request, error: HTTPException) -> JSONResponse:
         message = f"{request.method} {request.url.path}: {error.detail}"
-        return _answer(error.status_code, ErrorBody(message=message, type="invalid_request_error"))
+        body = ErrorBody(message=message, type="invalid_request_error")
+        return _answer(error.status_code, body, dict(error.headers or {}))
 
     @app.exception_handler(RequestValidationError)
     async def answer_invalid(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -75,4 +70,9 @@ def answer_unavailable() -> JSONResponse:
 
 
 def _answer(status: int, body: ErrorBody, headers: dict[str, str] | None = None) -> JSONResponse:
-    return JSONResponse(ErrorAnswer(error=body).model_dump(), status, headers)
+    # What a caller sent may be no text, and is quoted.
+    said = {
+        name: value and value.encode(errors="replace").decode()
+        for name, value in body.model_dump().items()
+    }
+    return JSONResponse({"error": said}, status, headers)

@@ -18,10 +18,10 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.responses import StreamingResponse
 
 from cluster.answers import Refusal
-from jobs.api.body import limit_body, limit_time
+from jobs.api.body import invalid_body, limit_body, limit_time
 from jobs.api.depends import At, Owner, Receiving
 from jobs.api.endpoint import Endpoint, too_many
-from jobs.api.errors import document_errors
+from jobs.api.openapi import document_errors
 from jobs.api.wire import ApiError, invalid_value
 from pipeline.places import CHUNK_BYTES
 from pipeline.uploads import FileRecord, Uploads, new_file_id
@@ -231,8 +231,7 @@ async def _read_upload(request: Request, max_bytes: int) -> AsyncGenerator[Uploa
         async with limit_time(UPLOAD_TIMEOUT_S):
             form = await parser.parse()
     except (MultiPartException, ValueError, KeyError) as error:
-        said = "the body is not what its Content-Type says: multipart/form-data"
-        raise ApiError(HTTPStatus.BAD_REQUEST, said) from error
+        raise invalid_body("multipart/form-data", error) from error
     async with _closing(form):
         yield _check_form(dict(form.multi_items()), max_bytes)
 

@@ -92,7 +92,7 @@ class JobReader:
             clip_id=clip_id(asked, self.renderer),
             request=asked,
             model=model,
-            seconds=f"{asked.duration_s:g}" if seconds is None else str(seconds),
+            seconds=f"{float(asked.duration_s if seconds in (None, '') else seconds):g}",
             size=f"{asked.width}x{asked.height}",
             **further,
         )

@@ -56,11 +56,13 @@ class ApiKeys:
         owner = _digest(key.strip())
         # The digest of an unknown key tells nothing of a known one's: a plain look-up does.
         if scheme.casefold() != "bearer" or owner not in self._digests:
-            raise ApiError(
+            error = ApiError(
                 HTTPStatus.UNAUTHORIZED,
                 "no valid API key; send one as Authorization: Bearer KEY",
                 code="invalid_api_key",
             )
+            error.headers["www-authenticate"] = "Bearer"
+            raise error
         return owner
 
 

@@ -90,7 +90,12 @@ class OpeningReader:
             "fps": video.fps,
             "num_frames": new + seen,
         }
-        request = parse_request({**kept, **shape, **asked}, self.recipe)
+        try:
+            request = parse_request({**kept, **shape, **asked}, self.recipe)
+        except ApiError as error:
+            if error.body.param in shape:  # it is the video's own
+                raise invalid_value("video", f"its {error.body.message}") from error
+            raise
         opening = Opening(
             sha256=self.inputs.keep(video.content),
             num_frames=video.num_frames,
@@ -148,15 +153,15 @@ def _read_reference(reference: Any) -> bytes:
     try:
         return base64.b64decode(match["data"])
     except binascii.Error as error:
-        raise invalid_value("input_reference", f"image_url: {error}") from error
+        raise invalid_value("input_reference", f"image_url: no base64: {error}") from error
 
 
 def _read_seconds(value: Any, most: float) -> float:
     try:
         seconds = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         seconds = math.nan
-    if not 0 < seconds <= most:  # nor NaN
+    if isinstance(value, bool) or not 0 < seconds <= most:  # nor NaN
         shown = "nothing" if value is None else repr(str(value)[:40])
         raise invalid_value("seconds", f"got {shown}, expected up to {most:g} s more of this video")
     return seconds

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from http import HTTPStatus
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, FastAPI, Query, Request, Response
-from pydantic import BaseModel
 
 from jobs.api import batches, files
 from jobs.api.body import ExtensionBody, RemixBody, VideoBody, check_names, read_body
 from jobs.api.content import Variant, read_content
 from jobs.api.depends import At, IdempotencyKey, Owner, Receiving
 from jobs.api.endpoint import Endpoint, unknown_video
-from jobs.api.errors import RETRY_AFTER_S, document_errors, handle_errors
+from jobs.api.errors import RETRY_AFTER_S, handle_errors
+from jobs.api.models import Model, ModelList, describe_model
+from jobs.api.openapi import describe_app, document_body, document_errors
 from jobs.api.page import make_page_routes
 from jobs.api.wire import (
     ApiError,
     DeletedVideo,
-    Model,
-    ModelList,
+    ErrorAnswer,
     Video,
     VideoPage,
     describe_video,
@@ -40,33 +41,8 @@ def make_app(endpoint: Endpoint) -> FastAPI:
         app.include_router(router)
     app.include_router(make_page_routes(asks_key=not endpoint.keys.insecure))
     handle_errors(app)
+    app.openapi = partial(describe_app, app)
     return app
-
-
-def _document_body(body: type[BaseModel], file: str | None = None) -> dict[str, Any]:
-    """Return what OpenAPI says of a body; in a form, the property `file` may be one."""
-    schema = _inline(body)
-    form: Any = {**schema, "properties": {**schema["properties"]}}
-    if file:
-        form["properties"][file] = {"type": "string", "format": "binary"}
-    content = {"multipart/form-data": {"schema": form}, "application/json": {"schema": schema}}
-    return {"requestBody": {"required": True, "content": content}}
-
-
-def _inline(body: type[BaseModel]) -> dict[str, Any]:
-    """Return a model's schema with the models that it names in their places."""
-    schema = body.model_json_schema(ref_template="{model}")
-    parts = schema.pop("$defs", {})
-
-    def fill(value: Any) -> Any:
-        if isinstance(value, dict):
-            found = cast(dict[str, Any], value)
-            return (
-                parts[found["$ref"]] if "$ref" in found else {k: fill(v) for k, v in found.items()}
-            )
-        return [fill(each) for each in cast(list[Any], value)] if isinstance(value, list) else value
-
-    return fill(schema)
 
 
 _routes = APIRouter()
@@ -74,8 +50,8 @@ _routes = APIRouter()
 
 @_routes.post(
     "/v1/videos",
-    openapi_extra=_document_body(VideoBody, "input_reference"),
-    responses=document_errors(400, 401, 404, 408, 413, 429),
+    openapi_extra=document_body(VideoBody, "input_reference"),
+    responses=document_errors(400, 401, 404, 408, 413, 422, 429),
 )
 async def create_video(
     request: Request, at: At, owner: Receiving, idempotency_key: IdempotencyKey
@@ -108,11 +84,10 @@ async def describe_models(at: At, owner: Owner) -> dict[str, Any]:
     """Tell what the model can do: sizes, frames, defaults."""
     recipe = at.recipe
     described = {
-        "id": recipe.name,
+        **describe_model(recipe.name, recipe, at.created).model_dump(),
         "object": "video.model",
         "description": recipe.description,
         "aliases": at.aliases,
-        "limits": recipe.limits.model_dump(),
         "defaults": recipe.request.model_dump(),
     }
     return {"object": "list", "data": [described]}
@@ -158,14 +133,14 @@ async def download_content(
     """Download a completed video, or its `thumbnail` or `spritesheet`."""
     state = await at.find_completed(owner, video_id)
     commit = await asyncio.to_thread(at.ledger.read_commit, state.job.clip_id)
-    asked = request.headers.get("range")
-    return await asyncio.to_thread(read_content, at.ledger.store, commit, variant, asked)
+    ranges = request.headers.get("range"), request.headers.get("if-range")
+    return await asyncio.to_thread(read_content, at.ledger.store, commit, variant, *ranges)
 
 
 @_routes.post(
     "/v1/videos/{video_id}/remix",
-    openapi_extra=_document_body(RemixBody),
-    responses=document_errors(400, 401, 404, 408, 413, 429),
+    openapi_extra=document_body(RemixBody),
+    responses=document_errors(400, 401, 404, 408, 413, 422, 429),
 )
 async def remix_video(
     video_id: str, request: Request, at: At, owner: Receiving, idempotency_key: IdempotencyKey
@@ -181,8 +156,8 @@ async def remix_video(
 
 @_routes.post(
     "/v1/videos/extensions",
-    openapi_extra=_document_body(ExtensionBody, "video"),
-    responses=document_errors(400, 401, 404, 408, 409, 413, 429),
+    openapi_extra=document_body(ExtensionBody, "video"),
+    responses=document_errors(400, 401, 404, 408, 409, 413, 422, 429),
 )
 async def extend_video(
     request: Request, at: At, owner: Receiving, idempotency_key: IdempotencyKey
@@ -192,9 +167,9 @@ async def extend_video(
     return describe_video(await at.extend(owner, fields, idempotency_key))
 
 
-@_routes.post("/v1/videos/edits", responses=document_errors(400, 401))
-@_routes.post("/v1/videos/characters", responses=document_errors(400, 401))
-async def refuse_unsupported(request: Request, at: At, owner: Owner) -> Video:
+@_routes.post("/v1/videos/edits", status_code=400, responses=document_errors(401))
+@_routes.post("/v1/videos/characters", status_code=400, responses=document_errors(401))
+async def refuse_unsupported(request: Request, at: At, owner: Owner) -> ErrorAnswer:
     """Refuse what no model here does."""
     what = request.url.path.rpartition("/")[2]
     raise ApiError(
@@ -208,13 +183,14 @@ async def refuse_unsupported(request: Request, at: At, owner: Owner) -> Video:
 @_routes.get("/v1/models", responses=document_errors(401))
 async def list_models(at: At, owner: Owner) -> ModelList:
     """List the models that can be asked for."""
-    return ModelList(data=[Model(id=name, created=at.created) for name in at.reader.models])
+    names = at.reader.models
+    return ModelList(data=[describe_model(name, at.recipe, at.created) for name in names])
 
 
 @_routes.get("/v1/models/{model}", responses=document_errors(401, 404))
 async def retrieve_model(model: str, at: At, owner: Owner) -> Model:
     """Tell of one model."""
-    return Model(id=at.reader.check_model(model), created=at.created)
+    return describe_model(at.reader.check_model(model), at.recipe, at.created)
 
 
 @_routes.get("/readyz", responses=document_errors())
@@ -241,7 +217,7 @@ async def export_metrics(at: At, owner: Owner) -> Response:
     return Response(await at.desk.read_metrics(), media_type=METRICS_TYPE)
 
 
-@_routes.get("/healthz")
+@_routes.get("/healthz", responses=document_errors())
 async def check_health() -> dict[str, str]:
     """Say that the endpoint listens."""
     return {"status": "ok"}

@@ -59,22 +59,6 @@ class DeletedVideo(BaseModel):
     deleted: bool = True
 
 
-class Model(BaseModel):
-    """A model that can be asked for."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str = "rushes"
-
-
-class ModelList(BaseModel):
-    """The models that can be asked for."""
-
-    object: Literal["list"] = "list"
-    data: list[Model]
-
-
 class ErrorBody(BaseModel):
     """What is wrong with a call."""
 

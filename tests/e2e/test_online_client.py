@@ -152,6 +152,9 @@ def test_an_idempotency_key_makes_one_video(client: OpenAI, server: Server, vide
     sent: dict[str, Any] = {"prompt": PROMPT, "extra_headers": {"Idempotency-Key": "order 66"}}
     ids = {client.videos.create(**sent).id for _ in range(3)}
     assert len(ids) == 1
+    with pytest.raises(openai.UnprocessableEntityError) as refused:
+        client.videos.create(**{**sent, "prompt": "another"})
+    assert refused.value.code == "idempotency_key_reused"
     with server.client(OTHERS) as others:
         mine = others.videos.create(**sent).id
         assert mine not in ids

@@ -43,6 +43,21 @@ def read_all(response: Any) -> bytes:
     return asyncio.run(collect())
 
 
+NONE = ["bytes=-", "bytes=-" + "1" * 5000, f"bytes={'1' * 5000}-", "bytes=0-1,4-5", "lines=0-1"]
+
+
+@pytest.mark.parametrize("asked", NONE)
+def test_what_is_no_range_is_passed_over(stored: tuple[ObjectStore, Commit], asked: str) -> None:
+    response = read_content(*stored, "video", asked)
+    assert (response.status_code, read_all(response)) == (200, VIDEO)
+
+
+def test_a_range_of_another_video_is_passed_over(stored: tuple[ObjectStore, Commit]) -> None:
+    tag = read_content(*stored, "video", None).headers["etag"]
+    assert read_content(*stored, "video", "bytes=0-0", tag).status_code == 206
+    assert read_content(*stored, "video", "bytes=0-0", '"another"').status_code == 200
+
+
 @pytest.mark.parametrize(
     ("asked", "start", "end"),
     [
@@ -52,6 +67,7 @@ def read_all(response: Any) -> bytes:
         ("bytes=90-1000", 90, 100),
         ("bytes=-5", 95, 100),
         ("bytes=1-98", 1, 99),
+        ("Bytes=1-98", 1, 99),
     ],
 )
 def test_a_range(stored: tuple[ObjectStore, Commit], asked: str, start: int, end: int) -> None:

@@ -182,6 +182,13 @@ def test_what_an_extension_cannot_be_is_refused(
     assert not list(reader.inputs.list())
 
 
+@pytest.mark.parametrize("wrong", [None, "soon", True, 0, -1, "nan", 10**400, "1e400", b"1", [1]])
+def test_seconds_that_are_none_are_refused(wrong: Any) -> None:
+    with pytest.raises(ApiError, match="expected up to") as refused:
+        extend(make_reader(), source(), seconds=wrong)
+    assert refused.value.body.param == "seconds"
+
+
 def test_a_video_that_is_long_enough_goes_on_no_more() -> None:
     with pytest.raises(ApiError, match="expected up to 1 s more"):
         extend(make_reader(), source(1192), seconds=2)
@@ -198,7 +205,7 @@ def test_a_video_in_the_call_is_decoded_and_must_suit_the_model(tmp_path: Path) 
     odd = read_sent_video(make_video(tmp_path, width=66))
     with pytest.raises(ApiError, match="width") as refused:
         extend(reader, odd, seconds=1)
-    assert refused.value.body.param == "size"
+    assert refused.value.body.param == "video"
     for wrong in (b"", make_image(), encode_video("mjpeg", "mp4")):
         with pytest.raises(ApiError) as bad:
             read_sent_video(wrong)

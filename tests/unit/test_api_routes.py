@@ -17,9 +17,11 @@ from cluster.answers import Refusal
 from jobs.api import body, endpoint
 from jobs.api.endpoint import BODIES_AT_ONCE, Desk, Endpoint
 from jobs.api.keys import ApiKeys
+from jobs.api.models import find_sizes
 from jobs.api.routes import make_app
-from jobs.recipes import find_recipe
+from jobs.recipes import find_recipe, list_recipes
 from pipeline.ledger import Ledger
+from pipeline.recipe import Recipe
 from pipeline.store import ObjectStore
 
 
@@ -110,6 +112,98 @@ def test_the_page_is_no_part_of_the_api_that_is_documented(tmp_path: Path) -> No
         "/metrics",
         "/healthz",
     ]
+
+
+def test_what_is_documented_is_what_is_answered(tmp_path: Path) -> None:
+    documented = connect(tmp_path, ApiKeys.read(None, "my-key")).get("/openapi.json").json()
+    (scheme,) = documented["components"]["securitySchemes"].items()
+    assert (scheme[1]["type"], scheme[1]["scheme"]) == ("http", "bearer")
+    for path, operations in documented["paths"].items():
+        for operation in operations.values():
+            answers = operation["responses"]
+            is_open = path in ("/readyz", "/healthz")
+            assert operation.get("security") == (None if is_open else [{scheme[0]: []}]), path
+            assert ("401" in answers) is not is_open, path
+            assert "Retry-After" in answers["503"]["headers"]
+            is_made = "200" in answers
+            assert is_made is not path.endswith(("/edits", "/characters")), path
+            for status in answers.keys() - {"200", "206"}:
+                schema = answers[status]["content"]["application/json"]["schema"]
+                assert schema == {"$ref": "#/components/schemas/ErrorAnswer"}, (path, status)
+    body = documented["paths"]["/v1/batches"]["post"]["requestBody"]["content"]
+    assert set(body) == {"multipart/form-data", "application/json"}
+    assert body["application/json"]["schema"]["additionalProperties"] is False
+
+
+def test_an_error_has_the_headers_that_it_is_to_have(tmp_path: Path) -> None:
+    client = connect(tmp_path, ApiKeys.read(None, "my-key"))
+    refused = client.get("/v1/videos")
+    assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
+    wrong = client.put("/healthz")
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "GET")
+    assert wrong.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/videos/models"])
+def test_a_models_sizes_durations_and_limits_are_told(tmp_path: Path, path: str) -> None:
+    client = connect(tmp_path, ApiKeys.read(None, "", insecure=True))
+    (model,) = client.get(path).json()["data"]
+    assert model["sizes"] == ["64x64", "80x48", "48x80"]
+    assert model["seconds"] == {"min": 0.625, "max": 10.125, "default": 2.125}
+    assert model["limits"]["max_pixels"] == 36864
+
+
+@pytest.mark.parametrize("recipe", [find_recipe(name) for name in list_recipes()])
+def test_sizes_that_are_told_of_are_taken(recipe: Recipe) -> None:
+    sizes = find_sizes(recipe)
+    assert len(sizes) >= 3
+    for size in sizes:
+        assert body.parse_request({"prompt": "a ball", "size": size}, recipe)
+
+
+FORM = "multipart/form-data; boundary=B"
+PROMPT = b'--B\r\nContent-Disposition: form-data; name="prompt"\r\n\r\na ball\r\n'
+SEED = b'--B\r\nContent-Disposition: form-data; name="seed"\r\n\r\n1'
+LONE = FORM + "; charset=unicode_escape"
+
+
+@pytest.mark.parametrize(
+    ("kind", "sent", "said"),
+    [
+        (FORM, PROMPT + SEED, "ends before its last boundary"),
+        (FORM, PROMPT + SEED + b"\r\n--B", "ends before its last boundary"),
+        ("multipart/form-data", PROMPT + b"--B--", "Missing boundary"),
+        (FORM, PROMPT.replace(b'"prompt"', b'"prompt"; filename="a"') + b"--B--", "got a file"),
+        (LONE, PROMPT.replace(b"prompt", b"\\ud800") + b"--B--", "a lone surrogate"),
+        (LONE, PROMPT.replace(b"prompt", b"metadata[a]").replace(b"a ball", b"\\ud800") + b"--B--",
+         "a lone surrogate"),
+        ("application/json", b"", "EOF while parsing"),
+        ("application/json", b'{"prompt": "a ball"} {}', "trailing characters at line 1 column 22"),
+        ("application/json", b'["a ball"]', "got other JSON"),
+        ("text/plain", b"a ball", "got text/plain"),
+    ],
+)  # fmt: skip
+def test_a_body_that_is_not_whole_or_no_text_is_refused(
+    tmp_path: Path, kind: str, sent: bytes, said: str
+) -> None:
+    client = connect(tmp_path, ApiKeys.read(None, "", insecure=True), FullDesk(Refusal("queue", 1)))
+    whole = client.post("/v1/videos", content=PROMPT + b"--B--\r\n", headers={"content-type": FORM})
+    assert whole.status_code == 429, "it was read"
+    answer = client.post("/v1/videos", content=sent, headers={"content-type": kind})
+    assert answer.status_code == 400
+    assert said in answer.json()["error"]["message"]
+    assert answer.json()["error"]["code"] in ("invalid_body", "invalid_value")
+
+
+def test_a_file_with_a_field_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    client = connect(tmp_path, ApiKeys.read(None, "", insecure=True))
+    file = b'--B\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n{}\r\n'
+    purpose = PROMPT.replace(b"prompt", b"purpose").replace(b"a ball", b"batch")
+    odd = PROMPT.replace(b"prompt", b"\\ud800")
+    sent = file + purpose + odd + b"--B--"
+    answer = client.post("/v1/files", content=sent, headers={"content-type": LONE})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "unknown_parameter"
 
 
 def test_a_model_that_takes_no_videos_decodes_none(

@@ -1,0 +1,158 @@
+"""What it costs that a gang is driven from outside, in chunks of steps.
+
+    python -m benchmarks.control            print the table
+    python -m benchmarks.control --write    write it to benchmarks/control.md
+
+One clip of the embedded model on a gang of one rank and on gangs of two and four, each step by step
+and in chunks of `pool.chunk_s`. Control is what the chunks take as the pool sees them beyond what
+they take in the first rank: the call, its way there and back, and waiting for the slowest rank.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import platform
+import tempfile
+import time
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from benchmarks.overhead import describe_cpu
+from cluster.answers import ClipKey
+from cluster.drive import Drive
+from cluster.gang import Gang
+from cluster.rank import Progress
+from cluster.schedule import Task
+from cluster.session import ray_session
+from cluster.tenants import Tenant
+from jobs.recipes import find_recipe
+from pipeline.checkpoints import Checkpoints
+from pipeline.encode import Encoder
+from pipeline.graph import Graph
+from pipeline.identity import digest, fingerprint_model
+from pipeline.recipe import Recipe, resolve_checkpoint
+from pipeline.request import RenderRequest
+from pipeline.store import ObjectStore
+
+LAYOUTS = ({"tensor": 1}, {"tensor": 2}, {"tensor": 2, "guidance": 2})
+STEP_BY_STEP = 1e-6
+CLIPS = 3
+REQUEST = RenderRequest(
+    prompt="a red ball moving left on a blue background",
+    negative_prompt="",
+    width=64,
+    height=64,
+    num_frames=17,
+    fps=8,
+    seed=7,
+    num_inference_steps=100,
+    guidance_scale=4.0,
+)
+REPORT = Path(__file__).with_name("control.md")
+
+
+@dataclass
+class Chunks:
+    """What a gang's chunks took."""
+
+    number: int = 0
+    wall_s: float = 0.0
+    rank_s: float = 0.0
+    """In the first rank."""
+
+
+class TimedGang(Gang):
+    """A gang that keeps what its chunks took."""
+
+    chunks: Chunks
+
+    async def advance(self, key: ClipKey, max_steps: int, timeout_s: float) -> Progress:
+        """Make the steps and take the time."""
+        began = time.perf_counter()
+        made = await super().advance(key, max_steps, timeout_s)
+        self.chunks.number += 1
+        self.chunks.wall_s += time.perf_counter() - began
+        self.chunks.rank_s += made.seconds
+        return made
+
+
+async def drive_clips(recipe: Recipe, conditioning: Any, folder: Path) -> tuple[Chunks, float]:
+    """Make the clip several times; return what its chunks took, and its whole time on the gang."""
+    fingerprint = fingerprint_model(recipe.model, resolve_checkpoint(recipe.model))
+    tenant = Tenant(Checkpoints(ObjectStore(folder), fingerprint), 0)
+    await tenant.open()
+    gang = await TimedGang.create("single-0", folder.name, recipe.gangs[0], recipe)
+    seconds = 0.0
+    try:
+        for number in range(CLIPS + 1):
+            if number == 1:  # the first one warms up
+                gang.chunks, seconds = Chunks(), 0.0
+            elif number == 0:
+                gang.chunks = Chunks()
+            task = Task(ClipKey(tenant.output, digest(number)), REQUEST)
+            drive = Drive(recipe, gang, task, tenant, conditioning, lambda: False, lambda: None)
+            seconds += (await drive.run()).seconds
+    finally:
+        gang.kill()
+    return gang.chunks, seconds
+
+
+def main() -> None:
+    """Measure and print; write the report if asked to."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--write", action="store_true", help=f"write {REPORT.name}")
+    options = parser.parse_args()
+    lines = [
+        "| layout | chunks | steps in one | step s | chunks' time s | control | clip's time s |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    everything = find_recipe(overrides=["gangs.0.count=4"])
+    conditioning = _encode(everything)
+    with tempfile.TemporaryDirectory(prefix="rushes-control-") as root, ray_session(everything):
+        payload = ray.put(conditioning)
+        for layout in LAYOUTS:
+            for chunk_s in (STEP_BY_STEP, everything.pool.chunk_s):
+                changes = [f"gangs.0.{name}={degree}" for name, degree in layout.items()]
+                recipe = find_recipe(overrides=[*changes, f"pool.chunk_s={chunk_s}"])
+                folder = Path(root) / f"{len(lines)}"
+                chunks, clips_s = asyncio.run(drive_clips(recipe, payload, folder))
+                steps = CLIPS * REQUEST.num_inference_steps
+                lines.append(
+                    f"| {recipe.gangs[0].layout} | {chunks.number // CLIPS} | "
+                    f"{steps / chunks.number:.1f} | {chunks.rank_s / steps:.3f} | "
+                    f"{chunks.wall_s / CLIPS:.2f} | "
+                    f"{100 * (1 - chunks.rank_s / chunks.wall_s):.2f} % | {clips_s / CLIPS:.2f} |"
+                )
+                print(lines[-1], flush=True)
+    if options.write:
+        machine = f"{describe_cpu()}, {os.cpu_count()} cores, {platform.system()}. {date.today()}."
+        REPORT.write_text(
+            f"# Control\n\n{_describe(machine)}\n\n" + "\n".join(lines) + "\n", "utf-8"
+        )
+
+
+def _encode(recipe: Recipe) -> bytes:
+    graph = Graph(recipe.model, resolve_checkpoint(recipe.model))
+    return Encoder(graph, "cpu").encode(REQUEST).to_bytes()
+
+
+def _describe(machine: str) -> str:
+    return (
+        f"A clip of {REQUEST.num_inference_steps} steps, {REQUEST.width}x{REQUEST.height}, "
+        f"{REQUEST.num_frames} frames, of the embedded model; the mean of {CLIPS} clips after one "
+        "to warm up. Control: the share of the chunks' time, as who drives the gang sees it, that "
+        "the first rank did not spend on steps. A clip's time has its begin, its saves and its end "
+        f"as well. Machine: {machine}\n\nMade by `python -m benchmarks.control --write`."
+    )
+
+
+if __name__ == "__main__":
+    main()
