@@ -53,3 +53,20 @@ def test_they_share_gangs_and_a_video_does_not_wait_for_the_batch(
     after = client.videos.create_and_poll(prompt="after", extra_body=quick, poll_interval_ms=100)
     assert after.status == "completed"
     assert find_ranks(server) == before, "the endpoint kept its gangs"
+
+
+def test_an_endpoint_is_replaced_by_no_other(server: Server, tmp_path: Path) -> None:
+    call = ("serve", "-o", "other", "--insecure", "--address", server.cluster, *SHARED)
+    for port, said in (
+        (server.port + 1, f"listens on --host 127.0.0.1 --port {server.port} already"),
+        (server.port, f"has an endpoint already, for {server.output}"),
+    ):
+        with start_rushes(
+            *call, "--port", str(port), cwd=tmp_path, RAY_AUTH_MODE="token"
+        ) as second:
+            _, stderr = second.communicate(timeout=CLIP_S)
+        assert second.returncode == ExitCode.USAGE
+        assert said in stderr
+    answer = server.client().models.with_raw_response.list()
+    assert answer.parse().data
+    assert answer.headers["x-request-id"]
