@@ -7,6 +7,7 @@ are: the official client's `webhooks.unwrap` verifies them.
 from __future__ import annotations
 
 import asyncio
+import base64
 import binascii
 import logging
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ DELAYS_S = (
 """Before each try after the first: the specification's schedule."""
 LONGEST = timedelta(days=3)
 """What is older is not told any more: an endpoint that was away starts the schedule anew."""
+MIN_SECRET_BYTES = 24
+"""The specification's."""
 
 _log = logging.getLogger("ray.serve")
 
@@ -51,12 +54,15 @@ class WebhookTarget:
         if url.scheme not in ("http", "https") or not url.hostname:
             raise UsageError(f"--webhook {self.url}: got no http:// or https:// URL")
         try:
-            standardwebhooks.Webhook(self.secret)
-        except (binascii.Error, standardwebhooks.webhooks.EmptyWebhookSecretError) as error:
+            secret = base64.b64decode(self.secret.removeprefix("whsec_"), validate=True)
+        except binascii.Error:
+            secret = b""
+        if len(secret) < MIN_SECRET_BYTES:
             raise UsageError(
                 "RUSHES_WEBHOOK_SECRET: got no secret to sign webhooks by; expected whsec_ and "
-                'base64, as of: echo "whsec_$(openssl rand -base64 24)"'
-            ) from error
+                f"base64 of {MIN_SECRET_BYTES} bytes or more, as of: "
+                'echo "whsec_$(openssl rand -base64 24)"'
+            )
 
 
 class Webhook:

@@ -188,6 +188,7 @@ def test_the_body_is_the_events() -> None:
         ("hook", SECRET, "--webhook hook"),
         ("https://example.com/hook", "", "RUSHES_WEBHOOK_SECRET"),
         ("https://example.com/hook", "whsec_!", "RUSHES_WEBHOOK_SECRET"),
+        ("https://example.com/hook", "whsec_c2hvcnQ=", "24 bytes or more"),
     ],
 )
 def test_a_wrong_url_or_secret_is_said_at_once(url: str, secret: str, said: str) -> None:
