@@ -328,8 +328,8 @@ def _check_serve(call: ServeCall, output: str) -> None:
 
 def _find_logs() -> str:
     """Return the folder in which Serve writes, on the machine of whoever does."""
-    node = cast(Any, ray_worker).global_worker.node
-    return f"{node.get_logs_dir_path()}/serve"
+    node = getattr(cast(Any, ray_worker).global_worker, "node", None)  # none by Ray's client
+    return f"{node.get_logs_dir_path() if node else 'logs of the session on the head'}/serve"
 
 
 def _close(timeout_s: float) -> None:

@@ -23,7 +23,8 @@ WORKER_CPUS = 2 * RANK_CPUS - 1
 """Room for one rank and, as the head node has none, for the other actors."""
 GANGS = 4
 """Two more than there is room for: they wait for nodes."""
-ASKED_CPUS = GANGS * RANK_CPUS + 1
+ASKED_CPUS = GANGS * RANK_CPUS + 2
+"""Of ranks; one is for encode and develop, and one for reading the table."""
 RUN_S = 300.0
 RANK = "ray::RankWorker.advance"
 PUBLISHER = "ray::MapWorker(Map(_Publish"
