@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import socket
 import sys
 import time
@@ -15,6 +16,7 @@ from typing import Any, Literal, cast
 import psutil
 import ray
 from ray._private import services
+from ray._private import utils as ray_utils
 from ray._private.accelerators import get_accelerator_manager_for_resource
 
 from pipeline.errors import UsageError
@@ -80,7 +82,7 @@ def ray_session(recipe: Recipe, address: str | None = None, *, runs: int = 1) ->
         return
     init = cast(Any, ray).init
     quiet: Any = {"log_to_driver": False, "logging_level": logging.ERROR}
-    with _native_stderr_muted():
+    with _native_stderr_muted(), _sigterm_kept():
         if address:
             try:
                 init(address=address, **quiet)
@@ -209,6 +211,26 @@ def _ended_if_broken_off() -> Generator[None]:
                 with suppress(psutil.NoSuchProcess):
                     each.kill()
         raise
+
+
+@contextmanager
+def _sigterm_kept() -> Generator[None]:
+    """Have SIGTERM go on to whoever handles it, if anybody does, while Ray is started.
+
+    Ray 2.60 puts a handler in its place, whose SystemExit may come while a lock is held, or where
+    it is passed over: the run then goes on, or hangs.
+    """
+    utils = cast(Any, ray_utils)
+    set_handler: Any = utils.set_sigterm_handler
+    if callable(signal.getsignal(signal.SIGTERM)):
+        utils.set_sigterm_handler = _leave_handler
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = set_handler
+
+
+def _leave_handler(_: object) -> None: ...
 
 
 @contextmanager

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
+from types import FrameType
+
+AGAIN_S = 0.05
+DELICATE = ("<frozen importlib", logging.__file__)
 
 
 class StopSignal(KeyboardInterrupt):
@@ -40,6 +45,22 @@ def has_stop_come() -> bool:
     return signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
 
 
-def _stop(*_: object) -> None:
+def _stop(_: int, frame: FrameType | None) -> None:
+    # What is raised in a compiled module's own beginning comes out as some other error, or not at
+    # all, and leaves half a module behind; in logging, it leaves a lock held. They are waited for.
+    if _is_delicate(frame):
+        main = threading.main_thread().ident or 0
+        again = threading.Timer(AGAIN_S, signal.pthread_kill, (main, signal.SIGTERM))
+        again.daemon = True
+        again.start()
+        return
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise StopSignal
+
+
+def _is_delicate(frame: FrameType | None) -> bool:
+    while frame:
+        if frame.f_code.co_filename.startswith(DELICATE):
+            return True
+        frame = frame.f_back
+    return False
