@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from tests.support.command import (
     find_children,
     find_program,
     is_alive,
+    make_environment,
     start_rushes,
     wait_until,
     write_table,
@@ -40,3 +44,30 @@ def test_a_run_that_is_stopped_while_it_starts(tmp_path: Path, sign: str) -> Non
     held = read_lease(store)
     assert held is not None
     assert held.released
+
+
+_STOPPED_IN_AN_IMPORT = """
+import time
+from jobs.stop import StopSignal, stop_signals
+with stop_signals():
+    try:
+        import half
+        time.sleep(60)
+    except StopSignal:
+        print("stopped, with a whole module:", half.is_whole)
+"""
+
+
+def test_an_import_is_not_broken_off(tmp_path: Path) -> None:
+    lines = ["import os, signal", "os.kill(os.getpid(), signal.SIGTERM)", "is_whole = True"]
+    (tmp_path / "half.py").write_text("\n".join(lines))
+    environment = make_environment()
+    path = os.pathsep.join(filter(None, [str(tmp_path), environment.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, "-c", _STOPPED_IN_AN_IMPORT],
+        env={**environment, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "stopped, with a whole module: True\n", done.stderr
