@@ -91,10 +91,8 @@ async def drive_clips(recipe: Recipe, conditioning: Any, folder: Path) -> tuple[
     seconds = 0.0
     try:
         for number in range(CLIPS + 1):
-            if number == 1:  # the first one warms up
+            if number <= 1:  # the first one warms up
                 gang.chunks, seconds = Chunks(), 0.0
-            elif number == 0:
-                gang.chunks = Chunks()
             task = Task(ClipKey(tenant.output, digest(number)), REQUEST)
             drive = Drive(recipe, gang, task, tenant, conditioning, lambda: False, lambda: None)
             seconds += (await drive.run()).seconds

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import logging
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -55,7 +54,7 @@ class WebhookTarget:
             raise UsageError(f"--webhook {self.url}: got no http:// or https:// URL")
         try:
             secret = base64.b64decode(self.secret.removeprefix("whsec_"), validate=True)
-        except binascii.Error:
+        except ValueError:
             secret = b""
         if len(secret) < MIN_SECRET_BYTES:
             raise UsageError(

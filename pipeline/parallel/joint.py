@@ -11,6 +11,7 @@ is never made.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -47,7 +48,11 @@ class JointAttention:
 
         attention_mask: (batch, all text tokens), not 0 where there is text.
         """
-        image, text = self._project(attn, hidden_states), self._add(attn, encoder_hidden_states)
+        layers, norms = (attn.to_q, attn.to_k, attn.to_v), (attn.norm_q, attn.norm_k)
+        image = _project(hidden_states, attn.heads, layers, norms)
+        layers = attn.add_q_proj, attn.add_k_proj, attn.add_v_proj
+        norms = attn.norm_added_q, attn.norm_added_k
+        text = _project(encoder_hidden_states, attn.heads, layers, norms)
         query, key = (
             cast(Tensor, apply_rotary_emb(each, cast(Any, image_rotary_emb), sequence_dim=1))
             for each in image[:2]
@@ -73,20 +78,9 @@ class JointAttention:
             parts += [share.new_ones(len(text), length), share]
         return torch.cat(parts, dim=1)[:, None, None]
 
-    @staticmethod
-    def _project(attn: Any, states: Tensor) -> _Heads:
-        """Return queries, keys and values: (batch, tokens, heads, channels of one)."""
-        query, key, value = (
-            layer(states).unflatten(2, (attn.heads, -1))
-            for layer in (attn.to_q, attn.to_k, attn.to_v)
-        )
-        return attn.norm_q(query), attn.norm_k(key), value
 
-    @staticmethod
-    def _add(attn: Any, states: Tensor) -> _Heads:
-        """Return those of the second stream."""
-        query, key, value = (
-            layer(states).unflatten(2, (attn.heads, -1))
-            for layer in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
-        )
-        return attn.norm_added_q(query), attn.norm_added_k(key), value
+def _project(states: Tensor, heads: int, layers: Sequence[Any], norms: Sequence[Any]) -> _Heads:
+    """Return queries, keys and values: (batch, tokens, heads, channels of one)."""
+    query, key, value = (layer(states).unflatten(2, (heads, -1)) for layer in layers)
+    norm_query, norm_key = norms
+    return norm_query(query), norm_key(key), value
