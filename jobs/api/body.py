@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import difflib
 import re
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any, cast
+from urllib.parse import parse_qsl
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import from_json
 from python_multipart.multipart import parse_options_header
-from starlette.datastructures import UploadFile
-from starlette.formparsers import FormParser, MultiPartException, MultiPartParser
+from starlette.datastructures import Headers
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from jobs.api.wire import ApiError, invalid_value
 from pipeline.recipe import Recipe
@@ -136,10 +137,12 @@ async def read_body(request: Request) -> dict[str, Any]:
 async def _read_fields(request: Request) -> dict[str, Any]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().casefold()
     try:
-        if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
-            return await _read_form(request, multipart=kind.startswith("multipart"))
-        if kind == "application/json":
+        if kind == "multipart/form-data":
+            return await _read_form(request)
+        if kind in ("application/json", "application/x-www-form-urlencoded"):
             content = b"".join([chunk async for chunk in limit_body(request, MAX_BODY_BYTES)])
+            if kind != "application/json":
+                return _read_pairs(content)
             fields = from_json(content)
             if isinstance(fields, dict):
                 return cast(dict[str, Any], fields)
@@ -160,33 +163,57 @@ def invalid_body(kind: str, error: Exception) -> ApiError:
     return ApiError(HTTPStatus.BAD_REQUEST, message, code="invalid_body")
 
 
-async def _read_form(request: Request, *, multipart: bool) -> dict[str, Any]:
+async def _read_form(request: Request) -> dict[str, Any]:
+    """Return the fields of multipart/form-data."""
+    content_type = request.headers["content-type"]
     body = _Ending(limit_body(request, MAX_BODY_BYTES))
-    stream = body.read()
-    if multipart:
-        parser = MultiPartParser(
-            request.headers,
-            stream,
-            max_fields=MAX_FIELDS,
-            max_files=1,
-            max_part_size=MAX_BODY_BYTES,
-        )
-    else:
-        parser = FormParser(request.headers, stream)
+    parser = MultiPartParser(
+        # What is no UTF-8 Starlette takes for Latin-1: to be told of it, have all read as that.
+        Headers({"content-type": f"{content_type}; charset=latin-1"}),
+        body.read(),
+        max_fields=MAX_FIELDS,
+        max_files=1,
+        max_part_size=MAX_BODY_BYTES,
+    )
     form = await parser.parse()
-    fields: dict[str, Any] = {}
     try:
-        if multipart:
-            body.check(request.headers["content-type"])
-        for name, value in form.multi_items():
-            _check_text(name, value)
-            match = _NESTED.fullmatch(name)
-            place, key = (fields.setdefault(match[1], {}), match[2]) if match else (fields, name)
-            if not isinstance(place, dict) or key in place:
-                raise ApiError(HTTPStatus.BAD_REQUEST, f"{name} is given twice", param=name)
-            place[key] = await value.read() if isinstance(value, UploadFile) else value
+        body.check(content_type)
+        items = list[tuple[str, str | bytes]]()
+        for latin, value in form.multi_items():
+            name = _from_latin(latin)
+            if isinstance(value, str):
+                items.append((name, _from_latin(value)))
+            elif name in FILES:
+                items.append((name, await value.read()))
+            else:
+                raise invalid_value(name, "got a file, expected text")
     finally:
         await form.close()
+    return _gather(items)
+
+
+def _from_latin(text: str) -> str:
+    return text.encode("latin-1").decode()
+
+
+def _read_pairs(content: bytes) -> dict[str, Any]:
+    """Return the fields of application/x-www-form-urlencoded."""
+    return _gather(
+        parse_qsl(
+            content.decode(), keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS
+        )
+    )
+
+
+def _gather(items: Iterable[tuple[str, str | bytes]]) -> dict[str, Any]:
+    """Return a form's fields, those of `metadata[a]` and `metadata[b]` as one."""
+    fields: dict[str, Any] = {}
+    for name, value in items:
+        match = _NESTED.fullmatch(name)
+        place, key = (fields.setdefault(match[1], {}), match[2]) if match else (fields, name)
+        if not isinstance(place, dict) or key in place:
+            raise ApiError(HTTPStatus.BAD_REQUEST, f"{name} is given twice", param=name)
+        place[key] = value
     return fields
 
 
@@ -207,19 +234,6 @@ class _Ending:
         _, options = parse_options_header(content_type)
         if b"--" + options[b"boundary"] + b"--" not in self._last:
             raise ValueError("it ends before its last boundary")
-
-
-def _check_text(name: str, value: Any) -> None:
-    """Check that a form's name and value are text, or the value a file where one may be."""
-    if isinstance(value, UploadFile):
-        if name not in FILES:
-            raise invalid_value(name, "got a file, expected text")
-        return
-    for text in (name, value):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise invalid_value(name, "got what is no text: a lone surrogate") from error
 
 
 async def limit_body(request: Request, max_bytes: int) -> AsyncGenerator[bytes]:

@@ -15,6 +15,7 @@ from jobs.api.content import Variant, read_content
 from jobs.api.depends import At, IdempotencyKey, Owner, Receiving
 from jobs.api.endpoint import Endpoint, unknown_video
 from jobs.api.errors import RETRY_AFTER_S, handle_errors
+from jobs.api.head import HeadAsGet
 from jobs.api.models import Model, ModelList, describe_model
 from jobs.api.openapi import describe_app, document_body, document_errors
 from jobs.api.page import make_page_routes
@@ -40,6 +41,7 @@ def make_app(endpoint: Endpoint) -> FastAPI:
     for router in (_routes, files.routes, batches.routes):
         app.include_router(router)
     app.include_router(make_page_routes(asks_key=not endpoint.keys.insecure))
+    app.add_middleware(HeadAsGet)
     handle_errors(app)
     app.openapi = partial(describe_app, app)
     return app

@@ -95,9 +95,14 @@ def test_the_video_is_what_was_asked_for(client: OpenAI, video: Any, tmp_path: P
 def test_a_player_may_ask_for_ranges(server: Server, client: OpenAI, video: Any) -> None:
     whole = client.videos.download_content(video.id).read()
     headers = {"Authorization": f"Bearer {MINE}", "Range": "bytes=100-199"}
-    part = httpx2.get(f"{server.url}/videos/{video.id}/content", headers=headers)
+    url = f"{server.url}/videos/{video.id}/content"
+    part = httpx2.get(url, headers=headers)
     assert part.status_code == 206
     assert part.content == whole[100:200]
+    head = httpx2.head(url, headers=headers)
+    assert (head.status_code, head.headers["accept-ranges"]) == (200, "bytes")
+    assert int(head.headers["content-length"]) == len(whole)
+    assert not head.content
 
 
 def test_it_is_the_clip_that_a_batch_renders(server: Server, video: Any, tmp_path: Path) -> None:

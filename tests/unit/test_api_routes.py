@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import MutableMapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import urlencode
 
 import pytest
 from fastapi import FastAPI
@@ -30,8 +32,10 @@ class FullDesk:
 
     def __init__(self, refusal: Refusal | None = None) -> None:
         self.refusal = refusal
+        self.prompts = list[str]()
 
     async def submit(self, job: Any) -> Refusal | None:
+        self.prompts.append(job.request.prompt)
         return self.refusal
 
     async def is_ready(self) -> bool:
@@ -164,7 +168,7 @@ def test_sizes_that_are_told_of_are_taken(recipe: Recipe) -> None:
 FORM = "multipart/form-data; boundary=B"
 PROMPT = b'--B\r\nContent-Disposition: form-data; name="prompt"\r\n\r\na ball\r\n'
 SEED = b'--B\r\nContent-Disposition: form-data; name="seed"\r\n\r\n1'
-LONE = FORM + "; charset=unicode_escape"
+PAIRS = "application/x-www-form-urlencoded"
 
 
 @pytest.mark.parametrize(
@@ -174,9 +178,12 @@ LONE = FORM + "; charset=unicode_escape"
         (FORM, PROMPT + SEED + b"\r\n--B", "ends before its last boundary"),
         ("multipart/form-data", PROMPT + b"--B--", "Missing boundary"),
         (FORM, PROMPT.replace(b'"prompt"', b'"prompt"; filename="a"') + b"--B--", "got a file"),
-        (LONE, PROMPT.replace(b"prompt", b"\\ud800") + b"--B--", "a lone surrogate"),
-        (LONE, PROMPT.replace(b"prompt", b"metadata[a]").replace(b"a ball", b"\\ud800") + b"--B--",
-         "a lone surrogate"),
+        (FORM, PROMPT.replace(b"a ball", "Stück".encode("latin-1")) + b"--B--", "can't decode byte"),
+        (FORM, PROMPT.replace(b"prompt", b"\xff") + b"--B--", "can't decode byte"),
+        (PAIRS, "prompt=Stück".encode("latin-1"), "can't decode byte"),
+        (PAIRS, b"prompt=%ff", "can't decode byte"),
+        (PAIRS, b"&".join([b"a=b"] * 65), "Max number of fields exceeded"),
+        ("application/json", b'{"prompt": "\\ud800"}', "unexpected end of hex escape"),
         ("application/json", b"", "EOF while parsing"),
         ("application/json", b'{"prompt": "a ball"} {}', "trailing characters at line 1 column 22"),
         ("application/json", b'["a ball"]', "got other JSON"),
@@ -186,13 +193,42 @@ LONE = FORM + "; charset=unicode_escape"
 def test_a_body_that_is_not_whole_or_no_text_is_refused(
     tmp_path: Path, kind: str, sent: bytes, said: str
 ) -> None:
-    client = connect(tmp_path, ApiKeys.read(None, "", insecure=True), FullDesk(Refusal("queue", 1)))
-    whole = client.post("/v1/videos", content=PROMPT + b"--B--\r\n", headers={"content-type": FORM})
-    assert whole.status_code == 429, "it was read"
+    client = connect(tmp_path, ApiKeys.read(None, "", insecure=True))
     answer = client.post("/v1/videos", content=sent, headers={"content-type": kind})
     assert answer.status_code == 400
     assert said in answer.json()["error"]["message"]
     assert answer.json()["error"]["code"] in ("invalid_body", "invalid_value")
+
+
+KOREAN = "빨간 병"
+
+
+@pytest.mark.parametrize(
+    ("kind", "sent"),
+    [
+        (FORM, PROMPT.replace(b"a ball", KOREAN.encode()) + b"--B--\r\n"),
+        (FORM + "; charset=utf-8",
+         PROMPT.replace(b'"prompt"', b"prompt").replace(b"a ball", KOREAN.encode()) + b"--B--"),
+        (PAIRS, f"prompt={KOREAN}".encode()),
+        (PAIRS, urlencode({"prompt": KOREAN, "negative_prompt": ""}).encode()),
+        ("application/json; charset=utf-8", json.dumps({"prompt": KOREAN}).encode()),
+    ],
+)  # fmt: skip
+def test_text_is_utf_8_however_it_is_sent(tmp_path: Path, kind: str, sent: bytes) -> None:
+    desk = FullDesk(Refusal("queue", 1))
+    client = connect(tmp_path, ApiKeys.read(None, "", insecure=True), desk)
+    answer = client.post("/v1/videos", content=sent, headers={"content-type": kind})
+    assert answer.status_code == 429, answer.text
+    assert desk.prompts == [KOREAN]
+
+
+@pytest.mark.parametrize("path", ["/", "/v1/models", "/v1/models/none", "/healthz"])
+def test_head_is_get_without_a_body(tmp_path: Path, path: str) -> None:
+    client = connect(tmp_path, ApiKeys.read(None, "", insecure=True))
+    whole, head = client.get(path), client.head(path)
+    assert (head.status_code, head.headers) == (whole.status_code, whole.headers)
+    assert whole.content
+    assert not head.content
 
 
 def test_a_file_with_a_field_that_is_no_text_is_refused(tmp_path: Path) -> None:
@@ -201,7 +237,8 @@ def test_a_file_with_a_field_that_is_no_text_is_refused(tmp_path: Path) -> None:
     purpose = PROMPT.replace(b"prompt", b"purpose").replace(b"a ball", b"batch")
     odd = PROMPT.replace(b"prompt", b"\\ud800")
     sent = file + purpose + odd + b"--B--"
-    answer = client.post("/v1/files", content=sent, headers={"content-type": LONE})
+    kind = FORM + "; charset=unicode_escape"
+    answer = client.post("/v1/files", content=sent, headers={"content-type": kind})
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] == "unknown_parameter"
 
