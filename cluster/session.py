@@ -9,7 +9,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from typing import Any, Literal, cast
 
@@ -28,6 +29,7 @@ SPARE_CPUS = 2.0
 """Logical CPUs of a local cluster for that, and for what asks for a fraction of one."""
 CONNECT_TIMEOUT_S = 5.0
 LOSS_POLL_S = 1.0
+SILENCE_S = 5.0
 _TOKEN_HINT = "; it asks for a token: set RAY_AUTH_MODE=token"
 LOCAL_ENVIRONMENT = {
     "RAY_worker_maximum_startup_concurrency": "16",  # all of a run's actors start at once
@@ -103,15 +105,16 @@ def ray_session(recipe: Recipe, address: str | None = None, *, runs: int = 1) ->
             cast(Any, ray).shutdown()
 
 
-def wait_for_loss() -> None:
+def wait_for_loss(say: Callable[[str], None]) -> None:
     """Return once this process's node is lost, with what a local cluster has left ended.
 
     Ray 2.60 tells a driver nothing of it, and actors that nobody calls live on. Of a GCS that is
-    gone it ends the driver by itself.
+    gone for a minute it ends the driver by itself, without a word: that it is silent is said.
     """
     here: str = cast(Any, ray).get_runtime_context().get_node_id()
     started = set[psutil.Process]()
-    while any(node["NodeID"] == here and node["Alive"] for node in cast(Any, ray).nodes()):
+    asking = ThreadPoolExecutor(1, "nodes")
+    while any(node["NodeID"] == here and node["Alive"] for node in _ask_nodes(asking, say)):
         # Once the raylet is dead, what it has started is nobody's child.
         started = {each for each in started if each.is_running()}
         started |= set(psutil.Process().children(recursive=True))
@@ -119,6 +122,13 @@ def wait_for_loss() -> None:
     for each in started:
         with suppress(psutil.NoSuchProcess):
             each.kill()
+
+
+def _ask_nodes(asking: Executor, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    answer = asking.submit(cast(Any, ray).nodes)
+    if not wait([answer], SILENCE_S).done:
+        say("Ray's head gives no answer; if it stays away for a minute, this ends")
+    return answer.result()
 
 
 def describe_shortage(recipe: Recipe, read_cpus: float = 0.0) -> str:

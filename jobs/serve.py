@@ -116,7 +116,7 @@ def serve_endpoint(call: ServeCall, address: str | None, say: Callable[[str], No
             if not address:
                 here = cast(Any, ray).get_runtime_context().gcs_address
                 say(f"a batch on its gangs: RAY_AUTH_MODE=token rushes render ... --address {here}")
-            wait_for_loss()
+            wait_for_loss(say)
             is_ours, is_lost = False, True
         except KeyboardInterrupt:
             say(f"stopping: saving what is under way, up to {call.recipe.checkpoint.grace_s:.0f} s")

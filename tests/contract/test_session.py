@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 
 import psutil
 import pytest
 
-from cluster.session import SPARE_CPUS, describe_shortage, logical_cpus
+from cluster.session import SILENCE_S, SPARE_CPUS, describe_shortage, logical_cpus
 from jobs.recipes import find_recipe
 from tests.conftest import NUM_CPUS
-from tests.support.command import find_children, find_program, is_alive, make_environment
+from tests.support.command import (
+    find_children,
+    find_name,
+    find_program,
+    is_alive,
+    make_environment,
+    wait_until,
+)
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -35,6 +44,7 @@ def test_a_local_cluster_has_room_for_every_actor() -> None:
 
 _WAITS = """
 import ray, threading
+from functools import partial
 from cluster.session import LOSS_POLL_S, ray_session, wait_for_loss
 from jobs.recipes import find_recipe
 
@@ -46,7 +56,7 @@ with ray_session(find_recipe()):
     idle = Idle.remote()
     ray.get(idle.is_there.remote())
     threading.Timer(2 * LOSS_POLL_S, lambda: print("waits", flush=True)).start()
-    wait_for_loss()
+    wait_for_loss(partial(print, flush=True))
 print("lost", flush=True)
 """
 _HASTE = {
@@ -57,10 +67,11 @@ _HASTE = {
 """A dead raylet is seen as such in a second, not a quarter of a minute."""
 
 
-def test_whose_raylet_dies_hears_of_it_and_leaves_no_actor_behind() -> None:
+@contextmanager
+def _waiting(haste: dict[str, str]) -> Generator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
     process = subprocess.Popen(
         [sys.executable, "-c", _WAITS],
-        env={**make_environment(), **_HASTE},
+        env={**make_environment(), **haste},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -70,13 +81,31 @@ def test_whose_raylet_dies_hears_of_it_and_leaves_no_actor_behind() -> None:
         assert process.stdout
         assert process.stdout.readline() == "waits\n"
         left = find_children(process.pid)
-        raylet = find_program(process.pid, "raylet")
-        assert raylet
-        raylet.kill()
-        assert process.communicate(timeout=60)[0].endswith("lost\n")
-        assert not [each for each in left if is_alive(each)]
+        yield process, left
     finally:
         for each in left:
             if is_alive(each):
                 each.kill()
         process.kill()
+
+
+def test_whose_raylet_dies_hears_of_it_and_leaves_no_actor_behind() -> None:
+    with _waiting(_HASTE) as (process, left):
+        raylet = find_program(process.pid, "raylet")
+        assert raylet
+        raylet.kill()
+        assert process.communicate(timeout=60)[0].endswith("lost\n")
+        assert not [each for each in left if is_alive(each)]
+
+
+def test_whose_gcs_dies_is_told_before_ray_ends_it() -> None:
+    haste = {"RAY_gcs_rpc_server_reconnect_timeout_s": f"{SILENCE_S + 5:.0f}"}
+    with _waiting(haste) as (process, left):
+        gcs = find_program(process.pid, "gcs_server")
+        assert gcs
+        gcs.kill()
+        assert "head gives no answer" in process.communicate(timeout=60)[0]
+        assert process.returncode
+        # An agent of Ray's that holds nothing lives on for another minute.
+        actors = [each for each in left if find_name(each) != "ray::RuntimeEnvAgent"]
+        wait_until(lambda: not any(map(is_alive, actors)), 30, "all actors are gone")
