@@ -19,6 +19,8 @@ import ray
 from ray._private import services
 from ray._private import utils as ray_utils
 from ray._private.accelerators import get_accelerator_manager_for_resource
+from ray._raylet import GcsClient
+from ray.exceptions import AuthenticationError, RayError
 
 from pipeline.errors import UsageError
 from pipeline.recipe import Recipe
@@ -30,7 +32,6 @@ SPARE_CPUS = 2.0
 CONNECT_TIMEOUT_S = 5.0
 LOSS_POLL_S = 1.0
 SILENCE_S = 5.0
-_TOKEN_HINT = "; it asks for a token: set RAY_AUTH_MODE=token"
 LOCAL_ENVIRONMENT = {
     "RAY_worker_maximum_startup_concurrency": "16",  # all of a run's actors start at once
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -48,8 +49,9 @@ def check_cluster(recipe: Recipe, address: str | None = None) -> None:
     """Check, before anything is started or written, that there is a cluster for the recipe.
 
     Raises:
-        UsageError: nothing listens at `address` (Ray itself would wait for 14 minutes), `auto`
-            finds no cluster, or several; without an address: this machine lacks the GPUs.
+        UsageError: nothing listens at `address` (Ray itself would wait for 14 minutes), or wants a
+            token that isn't here; `auto` finds no cluster, or several; without an address: this
+            machine lacks the GPUs.
     """
     if address:
         _check_address(address)
@@ -64,7 +66,14 @@ def _check_address(address: str) -> None:
         found = cast(Any, services).canonicalize_bootstrap_address_or_die(address)
         host, _, port = str(found).rpartition(":")
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
-    except (OSError, ValueError) as error:
+        with _native_stderr_muted():
+            GcsClient(address=str(found))
+    except AuthenticationError as error:
+        raise UsageError(
+            f"--address {address}: this Ray cluster asks for a token: set RAY_AUTH_MODE=token, and "
+            "have it in RAY_AUTH_TOKEN or ~/.ray/auth_token"
+        ) from error
+    except (OSError, ValueError, RayError) as error:
         raise UsageError(f"--address {address}: no Ray cluster answers: {error}") from error
 
 
@@ -89,10 +98,7 @@ def ray_session(recipe: Recipe, address: str | None = None, *, runs: int = 1) ->
             try:
                 init(address=address, **quiet)
             except (ConnectionError, ValueError, RuntimeError) as error:
-                hint = _TOKEN_HINT if "InvalidAuthToken" in str(error.__cause__) else ""
-                raise UsageError(
-                    f"--address {address}: no Ray cluster answers: {error}{hint}"
-                ) from error
+                raise UsageError(f"--address {address}: no Ray cluster answers: {error}") from error
         else:
             for name, value in LOCAL_ENVIRONMENT.items():
                 os.environ.setdefault(name, value)

@@ -68,7 +68,9 @@ _HASTE = {
 
 
 @contextmanager
-def _waiting(haste: dict[str, str]) -> Generator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
+def _waiting(
+    haste: dict[str, str],
+) -> Generator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
     process = subprocess.Popen(
         [sys.executable, "-c", _WAITS],
         env={**make_environment(), **haste},

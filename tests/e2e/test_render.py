@@ -236,6 +236,15 @@ def address(ray_cluster: None) -> str:
     return ray.get_runtime_context().gcs_address
 
 
+def test_a_cluster_that_asks_for_a_token_is_told_of_at_once(address: str, tmp_path: Path) -> None:
+    write_table(tmp_path / "ads.parquet", prompt=["one"])
+    call = ("render", "ads.parquet", "-o", "out", "--address", address)
+    refused = rushes(*call, cwd=tmp_path, RAY_AUTH_MODE="disabled")
+    assert refused.returncode == ExitCode.USAGE
+    assert "asks for a token: set RAY_AUTH_MODE=token" in " ".join(refused.stderr.split())
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_sample_then_a_changed_table_render_what_is_new(address: str, tmp_path: Path) -> None:
     call = ("render", "ads.parquet", "-o", "out", "--address", address, *QUICK)
     small = {"width": [32] * 3, "height": [32] * 3, "num_frames": [5] * 3}

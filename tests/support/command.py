@@ -51,12 +51,10 @@ def make_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
-def rushes(*args: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+def rushes(*args: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command to its end in a process of its own."""
-    command = [*RUSHES, *map(str, args)]
-    return subprocess.run(
-        command, cwd=cwd, env=make_environment(), capture_output=True, text=True, check=False
-    )
+    command, env = [*RUSHES, *map(str, args)], make_environment() | environment
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
 
 
 def measure_rushes(*args: str | Path, cwd: Path) -> tuple[str, dict[str, Any]]:
