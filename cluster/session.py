@@ -8,9 +8,9 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator
-from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from typing import Any, Literal, cast
 
@@ -32,6 +32,7 @@ SPARE_CPUS = 2.0
 CONNECT_TIMEOUT_S = 5.0
 LOSS_POLL_S = 1.0
 SILENCE_S = 5.0
+_SILENT = "Ray's head gives no answer; if it stays away for a minute, this ends"
 LOCAL_ENVIRONMENT = {
     "RAY_worker_maximum_startup_concurrency": "16",  # all of a run's actors start at once
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -93,17 +94,18 @@ def ray_session(recipe: Recipe, address: str | None = None, *, runs: int = 1) ->
         return
     init = cast(Any, ray).init
     quiet: Any = {"log_to_driver": False, "logging_level": logging.ERROR}
-    with _native_stderr_muted(), _sigterm_kept():
+    with _native_stderr_muted():
         if address:
             try:
-                init(address=address, **quiet)
+                with _sigterm_kept():
+                    init(address=address, **quiet)
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise UsageError(f"--address {address}: no Ray cluster answers: {error}") from error
         else:
             for name, value in LOCAL_ENVIRONMENT.items():
                 os.environ.setdefault(name, value)
             num_cpus = max(os.cpu_count() or 1, math.ceil(logical_cpus(recipe, runs)))
-            with _ended_if_broken_off():
+            with _sigterm_kept(), _ended_if_broken_off():
                 init("local", num_cpus=num_cpus, include_dashboard=False, **quiet)
         try:
             yield
@@ -119,8 +121,7 @@ def wait_for_loss(say: Callable[[str], None]) -> None:
     """
     here: str = cast(Any, ray).get_runtime_context().get_node_id()
     started = set[psutil.Process]()
-    asking = ThreadPoolExecutor(1, "nodes")
-    while any(node["NodeID"] == here and node["Alive"] for node in _ask_nodes(asking, say)):
+    while any(node["NodeID"] == here and node["Alive"] for node in _ask_nodes(say)):
         # Once the raylet is dead, what it has started is nobody's child.
         started = {each for each in started if each.is_running()}
         started |= set(psutil.Process().children(recursive=True))
@@ -130,11 +131,15 @@ def wait_for_loss(say: Callable[[str], None]) -> None:
             each.kill()
 
 
-def _ask_nodes(asking: Executor, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    answer = asking.submit(cast(Any, ray).nodes)
-    if not wait([answer], SILENCE_S).done:
-        say("Ray's head gives no answer; if it stays away for a minute, this ends")
-    return answer.result()
+def _ask_nodes(say: Callable[[str], None]) -> list[dict[str, Any]]:
+    # Asked by this thread: after another has, Ray 2.60 aborts where it is shut down.
+    silent = threading.Timer(SILENCE_S, say, (_SILENT,))
+    silent.daemon = True
+    silent.start()
+    try:
+        return cast(Any, ray).nodes()
+    finally:
+        silent.cancel()
 
 
 def describe_shortage(recipe: Recipe, read_cpus: float = 0.0) -> str:
@@ -231,19 +236,24 @@ def _ended_if_broken_off() -> Generator[None]:
 
 @contextmanager
 def _sigterm_kept() -> Generator[None]:
-    """Have SIGTERM go on to whoever handles it, if anybody does, while Ray is started.
+    """Have SIGTERM go on to whoever handles it, if anybody does, while Ray is started and then.
 
     Ray 2.60 puts a handler in its place, whose SystemExit may come while a lock is held, or where
-    it is passed over: the run then goes on, or hangs.
+    it is passed over: the run then goes on, or hangs. Below Python it puts another, which aborts
+    the process where it hasn't ended within 3 s of the signal.
     """
+    handler = signal.getsignal(signal.SIGTERM)
     utils = cast(Any, ray_utils)
     set_handler: Any = utils.set_sigterm_handler
-    if callable(signal.getsignal(signal.SIGTERM)):
+    is_handled = callable(handler) and threading.current_thread() is threading.main_thread()
+    if is_handled:
         utils.set_sigterm_handler = _leave_handler
     try:
         yield
     finally:
         utils.set_sigterm_handler = set_handler
+        if is_handled and callable(signal.getsignal(signal.SIGTERM)):  # or the first has come
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _leave_handler(_: object) -> None: ...

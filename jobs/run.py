@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jobs.stop import StopSignal, has_stop_come, heed_stop_signals
+from jobs.stop import StopSignal, has_stop_come
 from pipeline.checkpoints import Checkpoints
 from pipeline.documents import Commit, Failure, new_attempt
 from pipeline.ledger import Ledger
@@ -82,7 +82,6 @@ def run_on_ray(
 
         ledger.put_table(work_key, make_work(requests))
         with ray_session(call.recipe, address):
-            heed_stop_signals()
             short = describe_shortage(call.recipe, READ_CPUS)
             if short or (address and (short := describe_wait(call.recipe))):
                 reporter.noted(short)

@@ -34,7 +34,7 @@ from jobs.api.lines import Lines
 from jobs.api.proxy import IMPORT_PATH
 from jobs.api.routes import make_app
 from jobs.run import RunBrokenError
-from jobs.stop import heed_stop_signals, stop_signals
+from jobs.stop import stop_signals
 from pipeline.batches import BatchJob, BatchLimits
 from pipeline.documents import describe_output
 from pipeline.errors import UsageError
@@ -96,7 +96,6 @@ def serve_endpoint(call: ServeCall, address: str | None, say: Callable[[str], No
     if held and not held.is_over():
         say(f"another run has not given {store.uri} back: {held}; waiting for its end")
     with stop_signals(), ray_session(call.recipe, address, runs=1 + BATCHES):
-        heed_stop_signals()
         is_ours = is_lost = False
         try:
             serve.start(

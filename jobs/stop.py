@@ -26,18 +26,11 @@ def stop_signals() -> Generator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.getsignal(signal.SIGTERM)
-    heed_stop_signals()
+    before = signal.signal(signal.SIGTERM, _stop)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def heed_stop_signals() -> None:
-    """Do so again inside `stop_signals`: whoever starts Ray has Ray's own handler from then on."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _stop)
 
 
 def has_stop_come() -> bool:

@@ -68,12 +68,12 @@ _HASTE = {
 
 
 @contextmanager
-def _waiting(
-    haste: dict[str, str],
+def _running(
+    script: str, **environment: str
 ) -> Generator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
     process = subprocess.Popen(
-        [sys.executable, "-c", _WAITS],
-        env={**make_environment(), **haste},
+        [sys.executable, "-c", script],
+        env={**make_environment(), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -92,7 +92,7 @@ def _waiting(
 
 
 def test_whose_raylet_dies_hears_of_it_and_leaves_no_actor_behind() -> None:
-    with _waiting(_HASTE) as (process, left):
+    with _running(_WAITS, **_HASTE) as (process, left):
         raylet = find_program(process.pid, "raylet")
         assert raylet
         raylet.kill()
@@ -102,7 +102,7 @@ def test_whose_raylet_dies_hears_of_it_and_leaves_no_actor_behind() -> None:
 
 def test_whose_gcs_dies_is_told_before_ray_ends_it() -> None:
     haste = {"RAY_gcs_rpc_server_reconnect_timeout_s": f"{SILENCE_S + 5:.0f}"}
-    with _waiting(haste) as (process, left):
+    with _running(_WAITS, **haste) as (process, left):
         gcs = find_program(process.pid, "gcs_server")
         assert gcs
         gcs.kill()
@@ -111,3 +111,28 @@ def test_whose_gcs_dies_is_told_before_ray_ends_it() -> None:
         # An agent of Ray's that holds nothing lives on for another minute.
         actors = [each for each in left if find_name(each) != "ray::RuntimeEnvAgent"]
         wait_until(lambda: not any(map(is_alive, actors)), 30, "all actors are gone")
+
+
+_STOPS = """
+import signal, time
+from cluster.session import ray_session
+from jobs.recipes import find_recipe
+
+def stop(*_): raise KeyboardInterrupt
+
+signal.signal(signal.SIGTERM, stop)
+with ray_session(find_recipe()):
+    print("waits", flush=True)
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        time.sleep(5)
+print("ended", flush=True)
+"""
+
+
+def test_who_heeds_sigterm_may_take_its_time() -> None:
+    with _running(_STOPS) as (process, _):
+        process.terminate()
+        assert process.communicate(timeout=60)[0] == "ended\n"
+        assert process.returncode == 0
