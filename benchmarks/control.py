@@ -5,7 +5,8 @@
 
 One clip of the embedded model on a gang of one rank and on gangs of two and four, each step by step
 and in chunks of `pool.chunk_s`. Control is what the chunks take as the pool sees them beyond what
-they take in the first rank: the call, its way there and back, and waiting for the slowest rank.
+they take in the first rank: the call, its way there and back, and waiting for the slowest rank. An
+empty call is one to every rank that does nothing: what Ray itself takes for a chunk's.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import asyncio
 import os
 import platform
+import statistics
 import tempfile
 import time
 from dataclasses import dataclass
@@ -43,6 +45,8 @@ from pipeline.store import ObjectStore
 LAYOUTS = ({"tensor": 1}, {"tensor": 2}, {"tensor": 2, "guidance": 2})
 STEP_BY_STEP = 1e-6
 CLIPS = 3
+EMPTY_CALLS = 50
+GIVE_UP_S = 30.0
 REQUEST = RenderRequest(
     prompt="a red ball moving left on a blue background",
     negative_prompt="",
@@ -65,6 +69,7 @@ class Chunks:
     wall_s: float = 0.0
     rank_s: float = 0.0
     """In the first rank."""
+    empty_call_s: float = 0.0
 
 
 class TimedGang(Gang):
@@ -96,9 +101,20 @@ async def drive_clips(recipe: Recipe, conditioning: Any, folder: Path) -> tuple[
             task = Task(ClipKey(tenant.output, digest(number)), REQUEST)
             drive = Drive(recipe, gang, task, tenant, conditioning, lambda: False, lambda: None)
             seconds += (await drive.run()).seconds
+        gang.chunks.empty_call_s = await time_empty_call(gang)
     finally:
         gang.kill()
     return gang.chunks, seconds
+
+
+async def time_empty_call(gang: Gang) -> float:
+    """Return what a call takes that does nothing, in seconds: the median."""
+    nobodys, seconds = ClipKey("", digest("nobody's")), list[float]()
+    for _ in range(EMPTY_CALLS):
+        began = time.perf_counter()
+        await gang.drop(nobodys, GIVE_UP_S)
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
 
 
 def main() -> None:
@@ -109,8 +125,9 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help=f"write {REPORT.name}")
     options = parser.parse_args()
     lines = [
-        "| layout | chunks | steps in one | step s | chunks' time s | control | clip's time s |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| layout | chunks | steps in one | step s | chunks' time s | control "
+        "| of a chunk ms | empty call ms | clip's time s |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     everything = find_recipe(overrides=["gangs.0.count=4"])
     conditioning = _encode(everything)
@@ -127,7 +144,9 @@ def main() -> None:
                     f"| {recipe.gangs[0].layout} | {chunks.number // CLIPS} | "
                     f"{steps / chunks.number:.1f} | {chunks.rank_s / steps:.3f} | "
                     f"{chunks.wall_s / CLIPS:.2f} | "
-                    f"{100 * (1 - chunks.rank_s / chunks.wall_s):.2f} % | {clips_s / CLIPS:.2f} |"
+                    f"{100 * (1 - chunks.rank_s / chunks.wall_s):.2f} % | "
+                    f"{1000 * (chunks.wall_s - chunks.rank_s) / chunks.number:.1f} | "
+                    f"{1000 * chunks.empty_call_s:.1f} | {clips_s / CLIPS:.2f} |"
                 )
                 print(lines[-1], flush=True)
     if options.write:
@@ -147,8 +166,10 @@ def _describe(machine: str) -> str:
         f"A clip of {REQUEST.num_inference_steps} steps, {REQUEST.width}x{REQUEST.height}, "
         f"{REQUEST.num_frames} frames, of the embedded model; the mean of {CLIPS} clips after one "
         "to warm up. Control: the share of the chunks' time, as who drives the gang sees it, that "
-        "the first rank did not spend on steps. A clip's time has its begin, its saves and its end "
-        f"as well. Machine: {machine}\n\nMade by `python -m benchmarks.control --write`."
+        "the first rank did not spend on steps. An empty call: one to every rank that does "
+        f"nothing, the median of {EMPTY_CALLS} in a row, so that no process has to be woken for it. "
+        "A clip's time has its begin, its saves and its end as well. "
+        f"Machine: {machine}\n\nMade by `python -m benchmarks.control --write`."
     )
 
 
