@@ -167,8 +167,8 @@ def _describe(machine: str) -> str:
         f"{REQUEST.num_frames} frames, of the embedded model; the mean of {CLIPS} clips after one "
         "to warm up. Control: the share of the chunks' time, as who drives the gang sees it, that "
         "the first rank did not spend on steps. An empty call: one to every rank that does "
-        f"nothing, the median of {EMPTY_CALLS} in a row, so that no process has to be woken for it. "
-        "A clip's time has its begin, its saves and its end as well. "
+        f"nothing, the median of {EMPTY_CALLS} in a row, so that no process has to be woken for "
+        "it. A clip's time has its begin, its saves and its end as well. "
         f"Machine: {machine}\n\nMade by `python -m benchmarks.control --write`."
     )
 
