@@ -6,12 +6,12 @@ then so again while the pool is asked every hundredth of a second how far the vi
 
   wait         POST until a gang begins the video's first step, in seconds and in batch steps
   slowdown     how much longer the batch took than undisturbed, beyond the online work itself: its
-               own steps' (on CPUs encode, develop and Serve share the gang's cores, which a GPU
-               does not), and the gang's between clips: pauses, other clips' begins and ends
+               own steps', and the gang's between clips: pauses, other clips' begins and ends
   differing    the batch's videos that are not, byte for byte, those of the first undisturbed one
   polls        what `GET /v1/videos/{id}` takes while 200 clients ask all the time
 
-Run it on a machine that does nothing else.
+The gang has a core of its own, as a GPU's would be, and all else shares the others. Run it on a
+Linux machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -31,10 +31,13 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import httpx2
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
@@ -53,7 +56,7 @@ from pipeline.recipe import resolve_checkpoint
 from pipeline.store import ObjectStore
 
 SETTINGS = ("pool.chunk_s=0.05", "gangs.0.count=1")
-"""A step is longer than the chunk, so that every step ends one; a core is left to all else."""
+"""A step is longer than the chunk, so that every step ends one."""
 SIZE = {"width": 96, "height": 96, "num_frames": 33}
 STEPS, ONLINE_STEPS = 30, 4
 ROUNDS = 2
@@ -71,6 +74,28 @@ class Endpoint:
     url: str
     cluster: str
     output: Path
+
+
+def reserve_core() -> int:
+    """Keep this process, and all that it starts from now on, off one core; return which."""
+    first, *others = sorted(os.sched_getaffinity(0))
+    if not others:
+        raise SystemExit("this machine has one core; the gang is to have one of its own")
+    os.sched_setaffinity(0, others)
+    return first
+
+
+def give_core(core: int, endpoint: Endpoint) -> None:
+    """Move the gang, once it is ready, to a core of its own."""
+    while httpx2.get(f"{endpoint.url.removesuffix('/v1')}/readyz").status_code != HTTPStatus.OK:
+        time.sleep(0.5)
+    ranks = [
+        each for each in psutil.Process().children(recursive=True)
+        if each.cmdline() and each.cmdline()[0].startswith("ray::RankWorker")
+    ]  # fmt: skip
+    assert len(ranks) == 1, ranks
+    for thread in ranks[0].threads():
+        os.sched_setaffinity(thread.id, {core})
 
 
 @contextmanager
@@ -231,7 +256,9 @@ def main() -> None:
         table = {"prompt": prompts, "num_inference_steps": [STEPS] * options.clips}
         table |= {name: [value] * options.clips for name, value in SIZE.items()}
         pq.write_table(pa.table(table), folder / "ads.parquet")
+        core = reserve_core()
         with serve(folder) as endpoint:
+            give_core(core, endpoint)
             ray.init("auto", log_to_driver=False, logging_level="ERROR")  # the only one here
             alone, both = list[Batch](), list[Batch]()
             for number in range(ROUNDS):
