@@ -136,6 +136,15 @@ class GangShape(_Section):
             raise ValueError(f"min_count: got {self.min_count}, expected up to count, {self.count}")
         return self
 
+    @model_validator(mode="after")
+    def _ranks_have_devices(self) -> GangShape:
+        if self.layout.ranks > 1 and self.num_gpus not in (0, 1):
+            raise ValueError(
+                f"num_gpus: got {self.num_gpus:g} for each of {self.layout.ranks} ranks, expected "
+                "1, or 0 for CPUs: NCCL wants a GPU for each rank, and a rank uses one"
+            )
+        return self
+
     def is_kept(self, number: int) -> bool:
         """Return whether the gang of this number, from 0, is there though no clip waits."""
         return self.min_count is None or number < self.min_count

@@ -114,7 +114,8 @@ class ContextGroup:
     def find(cls, mesh: DeviceMesh, degree: int) -> Self:
         """Return this process's group along the axis `ulysses` of the gang's mesh.
 
-        Tokens and heads needn't divide by the degree; ranks then hold unequal shares.
+        Tokens needn't divide by the degree, heads needn't quite (`degrees.check_degrees`): ranks
+        then hold unequal shares.
         """
         context = ContextParallelConfig(ulysses_degree=degree, ulysses_anything=True)
         config = ParallelConfig(context_parallel_config=context)

@@ -15,12 +15,10 @@ from pipeline.errors import UsageError
 from pipeline.parallel.plans import PLANS, look_up, refuse_context, refuse_degree
 from pipeline.recipe import GangShape
 
-COUNTS = {
-    "num_attention_heads": "heads",
-    "audio_num_attention_heads": "heads for sound",
-    "ffn_dim": "channels of feed-forwards",
-}
-"""What `tensor` must divide, as configurations name it; they leave out what they derive."""
+HEADS = {"num_attention_heads": "heads", "audio_num_attention_heads": "heads for sound"}
+"""What `tensor` must divide and `context` must nearly divide, as configurations name it."""
+COUNTS = {**HEADS, "ffn_dim": "channels of feed-forwards"}
+"""What `tensor` must divide; configurations leave out what they derive."""
 
 
 def check_degrees(checkpoint: Path, shapes: Sequence[GangShape]) -> None:
@@ -41,13 +39,45 @@ def check_degrees(checkpoint: Path, shapes: Sequence[GangShape]) -> None:
 
 
 def _check(config: Mapping[str, Any], name: str, shape: GangShape) -> None:
+    kind = config["_class_name"]
     if shape.tensor > 1:
-        look_up(PLANS, config["_class_name"], "tensor")
+        look_up(PLANS, kind, "tensor")
         counts = {
             f"{name}: {config[key]} {title}": config[key]
             for key, title in COUNTS.items()
             if key in config
         }
         refuse_degree(shape.tensor, counts)
-    if shape.context > 1 and config.get("is_amplify_history"):
-        refuse_context(config["_class_name"])
+    if shape.context > 1:
+        look_up(PLANS, kind, "context")  # `context.PLANS` has the same classes
+        if config.get("is_amplify_history"):
+            refuse_context(kind)
+        for key, title in HEADS.items():
+            if key in config:
+                what = f"{name}: {config[key]} {title}"
+                _refuse_uneven(config[key] // shape.tensor, shape, what)
+
+
+def _refuse_uneven(heads: int, shape: GangShape, what: str) -> None:
+    """Refuse a degree that leaves the last of the ranks that share tokens no head of its own.
+
+    Around an attention these ranks exchange tokens for heads: the heads that a rank of `tensor`
+    has, padded to a multiple of `context` (diffusers 0.42, models/attention_dispatch.py,
+    `_maybe_pad_qkv_head`, asserts the same).
+
+    Raises:
+        UsageError: it does.
+    """
+    if not _has_heads(heads, shape.context):
+        works = [str(n) for n in range(1, heads + 1) if _has_heads(heads, n)]
+        each = f", {heads} for each of tensor = {shape.tensor}" if shape.tensor > 1 else ""
+        raise UsageError(
+            f"gangs: context = {shape.context} can't deal out {what}{each}; "
+            f"{', '.join(works)} would"
+        )
+
+
+def _has_heads(heads: int, ranks: int) -> bool:
+    """Return whether every rank gets a head where each gets as many, the last the fewest."""
+    padding = -heads % ranks
+    return padding < (heads + padding) // ranks

@@ -40,14 +40,16 @@ class GuidanceGroup:
         """Let `model` leave out the passes that are the other half's, in place.
 
         It then returns zeros for predictions, which `split_guiders` replaces. Their shape is known
-        from a pass that was made: the first one on latents of a shape is made by both halves.
+        from a pass that was made: the first one on inputs of their shapes is made by both halves.
         """
         whole = model.forward
 
         @wraps(whole)  # blocks read its signature
         def forward(*args: Any, **kwargs: Any) -> Any:
             latents: Tensor = kwargs["hidden_states"]
-            key = (id(model), latents.shape)
+            # Not the latents' alone: sound's length is the clip's frames by their rate.
+            inputs = ((k, each.shape) for k, each in kwargs.items() if isinstance(each, Tensor))
+            key = (id(model), frozenset(inputs))
             if self.skips and key in self._shapes:
                 return tuple(latents.new_zeros(shape) for shape in self._shapes[key])
             made = whole(*args, **kwargs)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,14 @@ def load_share(
         model = made.from_config(made.load_config(str(folder)))
     cuts = cut_transformer(model, plan, group)
     wide = set(made._keep_in_fp32_modules or ())
+    unused = (
+        made._keys_to_ignore_on_load_unexpected or ()
+    )  # patterns; as diffusers passes them over
     missing = set(model.state_dict())
     for name, value in _read_slices(folder, cuts, group):
         if name not in missing:
+            if any(re.search(each, name) for each in unused):
+                continue
             raise UsageError(f"model.checkpoint: {folder.name} has an unknown weight {name}")
         if value.is_floating_point():
             value = value.to(torch.float32 if wide & set(name.split(".")) else dtype)

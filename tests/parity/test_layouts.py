@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional
 
+from pipeline.denoise import Denoiser
+from pipeline.handoff import Conditioning
 from pipeline.parallel import loading, tensor
 from pipeline.parallel.layout import ParallelLayout
 from pipeline.parallel.place import Place
@@ -24,9 +26,10 @@ from tests.support.layouts import (
     denoise_everywhere,
     difference,
     differences,
+    leaves,
 )
 from tests.support.ranks import run_ranks
-from tests.support.staged import Staged, request_of
+from tests.support.staged import Staged, finish, request_of
 
 CASES = [
     pytest.param(name, layout, id=f"{layout}-{name}") for layout in LAYOUTS for name in FAMILIES
@@ -118,6 +121,43 @@ def test_tokens_that_do_not_divide(
     for rank in range(2):
         made = torch.load(tmp_path / f"{rank}.pt")
         assert difference(made["latents"], alone["latents"]) <= BOUND
+
+
+RATES = (24.0, 12.0)
+
+
+def denoise_rates(folder: Path, out: Path) -> None:
+    """One rank's work: a clip, then one with twice as much sound, on the same weights."""
+    staged = Staged(FAMILIES["ltx2"], folder)
+    place = Place.find(ParallelLayout(guidance=2), "cpu")
+    made = in_turn(staged, Denoiser(staged.graph, "cpu", place), out)
+    torch.save(made, out / f"{dist.get_rank()}.pt")
+
+
+def in_turn(staged: Staged, denoiser: Denoiser, out: Path) -> list[torch.Tensor]:
+    """Return the latents of a clip at each of the rates."""
+    made = list[torch.Tensor]()
+    for fps in RATES:
+        conditioning = Conditioning.from_bytes((out / f"{fps}.conditioning").read_bytes())
+        request = request_of(staged.family, num_inference_steps=2, fps=fps)
+        made += leaves(dict(finish(denoiser.start(request, conditioning)).values))
+    return made
+
+
+def test_halves_share_clips_that_sound_for_longer_or_shorter(
+    checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = checkpoint_of("ltx2")
+    staged = Staged(FAMILIES["ltx2"], folder)
+    for fps in RATES:
+        request = request_of(staged.family, num_inference_steps=2, fps=fps)
+        conditioning = staged.encoder.encode(request, staged.inputs).to_bytes()
+        (tmp_path / f"{fps}.conditioning").write_bytes(conditioning)
+    alone = in_turn(staged, staged.denoiser, tmp_path)
+    assert len({each.shape for each in alone}) == 3, "one of pictures, two of sound"
+    run_ranks(2, tmp_path, denoise_rates, folder, tmp_path)
+    for rank in range(2):
+        assert difference(torch.load(tmp_path / f"{rank}.pt"), alone) <= BOUND
 
 
 def denoise_mistaken(folder: Path, out: Path) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
+import torch.distributed as dist
 from diffusers import AutoModel, LTXVideoTransformer3DModel, WanTransformer3DModel
+from diffusers.models.attention_dispatch import _maybe_pad_qkv_head
 from safetensors.torch import save_file
 from torch import nn
 
 from pipeline.errors import UsageError
+from pipeline.parallel import context
 from pipeline.parallel.degrees import check_degrees
 from pipeline.parallel.loading import WEIGHTS, load_share
 from pipeline.parallel.plans import PLANS, TensorPlan
@@ -93,7 +98,8 @@ def test_a_configuration_without_a_plan_is_refused(tmp_path: Path) -> None:
     (tmp_path / "transformer").mkdir()
     config = tmp_path / "transformer" / "config.json"
     config.write_text('{"_class_name": "CogVideoXTransformer3DModel", "num_attention_heads": 30}')
-    check_degrees(tmp_path, [GangShape(name="a", context=2)])
+    with pytest.raises(UsageError, match=r"CogVideoX\w+ has no plan for context .* Helios"):
+        check_degrees(tmp_path, [GangShape(name="a", context=2)])
     with pytest.raises(UsageError, match=r"CogVideoX\w+ has no plan for tensor .* Helios"):
         check_degrees(tmp_path, [GangShape(name="a", tensor=2)])
     config.write_text('{"_class_name": "HeliosTransformer3DModel", "is_amplify_history": true}')
@@ -102,6 +108,38 @@ def test_a_configuration_without_a_plan_is_refused(tmp_path: Path) -> None:
     config.write_text("{")
     with pytest.raises(UsageError, match=r"transformer/config\.json is no JSON"):
         check_degrees(tmp_path, [GangShape(name="a", tensor=2)])
+
+
+def test_both_tables_have_the_same_classes() -> None:
+    assert context.PLANS.keys() == PLANS.keys()
+
+
+@pytest.mark.parametrize("tensor", [1, 2, 4])
+def test_heads_that_diffusers_would_not_deal_out_are_refused(tmp_path: Path, tensor: int) -> None:
+    (tmp_path / "transformer").mkdir()
+    for heads in (12, 16, 24, 32, 40):
+        config = {"_class_name": "WanTransformer3DModel", "num_attention_heads": heads}
+        (tmp_path / "transformer" / "config.json").write_text(json.dumps(config))
+        for degree in range(1, 9):
+            shape = GangShape(name="a", tensor=tensor, context=degree)
+            if would_diffusers_deal_out(heads // tensor, degree):
+                check_degrees(tmp_path, [shape])
+                continue
+            with pytest.raises(UsageError, match=rf"context = {degree} .*{heads} heads") as refused:
+                check_degrees(tmp_path, [shape])
+            works = str(refused.value).rpartition(";")[2].removesuffix(" would").split(",")
+            assert all(would_diffusers_deal_out(heads // tensor, int(each)) for each in works)
+
+
+def would_diffusers_deal_out(heads: int, ranks: int) -> bool:
+    """Return what its own check says; here, of as many ranks as are asked for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "get_world_size", lambda group: ranks)
+        try:
+            _maybe_pad_qkv_head(torch.zeros(1, 1, heads, 1), heads, cast(Any, None))
+        except AssertionError:
+            return False
+    return True
 
 
 def test_a_pattern_that_matches_nothing_is_an_error() -> None:
@@ -165,6 +203,21 @@ def test_shares_of_many_files_are_the_whole(
     held = sum(value.numel() for value in states[0].values())
     assert held == whole.num_parameters() - cut + cut // size
     assert cut > 0.5 * whole.num_parameters()
+
+
+def test_weights_that_diffusers_passes_over_are_passed_over(
+    checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Wan 2.1 image-to-video's published files have norms that nothing uses."""
+    whole = AutoModel.from_pretrained(str(checkpoint_of("wan21") / "transformer"))
+    whole.save_config(tmp_path)
+    extra = {"blocks.0.attn2.norm_added_q.weight": torch.ones(4)}
+    save_file({**whole.state_dict(), **extra}, tmp_path / WEIGHTS)
+    share = load_share(type(whole), tmp_path, torch.float32, TensorGroup(0, 1))
+    assert share.state_dict().keys() == whole.state_dict().keys()
+    save_file({**whole.state_dict(), "blocks.0.norm_x.weight": torch.ones(4)}, tmp_path / WEIGHTS)
+    with pytest.raises(UsageError, match=r"unknown weight blocks\.0\.norm_x"):
+        load_share(type(whole), tmp_path, torch.float32, TensorGroup(0, 1))
 
 
 def test_a_checkpoint_without_a_weight_says_so(
