@@ -18,8 +18,8 @@ from cluster.schedule import Task
 from cluster.tenants import Tenant
 from pipeline.recipe import Recipe
 
-FINISH_TIMEOUT_S = 300.0
-"""The latents are saved before they are handed over: a store's own retries take minutes."""
+STORE_TIMEOUT_S = 300.0
+"""For what waits for the store, which is no fault of the gang's: its own retries take minutes."""
 
 
 class HaltedError(Exception):
@@ -80,6 +80,7 @@ class Drive:
         now = await gang.start(key, task.request, self.conditioning, snapshot, timeout_s)
         if now.passed_over:
             tenant.warn(f"clip {key.clip_id[:16]} starts anew: {now.passed_over}")
+        timeout_s = self._bound_first_step()
         saved_at, chunk, paused_s = time.perf_counter(), 1, 0.0
         self.progress = ClipProgress(now.step, now.num_steps, 0.0)
 
@@ -97,13 +98,15 @@ class Drive:
             step_s = now.seconds / max(made, 1)
             self.progress = ClipProgress(now.step, now.num_steps, step_s)
             metrics.count_steps(task, str(gang.shape.layout), made, step_s)
+            gang.pace = self._count_tokens(), step_s
             chunk = max(1, round(pool.chunk_s / max(step_s, 1e-6)))
-            timeout_s = max(pool.step_timeout_min_s, pool.step_timeout_factor * step_s * chunk)
+            timeout_s = self._bound(step_s * chunk)
             halted = self.halt()
             if not now.done and (halted or time.perf_counter() - saved_at >= every_s):
                 saved_at = time.perf_counter()
                 tenant.note_save(key.clip_id)
-                wrong = await gang.save(key, tenant.checkpoints, spent(), timeout_s, wait=halted)
+                limit_s = max(timeout_s, STORE_TIMEOUT_S) if halted else timeout_s
+                wrong = await gang.save(key, tenant.checkpoints, spent(), limit_s, wait=halted)
                 tenant.warn(wrong)
                 if halted:
                     raise HaltedError
@@ -115,7 +118,26 @@ class Drive:
                 saved_at = time.perf_counter()
                 paused_s += saved_at - paused_at
         tenant.note_save(key.clip_id)
-        timeout_s = max(timeout_s, FINISH_TIMEOUT_S)
+        timeout_s = max(timeout_s, STORE_TIMEOUT_S)
         latents, wrong = await gang.finish(key, tenant.checkpoints, spent(), timeout_s)
         tenant.warn(wrong)
         return Finished(latents, seconds(), spent())
+
+    def _count_tokens(self) -> int:
+        asked = self.task.request
+        return self.recipe.limits.count_tokens(asked.width, asked.height, asked.num_frames)
+
+    def _bound(self, seconds: float) -> float:
+        """Return how long what should take so long may take until it counts as hung."""
+        pool = self.recipe.pool
+        return max(pool.step_timeout_min_s, pool.step_timeout_factor * seconds)
+
+    def _bound_first_step(self) -> float:
+        """Return how long the first step may take, by the gang's last clip.
+
+        Attention's work grows by the square of the tokens, and nothing's by more.
+        """
+        if not self.gang.pace:
+            return self.recipe.pool.start_timeout_s
+        tokens, step_s = self.gang.pace
+        return self._bound(step_s * max(1.0, self._count_tokens() / tokens) ** 2)

@@ -25,7 +25,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from cluster.answers import ClipKey
 from cluster.rank import Progress, RankWorker
 from pipeline.checkpoints import Checkpoints
-from pipeline.errors import UsageError
+from pipeline.errors import UnreachableError, UsageError
 from pipeline.recipe import GangShape, ModelSpec, Recipe
 from pipeline.request import RenderRequest
 
@@ -65,6 +65,8 @@ class Gang:
         self.shape = shape
         self.held_since = time.monotonic()
         """When its resources were reserved."""
+        self.pace: tuple[int, float] | None = None
+        """Of the last clip: its tokens, and the seconds that a step took."""
         self._group = group
         self._ranks: list[Any] = []
 
@@ -88,7 +90,8 @@ class Gang:
         try:
             await _wait(group.ready(), timeout_s, f"{name}: resources {ranks} x {bundle}")
             gang.held_since = time.monotonic()
-            gang._ranks = [gang._start_rank(model, number) for number in range(ranks)]
+            places = enumerate(_order_by_node(group, ranks))
+            gang._ranks = [gang._start_rank(model, number, bundle) for number, bundle in places]
             if ranks > 1:
                 opened = gang._ranks[0].host.remote(timeout_s)
                 address = await _wait(opened, timeout_s, f"{name}: meeting place")
@@ -96,7 +99,9 @@ class Gang:
             await gang._call("load", timeout_s=timeout_s)
         except RayTaskError as error:
             gang.kill()
-            if isinstance(error.cause, UsageError):
+            if isinstance(error.cause, UsageError) and not isinstance(
+                error.cause, UnreachableError
+            ):
                 raise UnusableModelError(str(error.cause)) from error
             raise GangDiedError(f"{name}: weights: {error.cause}") from error
         except BaseException:
@@ -172,8 +177,8 @@ class Gang:
         self._ranks = []
         remove_placement_group(self._group)
 
-    def _start_rank(self, model: ModelSpec, number: int) -> Any:
-        place = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=number)
+    def _start_rank(self, model: ModelSpec, number: int, bundle: int) -> Any:
+        place = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle)
         actor = cast(Any, ray.remote(RankWorker)).options(
             name=f"{self.title}/{number}",
             num_cpus=self.shape.num_cpus,
@@ -202,6 +207,15 @@ class Gang:
             except RayTaskError as broken:
                 raise GangDiedError(f"{self.name}: device: {broken.cause}") from broken
             raise ClipError(f"{type(error.cause).__name__}: {error.cause}") from error
+
+
+def _order_by_node(group: PlacementGroup, ranks: int) -> list[int]:
+    """Return a ready group's bundles, those of a node together: ranks in a row are neighbours.
+
+    Ray 2.60 promises nothing of the order in which bundles are spread over nodes.
+    """
+    nodes = placement_group_table(group)["bundles_to_node_id"]
+    return sorted(range(ranks), key=lambda bundle: (nodes[bundle], bundle))
 
 
 def remove_gangs(owner: str) -> None:

@@ -150,6 +150,7 @@ class RankWorker:
         began = time.perf_counter()
         session = self._sessions[key]
         session.advance(max_steps)
+        self._denoiser.wait()
         return Progress(session.step, session.num_steps, time.perf_counter() - began)
 
     def save(

@@ -62,6 +62,11 @@ class Denoiser:
         """
         return DenoiseSession(self, request, conditioning, snapshot)
 
+    def wait(self) -> None:
+        """Return once the device has done what it was given: a GPU works on after a call."""
+        if torch.device(self.device).type == "cuda":
+            torch.cuda.synchronize(self.device)
+
 
 @dataclass(frozen=True)
 class _Snapshot:

@@ -5,6 +5,10 @@ class UsageError(Exception):
     """The call itself is wrong: one clear line for the user, who can mend it and call again."""
 
 
+class UnreachableError(UsageError):
+    """What the call names can't be read at the moment; it may well be right."""
+
+
 class OutputMismatchError(UsageError):
     """The output belongs to another model or finishing spec; nothing was written."""
 

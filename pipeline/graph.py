@@ -14,6 +14,7 @@ meta device, since blocks derive sizes from their configuration.
 from __future__ import annotations
 
 import copy
+import errno
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from logging import CRITICAL
@@ -35,7 +36,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-from pipeline.errors import UsageError
+from pipeline.errors import UnreachableError, UsageError
 from pipeline.parallel.context import find_context_plan
 from pipeline.parallel.loading import load_share
 from pipeline.parallel.place import Place
@@ -200,7 +201,9 @@ class Graph:
                 setattr(pipeline, name, skeleton.to(dtype))
 
     def _cannot_load(self, name: str, error: Exception) -> UsageError:
-        return UsageError(
+        # Of a file that isn't there, or not as it should be, libraries give no number.
+        is_systems = isinstance(error, OSError) and error.errno not in (None, errno.ENOENT)
+        return (UnreachableError if is_systems else UsageError)(
             f"model.checkpoint: cannot load {name} from {self.checkpoint.name}: {_one_line(error)}"
         )
 

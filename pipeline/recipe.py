@@ -10,13 +10,14 @@ import difflib
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pipeline.errors import UsageError
+from pipeline.errors import UnreachableError, UsageError
 from pipeline.parallel.layout import ParallelLayout
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -297,7 +298,9 @@ def _download(repo: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise UsageError(
+        answer = error.response if isinstance(error, HfHubHTTPError) else None
+        is_refused = answer is not None and answer.status_code < HTTPStatus.INTERNAL_SERVER_ERROR
+        raise (UsageError if is_refused else UnreachableError)(
             f"model.checkpoint: {repo!r} is no folder here and could not be fetched from the hub "
             f"({type(error).__name__}); download it first, or give a folder"
         ) from error

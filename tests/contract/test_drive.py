@@ -12,6 +12,7 @@ import ray
 from cluster.answers import ClipKey
 from cluster.drive import Drive
 from cluster.gang import Gang
+from cluster.rank import Progress
 from cluster.schedule import Task
 from cluster.tenants import Tenant
 from jobs.recipes import find_recipe
@@ -33,6 +34,47 @@ REQUEST = RenderRequest(
     guidance_scale=4.0,
 )
 NO_GROUP: Any = None
+
+
+class TimedGang(Gang):
+    """A gang of no ranks, whose steps take a second each; it keeps what chunks might take."""
+
+    limits_s: list[float]
+
+    async def start(self, key: ClipKey, *_: Any) -> Progress:
+        """Begin a clip."""
+        self.made, self.limits_s = 0, []
+        return Progress(0, REQUEST.num_inference_steps, 0.0)
+
+    async def advance(self, key: ClipKey, max_steps: int, timeout_s: float) -> Progress:
+        """Make no step, and say so."""
+        self.limits_s.append(timeout_s)
+        self.made += max_steps
+        return Progress(self.made, REQUEST.num_inference_steps, float(max_steps))
+
+    async def finish(self, *_: Any) -> tuple[Any, str]:
+        """Make nothing."""
+        return None, ""
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_first_step_is_watched_by_what_the_gang_made_before(tmp_path: Path) -> None:
+    recipe = find_recipe(overrides=["pool.step_timeout_min_s=30", "pool.step_timeout_factor=20"])
+    gang = TimedGang("single-0", "single-0", recipe.gangs[0], NO_GROUP)
+
+    async def denoise(clip_id: str, **changes: Any) -> list[float]:
+        tenant = Tenant(Checkpoints(ObjectStore(tmp_path), "f" * 64), 0)
+        await tenant.open()
+        task = Task(ClipKey(tenant.output, clip_id), REQUEST.model_copy(update=changes))
+        await Drive(recipe, gang, task, tenant, None, lambda: False, lambda: None).run()
+        return gang.limits_s
+
+    first, *later = asyncio.run(denoise("a"))
+    assert first == recipe.pool.start_timeout_s, "weights may still be on their way"
+    assert set(later) == {30.0}
+    assert asyncio.run(denoise("b"))[0] == 30.0
+    assert asyncio.run(denoise("c", width=128))[0] == 20.0 * 4
+    assert asyncio.run(denoise("d"))[0] == 30.0
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -11,8 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.modular_pipelines import ComponentSpec
 
-from pipeline.errors import UsageError
+from pipeline.errors import UnreachableError, UsageError
 from pipeline.graph import Graph
 from pipeline.recipe import ModelSpec
 from pipeline.state import session_copy
@@ -49,6 +51,23 @@ def error_of(folder: Path, **model: Any) -> str:
     assert "\n" not in text
     assert len(text) < 1000
     return text
+
+
+def test_a_disk_that_fails_is_no_fault_of_the_checkpoints(
+    wan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(ComponentSpec, "load", load)
+    with pytest.raises(UnreachableError, match=r"cannot load text_encoder .*Input/output error"):
+        graph_of(wan).load("encode")
+    monkeypatch.undo()
+    for path in (wan / "text_encoder").glob("*.safetensors*"):
+        path.unlink()
+    with pytest.raises(UsageError, match="cannot load text_encoder") as caught:
+        graph_of(wan).load("encode")
+    assert not isinstance(caught.value, UnreachableError)
 
 
 def change_index(folder: Path, **entries: Any) -> None:

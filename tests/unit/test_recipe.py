@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import httpx2
+import huggingface_hub
 import pytest
+from huggingface_hub.errors import HfHubHTTPError
 from pydantic import ValidationError
 
-from pipeline.errors import UsageError
+from pipeline.errors import UnreachableError, UsageError
 from pipeline.recipe import GangShape, ModelSpec, Recipe, StageSpec, load_recipe, resolve_checkpoint
 
 TEXT = """
@@ -127,3 +131,18 @@ def test_checkpoints_on_this_machine(tmp_path: Path) -> None:
     for missing in ("./a/b", "/none", "a/b/c", "plain"):
         with pytest.raises(UsageError, match="no folder at"):
             resolve_checkpoint(ModelSpec(checkpoint=missing))
+
+
+@pytest.mark.parametrize(("status", "kind"), [(404, UsageError), (503, UnreachableError)])
+def test_a_hub_that_is_away_is_told_from_one_that_refuses(
+    monkeypatch: pytest.MonkeyPatch, status: int, kind: type[UsageError]
+) -> None:
+    answer = httpx2.Response(status, request=httpx2.Request("GET", "http://hub.invalid/"))
+
+    def download(*_: Any, **__: Any) -> None:
+        raise HfHubHTTPError("no", response=answer)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(UsageError, match="could not be fetched from the hub") as caught:
+        resolve_checkpoint(ModelSpec(checkpoint="somebody/something"))
+    assert type(caught.value) is kind

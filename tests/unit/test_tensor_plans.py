@@ -14,13 +14,14 @@ from diffusers import AutoModel, LTXVideoTransformer3DModel, WanTransformer3DMod
 from diffusers.models.attention_dispatch import _maybe_pad_qkv_head
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn import functional
 
 from pipeline.errors import UsageError
 from pipeline.parallel import context
 from pipeline.parallel.degrees import check_degrees
 from pipeline.parallel.loading import WEIGHTS, load_share
 from pipeline.parallel.plans import PLANS, TensorPlan
-from pipeline.parallel.tensor import TensorGroup, cut_transformer, find_plan
+from pipeline.parallel.tensor import RowNorm, TensorGroup, cut_transformer, find_plan
 from pipeline.recipe import GangShape
 from tests.support.families import FAMILIES
 
@@ -140,6 +141,25 @@ def would_diffusers_deal_out(heads: int, ranks: int) -> bool:
         except AssertionError:
             return False
     return True
+
+
+class Halves(TensorGroup):
+    """Two ranks of which the other has the same sums."""
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor + tensor
+
+
+def test_a_norm_over_ranks_sums_in_float32() -> None:
+    half = torch.randn(64, 2560, generator=torch.Generator().manual_seed(3)).bfloat16()
+    whole = nn.RMSNorm(5120, eps=1e-6, dtype=torch.bfloat16)
+    norm = RowNorm(whole, Halves(0, 2))
+    norm.weight = None
+    wide = torch.cat([half, half], dim=1).float()
+    expected = functional.rms_norm(wide, (5120,), eps=1e-6).bfloat16()[:, :2560]
+    assert (norm(half) != expected).float().mean() < 0.001
+    rounded = half.float() * torch.rsqrt(2 * half.square().sum(-1, keepdim=True) / 5120 + 1e-6)
+    assert (rounded.bfloat16() != expected).float().mean() > 0.1, "summed in bfloat16"
 
 
 def test_a_pattern_that_matches_nothing_is_an_error() -> None:
