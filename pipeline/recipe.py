@@ -298,7 +298,7 @@ def _download(repo: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        answer = error.response if isinstance(error, HfHubHTTPError) else None
+        answer = getattr(error, "response", None)  # none of those that come before any answer
         is_refused = answer is not None and answer.status_code < HTTPStatus.INTERNAL_SERVER_ERROR
         raise (UsageError if is_refused else UnreachableError)(
             f"model.checkpoint: {repo!r} is no folder here and could not be fetched from the hub "

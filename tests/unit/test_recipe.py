@@ -8,7 +8,7 @@ from typing import Any
 import httpx2
 import huggingface_hub
 import pytest
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from pydantic import ValidationError
 
 from pipeline.errors import UnreachableError, UsageError
@@ -133,14 +133,25 @@ def test_checkpoints_on_this_machine(tmp_path: Path) -> None:
             resolve_checkpoint(ModelSpec(checkpoint=missing))
 
 
-@pytest.mark.parametrize(("status", "kind"), [(404, UsageError), (503, UnreachableError)])
-def test_a_hub_that_is_away_is_told_from_one_that_refuses(
-    monkeypatch: pytest.MonkeyPatch, status: int, kind: type[UsageError]
-) -> None:
-    answer = httpx2.Response(status, request=httpx2.Request("GET", "http://hub.invalid/"))
+def answer_of(status: int) -> HfHubHTTPError:
+    request = httpx2.Request("GET", "http://hub.invalid/")
+    return HfHubHTTPError("no", response=httpx2.Response(status, request=request))
 
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (answer_of(404), UsageError),
+        (answer_of(503), UnreachableError),
+        (LocalEntryNotFoundError("offline"), UnreachableError),
+        (ConnectionResetError("reset"), UnreachableError),
+    ],
+)
+def test_a_hub_that_is_away_is_told_from_one_that_refuses(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[UsageError]
+) -> None:
     def download(*_: Any, **__: Any) -> None:
-        raise HfHubHTTPError("no", response=answer)
+        raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     with pytest.raises(UsageError, match="could not be fetched from the hub") as caught:
