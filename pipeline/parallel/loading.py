@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from pipeline.parallel.tensor import TensorGroup, cut_transformer, find_plan
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
+PIECE_BYTES = 16 << 20
 
 
 def load_share(
@@ -46,13 +49,17 @@ def load_share(
         made._keys_to_ignore_on_load_unexpected or ()
     )  # patterns; as diffusers passes them over
     missing = set(model.state_dict())
-    for name, value in _read_slices(folder, cuts, group):
+
+    def held(name: str, stored: torch.dtype) -> torch.dtype:
+        if not stored.is_floating_point:
+            return stored
+        return torch.float32 if wide & set(name.split(".")) else dtype
+
+    for name, value in _read_slices(folder, cuts, group, held):
         if name not in missing:
             if any(re.search(each, name) for each in unused):
                 continue
             raise UsageError(f"model.checkpoint: {folder.name} has an unknown weight {name}")
-        if value.is_floating_point():
-            value = value.to(torch.float32 if wide & set(name.split(".")) else dtype)
         owner, _, own = name.rpartition(".")
         _put(model.get_submodule(owner), own, value)
         missing.discard(name)
@@ -63,25 +70,53 @@ def load_share(
 
 
 def _read_slices(
-    folder: Path, cuts: Mapping[str, int], group: TensorGroup
+    folder: Path,
+    cuts: Mapping[str, int],
+    group: TensorGroup,
+    held: Callable[[str, torch.dtype], torch.dtype],
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield every weight's name and this rank's part of it.
-
-    A file is mapped anew for each weight: what was read of the others doesn't stay resident.
-    """
+    """Yield every weight's name and this rank's part of it, in the dtype that it is `held` in."""
     for path in _find_files(folder):
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
-        for name in names:
-            with safe_open(path, framework="pt") as file:
-                if name not in cuts:
-                    yield name, file.get_tensor(name)
-                    continue
-                slices = file.get_slice(name)
-                dim = cuts[name]
-                part = slices.get_shape()[dim] // group.size
-                span = slice(group.rank * part, (group.rank + 1) * part)
-                yield name, (slices[span] if dim == 0 else slices[:, span]).contiguous()
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+        for name, shape in shapes.items():
+            spans = [slice(0, length) for length in shape]
+            if name in cuts:
+                part = shape[cuts[name]] // group.size
+                spans[cuts[name]] = slice(group.rank * part, (group.rank + 1) * part)
+            yield name, _read(path, name, shape, spans, partial(held, name))
+
+
+def _read(
+    path: Path,
+    name: str,
+    shape: Sequence[int],
+    spans: Sequence[slice],
+    held: Callable[[torch.dtype], torch.dtype],
+) -> Tensor:
+    """Return a part of a weight, copied piece by piece.
+
+    The file is mapped anew for each piece: of what was read, as it was stored, nothing stays
+    resident. A weight of Wan 2.1 14B has 283 MB in float32.
+    """
+    if not spans:
+        with safe_open(path, framework="pt") as file:
+            number = file.get_tensor(name)
+        return number.to(held(number.dtype), copy=True)
+    rows, *rest = spans
+    made = torch.empty(0)
+    step = max(1, PIECE_BYTES // (torch.float32.itemsize * math.prod(shape[1:])))
+    for first in range(rows.start, rows.stop, step):
+        last = min(first + step, rows.stop)
+        with safe_open(path, framework="pt") as file:
+            piece: Tensor = file.get_slice(name)[slice(first, last), *rest]
+            if first == rows.start:
+                size = (rows.stop - rows.start, *piece.shape[1:])
+                made = torch.empty(size, dtype=held(piece.dtype))
+            made[first - rows.start : last - rows.start] = piece
+            del piece
+    return made
 
 
 def _find_files(folder: Path) -> list[Path]:

@@ -65,12 +65,12 @@ def swap_shares(patch: pytest.MonkeyPatch) -> None:
     """Let each rank read another's columns, and its own rows."""
     read = loading._read_slices
 
-    def swapped(folder: Path, cuts: Mapping[str, int], group: TensorGroup) -> Any:
+    def swapped(folder: Path, cuts: Mapping[str, int], group: TensorGroup, held: Any) -> Any:
         other = TensorGroup(group.size - 1 - group.rank, group.size, group.group)
         rows = {name: dim for name, dim in cuts.items() if dim == 1}
         columns = {name: dim for name, dim in cuts.items() if dim == 0}
-        yield from (each for each in read(folder, rows, group) if each[0] not in columns)
-        yield from (each for each in read(folder, columns, other) if each[0] in columns)
+        yield from (each for each in read(folder, rows, group, held) if each[0] not in columns)
+        yield from (each for each in read(folder, columns, other, held) if each[0] in columns)
 
     patch.setattr(loading, "_read_slices", swapped)
 
