@@ -64,7 +64,7 @@ def run_batch(
         .map(
             _Encode,
             fn_constructor_args=(spec, ledger),
-            **_resources(recipe.encode),
+            **stage_options(recipe.encode),
         )
         .map(
             _Denoise,
@@ -79,7 +79,7 @@ def run_batch(
         .map(
             _Publish,
             fn_constructor_args=(spec, ledger),
-            **_resources(recipe.develop),
+            **stage_options(recipe.develop),
         )
     )
     for block in done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
@@ -123,11 +123,13 @@ class _Publish(Publish):
         return self.publish(row, self._ledger)
 
 
-def _resources(stage: StageSpec) -> dict[str, Any]:
+def stage_options(stage: StageSpec) -> dict[str, Any]:
+    """Return what Ray Data is told of a stage's actors."""
     return {
         "compute": ActorPoolStrategy(size=stage.workers, max_tasks_in_flight_per_actor=2),
         "num_cpus": stage.num_cpus,
         "num_gpus": stage.num_gpus or None,
+        "label_selector": dict(stage.label_selector),
     }
 
 

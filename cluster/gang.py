@@ -84,7 +84,12 @@ class Gang:
         bundle = {"CPU": shape.num_cpus, "GPU": shape.num_gpus}
         bundle = {kind: amount for kind, amount in bundle.items() if amount}
         title = f"{owner}/{name}/{secrets.token_hex(4)}"
-        group = placement_group([bundle] * ranks, strategy=shape.placement, name=title)
+        group = placement_group(
+            [bundle] * ranks,
+            strategy=shape.placement,
+            name=title,
+            bundle_label_selector=[dict(shape.label_selector)] * ranks,
+        )
         gang = cls(name, title, shape, group)
         model, timeout_s = recipe.model, recipe.pool.start_timeout_s
         try:

@@ -69,5 +69,9 @@ def _deploy(stage: type, name: str, resources: StageSpec) -> Any:
         name=name,
         num_replicas=resources.workers,
         max_ongoing_requests=2,
-        ray_actor_options={"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus},
+        ray_actor_options={
+            "num_cpus": resources.num_cpus,
+            "num_gpus": resources.num_gpus,
+            "label_selector": dict(resources.label_selector),
+        },
     )

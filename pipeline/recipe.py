@@ -93,6 +93,9 @@ class StageSpec(_Section):
     num_cpus: Annotated[float, Field(ge=0)] = 1.0
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
     threads: Positive = 1
+    label_selector: Mapping[str, str] = {}
+    """Labels of the nodes that its actors may be on, by Ray's syntax
+    (docs.ray.io/en/latest/ray-core/scheduling/labels.html). None: any."""
     """Threads that torch may use in one actor."""
 
     @property
@@ -130,6 +133,9 @@ class GangShape(_Section):
     num_cpus: Annotated[float, Field(gt=0)] = 1.0
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
     threads: Positive = 1
+    label_selector: Mapping[str, str] = {}
+    """Labels of the nodes that its ranks may be on; as a stage's. Ray packs: without them, gangs of
+    one rank fill the nodes that larger ones need whole."""
 
     @model_validator(mode="after")
     def _min_is_no_more(self) -> GangShape:
