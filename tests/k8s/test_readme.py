@@ -1,0 +1,33 @@
+"""What k8s/README.md says of the manifests is so."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from tests.support.manifests import K8S, Document, expand_documents, find_clusters
+
+README = (K8S / "README.md").read_text("utf-8")
+EMBEDDED_GATE = "GCSFaultToleranceEmbeddedStorage"
+GATE = re.compile(
+    r"--set 'featureGates\[(\d+)\]\.name=(\w+)' --set 'featureGates\[\1\]\.enabled=true'"
+)
+
+
+def list_gates(documents: list[Document]) -> set[str]:
+    """Return the operator's gates, off by default in KubeRay 1.7, that the documents need."""
+    needed: set[str] = set()
+    for _, cluster in find_clusters(expand_documents(documents)):
+        if cluster.get("gcsFaultToleranceOptions", {}).get("backend") == "rocksdb":
+            needed.add(EMBEDDED_GATE)
+    return needed
+
+
+def test_the_operator_has_the_gates_that_overlays_need(documents: list[Document]) -> None:
+    step = README.partition("1. The operator")[2].partition("2. The image")[0]
+    assert list_gates(documents) <= {name for _, name in GATE.findall(step)}
+
+
+def test_the_shared_overlay_needs_a_gate(build: Any) -> None:
+    assert list_gates(build("shared")) == {EMBEDDED_GATE}
+    assert list_gates(build("gpu")) == set()
