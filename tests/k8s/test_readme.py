@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from tests.support.manifest_room import count_kept_gpus
 from tests.support.manifests import K8S, Document, expand_documents, find_clusters
 
 README = (K8S / "README.md").read_text("utf-8")
@@ -26,6 +27,12 @@ def list_gates(documents: list[Document]) -> set[str]:
 def test_the_operator_has_the_gates_that_overlays_need(documents: list[Document]) -> None:
     step = README.partition("1. The operator")[2].partition("2. The image")[0]
     assert list_gates(documents) <= {name for _, name in GATE.findall(step)}
+
+
+def test_the_day_keeps_as_many_gpus_as_it_says(build: Any) -> None:
+    ((_, cluster),) = find_clusters(build("shared"))
+    (said,) = re.findall(r"(\w+) GPUs by day", README)
+    assert {"two": 2}[said] == count_kept_gpus(cluster)
 
 
 def test_the_shared_overlay_needs_a_gate(build: Any) -> None:

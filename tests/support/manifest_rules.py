@@ -302,8 +302,8 @@ RULES: tuple[Rule, ...] = (
     images_are_pinned, resources_are_set, pods_are_restricted, accounts_have_least_rights,
     pods_outlive_their_drain, gangs_have_room, endpoints_have_room_by_day,
     heads_are_not_evicted, nights_end_by_their_deadline, groups_start_within_bounds,
-    queued_nights_suit_kueue, selectors_match, references_exist, ports_match, nodes_are_probed, commands_parse, recipes_load,
-    applications_load, one_pool_renders_all, proxies_answer_as_the_endpoint,
+    queued_nights_suit_kueue, selectors_match, references_exist, ports_match, nodes_are_probed,
+    commands_parse, recipes_load, applications_load, one_pool_renders_all, proxies_answer_as_the_endpoint,
 )  # fmt: skip
 
 
