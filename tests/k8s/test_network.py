@@ -6,9 +6,18 @@ import copy
 import re
 from typing import Any
 
+import kubernetes_validate
 import pytest
+import yaml
 
-from tests.support.manifests import K8S, Document, find_kind, find_pods
+from tests.support.manifests import (
+    K8S,
+    Document,
+    expand_documents,
+    find_clusters,
+    find_kind,
+    find_pods,
+)
 from tests.support.network import Party, admits
 
 HERE = "rushes"
@@ -75,6 +84,10 @@ def list_drawn(documents: list[Document]) -> set[tuple[str, str, int]]:
     parties = find_parties(documents)
     everyone = [name for name in parties if name not in ELSEWHERE]
     is_served = bool(find_kind(documents, "RayService"))
+    is_scaled = any(
+        cluster["enableInTreeAutoscaling"]
+        for _, cluster in find_clusters(expand_documents(documents))
+    )
     return {
         (each, target, port)
         for source, target, ports in read_arrows()
@@ -82,6 +95,7 @@ def list_drawn(documents: list[Document]) -> set[tuple[str, str, int]]:
         if each in parties and target in parties
         for port in ports
         if port != SERVE or is_served
+        if (each, target) != ("head", "Kubernetes") or is_scaled
     }
 
 
@@ -132,3 +146,27 @@ def test_without_the_default_strangers_get_in(build: Any) -> None:
     assert ("clock", "outside", 22) not in list_open(documents)  # its own policy is one
     assert ("stranger", "clock", 22) in list_open(documents)
     assert ("stranger", "clock", 22) not in list_open(build("cpu-demo"))
+
+
+def test_dns_may_be_the_nodes_own(documents: list[Document]) -> None:
+    policies = find_kind(documents, "NetworkPolicy")
+    node = Party(address="169.254.20.10")
+    for pod in find_pods(documents):
+        assert admits(policies, Party(pod.labels, HERE, HERE_LABELS), node, 53, "UDP"), pod.where
+
+
+IDENTITY = [("169.254.170.23", 80), ("169.254.169.252", 988), ("169.254.169.254", 80)]
+"""EKS Pod Identity's agent; GKE's metadata server, with Calico and with Dataplane V2."""
+
+
+@pytest.mark.parametrize(("address", "port"), IDENTITY)
+def test_a_component_lets_pods_get_their_rights(address: str, port: int, build: Any) -> None:
+    policies = find_kind(build("gpu"), "NetworkPolicy")
+    text = (K8S / "components" / "identity" / "network.yaml").read_text("utf-8")
+    identity = yaml.safe_load(text)
+    kubernetes_validate.validate(identity, "1.34", strict=True)
+    identity["metadata"]["namespace"] = HERE
+    for pod in find_pods(build("gpu")):
+        here, there = Party(pod.labels, HERE, HERE_LABELS), Party(address=address)
+        assert not admits(policies, here, there, port)
+        assert admits([*policies, identity], here, there, port) == bool(pod.group)

@@ -87,6 +87,10 @@ def give_workers_a_token(documents: list[Document]) -> None:
     group["template"]["spec"]["serviceAccountName"] = "ray-head"
 
 
+def autoscale_no_more(documents: list[Document]) -> None:
+    cluster_of(documents)["enableInTreeAutoscaling"] = False
+
+
 def allow_everything(documents: list[Document]) -> None:
     of_kind(documents, "Role", "clock")["rules"][0]["verbs"] = ["*"]
 
@@ -209,6 +213,7 @@ GPU: tuple[tuple[rules.Rule, Callable[[list[Document]], None]], ...] = (
     (rules.pods_are_restricted, keep_capabilities),
     (rules.pods_are_restricted, mount_the_host),
     (rules.accounts_have_least_rights, give_workers_a_token),
+    (rules.accounts_have_least_rights, autoscale_no_more),
     (rules.accounts_have_least_rights, allow_everything),
     (rules.pods_outlive_their_drain, shorten_the_grace),
     (rules.pods_outlive_their_drain, end_the_driver_at_once),

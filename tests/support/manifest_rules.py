@@ -88,6 +88,13 @@ def accounts_have_least_rights(documents: list[Document]) -> Iterator[str]:
         )
         if mounted and pod.labels.get("rushes/talks-to") != "kubernetes":
             yield f"{pod.where}: has a token of {account.get('metadata', {}).get('name')}"
+    for whose, cluster in find_clusters(expand_documents(documents)):
+        head = cluster["headGroupSpec"]["template"]
+        if not cluster["enableInTreeAutoscaling"] and (
+            head["spec"].get("automountServiceAccountToken") is not False
+            or "rushes/talks-to" in head["metadata"]["labels"]
+        ):
+            yield f"{whose} head: talks to Kubernetes though it has no autoscaler"
     for role in [*find_kind(documents, "Role"), *find_kind(documents, "ClusterRole")]:
         if "*" in str(role["rules"]):
             yield f"{role['metadata']['name']}: {role['rules']}"
@@ -303,7 +310,8 @@ RULES: tuple[Rule, ...] = (
     pods_outlive_their_drain, gangs_have_room, endpoints_have_room_by_day,
     heads_are_not_evicted, nights_end_by_their_deadline, groups_start_within_bounds,
     queued_nights_suit_kueue, selectors_match, references_exist, ports_match, nodes_are_probed,
-    commands_parse, recipes_load, applications_load, one_pool_renders_all, proxies_answer_as_the_endpoint,
+    commands_parse, recipes_load, applications_load, one_pool_renders_all,
+    proxies_answer_as_the_endpoint,
 )  # fmt: skip
 
 
