@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,13 +19,21 @@ from tests.support.manifests import K8S, find_pods
 from tests.support.network import matches
 
 FOLDER = K8S / "monitoring"
-NAME = re.compile(r"\bray_rushes_\w+")
+NAME = re.compile(r"\b(?:ray_rushes|kube)_\w+")
 OF_PROMETHEUS = {"le"}
+OF_KUBERNETES = {
+    "kube_job_created": {"namespace", "job_name"},
+    "kube_job_failed": {"namespace", "job_name", "condition"},
+    "kube_job_status_completion_time": {"namespace", "job_name"},
+    "kube_cronjob_created": {"namespace", "cronjob"},
+    "kube_cronjob_status_last_schedule_time": {"namespace", "cronjob"},
+}
+"""What is asked of kube-state-metrics, by its own documents."""
 
 
 def list_series() -> dict[str, set[str]]:
-    """Return every series that the table's metrics are exported as, and its labels."""
-    series: dict[str, set[str]] = {}
+    """Return every series that the table's metrics are exported as, and Kubernetes', by labels."""
+    series = dict(OF_KUBERNETES)
     for each in metrics.ALL:
         name, labels = f"ray_{each.info['name']}", set(each.info["tag_keys"])
         if isinstance(each, Counter):
@@ -61,6 +71,8 @@ def test_an_expression_asks_for_what_is_there(where: str, expression: str) -> No
         "sum(ray_rushes_clip)",
         "sum(rate(ray_rushes_steps[5m]))",
         'ray_rushes_clips{status="waiting"}',
+        "kube_job_fail",
+        'kube_job_failed{job="night"}',
         "sum by (layuot) (ray_rushes_step_seconds_sum)",
         "histogram_quantile(0.5, sum by (le) (rate(ray_rushes_step_seconds_sum[5m])))",
     ],
@@ -76,8 +88,8 @@ def find_unknown(expression: str) -> Iterator[str]:
     yield from names - series.keys()
     known = set.union(set(), *(series.get(name, set()) for name in names))
     asked = set(re.findall(r"(\w+)\s*(?:=|!=|=~|!~)\s*\"", expression))
-    for labels in re.findall(r"\b(?:by|without) \(([^)]*)\)", expression):
-        asked |= {label.strip() for label in labels.split(",")}
+    for labels in re.findall(r"\b(?:by|without|on) \(([^)]*)\)", expression):
+        asked |= {label.strip() for label in labels.split(",")} - {""}
     yield from asked - known
 
 
@@ -105,6 +117,14 @@ def test_each_panel_has_a_place_of_its_own() -> None:
     assert len(cells) == len(set(cells))
     assert all(0 <= x < 24 for x, _ in cells)
     assert len({each["id"] for each in panels}) == len(panels)
+
+
+def test_the_prometheus_stack_sees_them() -> None:
+    if not shutil.which("kubectl"):
+        pytest.skip("kubectl is absent: it builds the overlays")
+    built = subprocess.run(["kubectl", "kustomize", FOLDER], capture_output=True, check=True).stdout
+    for each in yaml.safe_load_all(built):
+        assert each["metadata"]["labels"]["release"] == "kube-prometheus-stack", each["kind"]
 
 
 @pytest.mark.parametrize("overlay", ["cpu-demo", "gpu", "shared"])

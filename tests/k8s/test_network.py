@@ -6,9 +6,18 @@ import copy
 import re
 from typing import Any
 
+import kubernetes_validate  # pyright: ignore[reportMissingTypeStubs]
 import pytest
+import yaml
 
-from tests.support.manifests import K8S, Document, find_kind, find_pods
+from tests.support.manifests import (
+    K8S,
+    Document,
+    expand_documents,
+    find_clusters,
+    find_kind,
+    find_pods,
+)
 from tests.support.network import Party, admits
 
 HERE = "rushes"
@@ -30,6 +39,8 @@ ELSEWHERE = {
     "metadata": Party(address="169.254.169.254"),
 }
 ANY = (6379, 10002, 45000)
+SERVE = 8000
+"""Serve's port: nobody listens there without an endpoint, so its rules come with that."""
 PORTS = (22, 53, 443, 6443, 8000, 8080, 8265, 9000, 10001, 44217, 44227, 52365)
 
 ARROW = re.compile(r"^\| (\w+) \| (\w+) \| ([\d, ]+|any) \|$", re.MULTILINE)
@@ -72,22 +83,32 @@ def list_drawn(documents: list[Document]) -> set[tuple[str, str, int]]:
     """Return the connections that the README draws between this overlay's parties."""
     parties = find_parties(documents)
     everyone = [name for name in parties if name not in ELSEWHERE]
+    is_served = bool(find_kind(documents, "RayService"))
+    is_scaled = any(
+        cluster["enableInTreeAutoscaling"]
+        for _, cluster in find_clusters(expand_documents(documents))
+    )
     return {
         (each, target, port)
         for source, target, ports in read_arrows()
         for each in (everyone if source == "everyone" else [source])
         if each in parties and target in parties
         for port in ports
+        if port != SERVE or is_served
+        if (each, target) != ("head", "Kubernetes") or is_scaled
     }
 
 
 def test_every_arrow_is_let_through(documents: list[Document]) -> None:
     drawn = list_drawn(documents)
     assert drawn
-    # `callers` and the clock are not in every overlay: their rules come with what they talk to.
-    if not find_kind(documents, "RayService"):
-        drawn = {each for each in drawn if each[0] != "callers"}
     assert drawn - list_open(documents) == set()
+
+
+def test_the_operator_reaches_what_it_asks(documents: list[Document]) -> None:
+    # KubeRay 1.7: the dashboard; of a RayService's head, Serve's proxy (updateHeadPodServeLabel).
+    asked = {8265, SERVE} if find_kind(documents, "RayService") else {8265}
+    assert {("operator", "head", port) for port in asked} <= list_open(documents)
 
 
 def test_nothing_else_is(documents: list[Document]) -> None:
@@ -104,15 +125,20 @@ def test_nothing_else_is(documents: list[Document]) -> None:
     assert extra == set()
 
 
-@pytest.mark.parametrize("policy", ["ray", "storage", "kubernetes", "submit", "submitter", "dns"])
-def test_without_a_policy_an_arrow_is_missing(policy: str, build: Any) -> None:
+@pytest.mark.parametrize(
+    ("policy", "overlay"),
+    [
+        ("ray", "gpu"), ("storage", "gpu"), ("kubernetes", "gpu"), ("submit", "gpu"),
+        ("submitter", "gpu"), ("dns", "gpu"), ("online", "shared"), ("online-health", "shared"),
+    ],
+)  # fmt: skip
+def test_without_a_policy_an_arrow_is_missing(policy: str, overlay: str, build: Any) -> None:
     documents = [
         each
-        for each in copy.deepcopy(build("gpu"))
+        for each in copy.deepcopy(build(overlay))
         if (each["kind"], each["metadata"]["name"]) != ("NetworkPolicy", policy)
     ]
-    drawn = {each for each in list_drawn(documents) if each[0] != "callers"}
-    assert drawn - list_open(documents)
+    assert list_drawn(documents) - list_open(documents)
 
 
 def test_without_the_default_strangers_get_in(build: Any) -> None:
@@ -120,3 +146,27 @@ def test_without_the_default_strangers_get_in(build: Any) -> None:
     assert ("clock", "outside", 22) not in list_open(documents)  # its own policy is one
     assert ("stranger", "clock", 22) in list_open(documents)
     assert ("stranger", "clock", 22) not in list_open(build("cpu-demo"))
+
+
+def test_dns_may_be_the_nodes_own(documents: list[Document]) -> None:
+    policies = find_kind(documents, "NetworkPolicy")
+    node = Party(address="169.254.20.10")
+    for pod in find_pods(documents):
+        assert admits(policies, Party(pod.labels, HERE, HERE_LABELS), node, 53, "UDP"), pod.where
+
+
+IDENTITY = [("169.254.170.23", 80), ("169.254.169.252", 988), ("169.254.169.254", 80)]
+"""EKS Pod Identity's agent; GKE's metadata server, with Calico and with Dataplane V2."""
+
+
+@pytest.mark.parametrize(("address", "port"), IDENTITY)
+def test_a_component_lets_pods_get_their_rights(address: str, port: int, build: Any) -> None:
+    policies = find_kind(build("gpu"), "NetworkPolicy")
+    text = (K8S / "components" / "identity" / "network.yaml").read_text("utf-8")
+    identity = yaml.safe_load(text)
+    kubernetes_validate.validate(identity, "1.34", strict=True)
+    identity["metadata"]["namespace"] = HERE
+    for pod in find_pods(build("gpu")):
+        here, there = Party(pod.labels, HERE, HERE_LABELS), Party(address=address)
+        assert not admits(policies, here, there, port)
+        assert admits([*policies, identity], here, there, port) == bool(pod.group)

@@ -87,6 +87,10 @@ def give_workers_a_token(documents: list[Document]) -> None:
     group["template"]["spec"]["serviceAccountName"] = "ray-head"
 
 
+def autoscale_no_more(documents: list[Document]) -> None:
+    cluster_of(documents)["enableInTreeAutoscaling"] = False
+
+
 def allow_everything(documents: list[Document]) -> None:
     of_kind(documents, "Role", "clock")["rules"][0]["verbs"] = ["*"]
 
@@ -129,6 +133,22 @@ def ask_for_more_gangs(documents: list[Document]) -> None:
 
 def encode_with_more_cpus(documents: list[Document]) -> None:
     edit_recipe(documents, "num_cpus = 6", "num_cpus = 60")
+
+
+def keep_one_of_two_heads(documents: list[Document]) -> None:
+    of_kind(documents, "PodDisruptionBudget")["spec"]["minAvailable"] = 1
+
+
+def keep_a_share_of_heads(documents: list[Document]) -> None:
+    of_kind(documents, "PodDisruptionBudget")["spec"]["minAvailable"] = "100%"
+
+
+def render_past_the_deadline(documents: list[Document]) -> None:
+    job_of(documents)["ttlSecondsAfterFinished"] = 600
+
+
+def render_for_ever(documents: list[Document]) -> None:
+    del job_of(documents)["activeDeadlineSeconds"]
 
 
 def start_beyond_the_most(documents: list[Document]) -> None:
@@ -193,6 +213,7 @@ GPU: tuple[tuple[rules.Rule, Callable[[list[Document]], None]], ...] = (
     (rules.pods_are_restricted, keep_capabilities),
     (rules.pods_are_restricted, mount_the_host),
     (rules.accounts_have_least_rights, give_workers_a_token),
+    (rules.accounts_have_least_rights, autoscale_no_more),
     (rules.accounts_have_least_rights, allow_everything),
     (rules.pods_outlive_their_drain, shorten_the_grace),
     (rules.pods_outlive_their_drain, end_the_driver_at_once),
@@ -203,6 +224,10 @@ GPU: tuple[tuple[rules.Rule, Callable[[list[Document]], None]], ...] = (
     (rules.gangs_have_room, halve_the_gangs_node),
     (rules.gangs_have_room, ask_for_more_gangs),
     (rules.gangs_have_room, encode_with_more_cpus),
+    (rules.heads_are_not_evicted, keep_one_of_two_heads),
+    (rules.heads_are_not_evicted, keep_a_share_of_heads),
+    (rules.nights_end_by_their_deadline, render_past_the_deadline),
+    (rules.nights_end_by_their_deadline, render_for_ever),
     (rules.groups_start_within_bounds, start_beyond_the_most),
     (rules.groups_start_within_bounds, never_start),
     (rules.queued_nights_suit_kueue, queue_without_suspending),
@@ -258,7 +283,27 @@ def leave_a_proxy_to_itself(documents: list[Document]) -> None:
     workers["containers"][0]["env"].pop()
 
 
+def group_of(documents: list[Document], number: int) -> dict[str, Any]:
+    spec = of_kind(documents, "RayService")["spec"]["rayClusterConfig"]
+    return spec["workerGroupSpecs"][number]
+
+
+def forget_the_other_tenant(documents: list[Document]) -> None:
+    group_of(documents, 1)["maxReplicas"] = 16
+
+
+def keep_a_gang_alone(documents: list[Document]) -> None:
+    group_of(documents, 1)["minReplicas"] = 1
+
+
+def keep_half_the_encoders(documents: list[Document]) -> None:
+    group_of(documents, 0)["minReplicas"] = 1
+
+
 SHARED = (
+    (rules.gangs_have_room, forget_the_other_tenant),
+    (rules.endpoints_have_room_by_day, keep_a_gang_alone),
+    (rules.endpoints_have_room_by_day, keep_half_the_encoders),
     (rules.proxies_answer_as_the_endpoint, leave_a_proxy_to_itself),
     (rules.one_pool_renders_all, serve_with_fewer_gangs),
     (rules.one_pool_renders_all, render_with_another_pool),

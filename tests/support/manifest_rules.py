@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import typer
@@ -16,7 +14,7 @@ from jobs.api.proxy import IMPORT_PATH as PROXY_PATH
 from jobs.application import EndpointConfig
 from jobs.cli import app
 from pipeline.errors import UsageError
-from pipeline.recipe import GangShape, Recipe, load_recipe
+from tests.support.manifest_room import endpoints_have_room_by_day, gangs_have_room
 from tests.support.manifests import (
     Document,
     Pod,
@@ -24,7 +22,8 @@ from tests.support.manifests import (
     find_clusters,
     find_kind,
     find_pods,
-    find_recipe_text,
+    list_words,
+    read_recipe,
 )
 from tests.support.network import matches
 
@@ -34,14 +33,9 @@ KUBERAY_SERVICES = {"online-head-svc": {"ray.io/node-type": "head"}}
 """Services that KubeRay makes of a RayService, and the pods behind them."""
 SECRETS = {"rushes-s3", "rushes-ray", "rushes-keys", "rushes-webhook", "rushes-hub"}
 """Those that k8s/README.md has one make."""
+MOST_HEADS = 20
+"""At once in a namespace: the endpoint's, a night's, and what was started by hand."""
 PROXY_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
-_UNITS = {"Mi": 2**20, "Gi": 2**30, "m": 1e-3}
-
-
-def quantity(text: str | int) -> float:
-    """Return a Kubernetes quantity as a number."""
-    number, unit = re.fullmatch(r"([\d.]+)([A-Za-z]*)", str(text)).groups()  # pyright: ignore
-    return float(number) * _UNITS.get(unit, 1)
 
 
 def images_are_pinned(documents: list[Document]) -> Iterator[str]:
@@ -94,6 +88,13 @@ def accounts_have_least_rights(documents: list[Document]) -> Iterator[str]:
         )
         if mounted and pod.labels.get("rushes/talks-to") != "kubernetes":
             yield f"{pod.where}: has a token of {account.get('metadata', {}).get('name')}"
+    for whose, cluster in find_clusters(expand_documents(documents)):
+        head = cluster["headGroupSpec"]["template"]
+        if not cluster["enableInTreeAutoscaling"] and (
+            head["spec"].get("automountServiceAccountToken") is not False
+            or "rushes/talks-to" in head["metadata"]["labels"]
+        ):
+            yield f"{whose} head: talks to Kubernetes though it has no autoscaler"
     for role in [*find_kind(documents, "Role"), *find_kind(documents, "ClusterRole")]:
         if "*" in str(role["rules"]):
             yield f"{role['metadata']['name']}: {role['rules']}"
@@ -101,7 +102,7 @@ def accounts_have_least_rights(documents: list[Document]) -> Iterator[str]:
 
 def pods_outlive_their_drain(documents: list[Document]) -> Iterator[str]:
     """A pod's grace is long enough for a checkpoint: in a worker's drain, before a head's."""
-    grace_s = _read_recipe(documents).checkpoint.grace_s
+    grace_s = read_recipe(documents).checkpoint.grace_s
     for pod in _find_nodes(documents):
         (container,) = pod.spec["containers"]
         environment = {each["name"]: each.get("value") for each in container.get("env", ())}
@@ -123,19 +124,30 @@ def pods_outlive_their_drain(documents: list[Document]) -> Iterator[str]:
             yield f"{pod.where}: is ended without leave-node"
 
 
-def gangs_have_room(documents: list[Document]) -> Iterator[str]:
-    """The worker groups, grown as far as they may, hold all that the recipe asks for."""
-    recipe = _read_recipe(documents)
-    for whose, cluster in find_clusters(expand_documents(documents)):
-        free = [_count_node(group) for group in cluster["workerGroupSpecs"] for _ in _nodes(group)]
-        for shape in sorted(recipe.gangs, key=lambda each: -each.layout.ranks * each.num_gpus):
-            for number in range(shape.count):
-                if not _place(shape, free):
-                    yield f"{whose}: no room for gang {shape.name}-{number}"
-        for stage in (recipe.encode, recipe.develop):
-            for _ in range(stage.workers):
-                if not _take(free, stage.num_gpus, stage.num_cpus):
-                    yield f"{whose}: no room for a worker of {stage}"
+def heads_are_not_evicted(documents: list[Document]) -> Iterator[str]:
+    """A budget keeps every head: a number that they never reach, so that none may go."""
+    budgets = [each["spec"] for each in find_kind(documents, "PodDisruptionBudget")]
+    for pod in _find_nodes(documents):
+        if pod.labels["ray.io/node-type"] == "head" and not any(
+            matches(each["selector"], pod.labels) and _exceeds(each.get("minAvailable"), MOST_HEADS)
+            for each in budgets
+        ):
+            yield f"{pod.where}: may be evicted"
+
+
+def _exceeds(least: int | str | None, most: int) -> bool:
+    return isinstance(least, int) and least > most
+
+
+def nights_end_by_their_deadline(documents: list[Document]) -> Iterator[str]:
+    """A night's cluster goes soon after its end: nothing else stops what is past its deadline."""
+    for job in find_kind(expand_documents(documents), "RayJob"):
+        spec = job["spec"]
+        after_s = spec.get("ttlSecondsAfterFinished", 0)
+        if "activeDeadlineSeconds" not in spec:
+            yield f"{job['metadata']['generateName']}: has no deadline"
+        if not spec.get("shutdownAfterJobFinishes") or after_s > 60:
+            yield f"{job['metadata']['generateName']}: renders {after_s} s past its deadline"
 
 
 def groups_start_within_bounds(documents: list[Document]) -> Iterator[str]:
@@ -218,7 +230,7 @@ def ports_match(documents: list[Document]) -> Iterator[str]:
                 port = container.get(probe, {}).get("httpGet", {}).get("port")
                 if port and port not in _list_ports(pod):
                     yield f"{pod.where}: {probe} asks port {port}"
-            words = [*container.get("command", ()), *container.get("args", ())]
+            words = list_words(container)
             for host, port in re.findall(r"http://([\w.-]+):(\d+)", " ".join(words)):
                 selector = {"matchLabels": KUBERAY_SERVICES.get(host, {"": ""})}
                 behind = [each for each in pods if matches(selector, each.labels)]
@@ -250,7 +262,7 @@ def commands_parse(documents: list[Document]) -> Iterator[str]:
 def recipes_load(documents: list[Document]) -> Iterator[str]:
     """The recipe in the ConfigMap is one."""
     try:
-        _read_recipe(documents)
+        read_recipe(documents)
     except UsageError as error:
         yield str(error)
 
@@ -295,7 +307,8 @@ def proxies_answer_as_the_endpoint(documents: list[Document]) -> Iterator[str]:
 
 RULES: tuple[Rule, ...] = (
     images_are_pinned, resources_are_set, pods_are_restricted, accounts_have_least_rights,
-    pods_outlive_their_drain, gangs_have_room, groups_start_within_bounds,
+    pods_outlive_their_drain, gangs_have_room, endpoints_have_room_by_day,
+    heads_are_not_evicted, nights_end_by_their_deadline, groups_start_within_bounds,
     queued_nights_suit_kueue, selectors_match, references_exist, ports_match, nodes_are_probed,
     commands_parse, recipes_load, applications_load, one_pool_renders_all,
     proxies_answer_as_the_endpoint,
@@ -309,7 +322,7 @@ def find_commands(documents: list[Document]) -> Iterator[tuple[str, list[str]]]:
         yield "entrypoint", words[words.index("rushes") + 1 :]
     for pod in find_pods(documents):
         for container in pod.containers:
-            words = [*container.get("command", ()), *container.get("args", ())]
+            words = list_words(container)
             if "rushes" in words:
                 yield pod.where, words[words.index("rushes") + 1 :]
 
@@ -341,39 +354,3 @@ def _find_nodes(documents: list[Document]) -> list[Pod]:
 def _list_ports(pod: Pod) -> set[str | int]:
     ports = [port for each in pod.containers for port in each.get("ports", ())]
     return {port["containerPort"] for port in ports} | {port["name"] for port in ports}
-
-
-def _read_recipe(documents: list[Document]) -> Recipe:
-    with TemporaryDirectory() as folder:
-        (path := Path(folder, "recipe.toml")).write_text(find_recipe_text(documents), "utf-8")
-        return load_recipe(path)
-
-
-def _nodes(group: Document) -> range:
-    return range(group["maxReplicas"] * group.get("numOfHosts", 1))
-
-
-def _count_node(group: Document) -> list[float]:
-    """Return the GPUs and CPUs that Ray counts on one node of a group."""
-    (container,) = group["template"]["spec"]["containers"]
-    limits = container["resources"]["limits"]
-    cpus = group["rayStartParams"].get("num-cpus", limits["cpu"])
-    return [quantity(limits.get("nvidia.com/gpu", 0)), quantity(cpus)]
-
-
-def _place(shape: GangShape, free: list[list[float]]) -> bool:
-    """Take a gang's share of the nodes: of one, or of as many as it may be spread over."""
-    ranks = shape.layout.ranks
-    if shape.placement == "STRICT_PACK":
-        return _take(free, ranks * shape.num_gpus, ranks * shape.num_cpus)
-    return all(_take(free, shape.num_gpus, shape.num_cpus) for _ in range(ranks))
-
-
-def _take(free: list[list[float]], gpus: float, cpus: float) -> bool:
-    """Take from the node that has the least to spare, as nothing smaller will do."""
-    fits = [node for node in free if node[0] >= gpus and node[1] >= cpus]
-    if fits:
-        node = min(fits)
-        node[0] -= gpus
-        node[1] -= cpus
-    return bool(fits)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
 
+from pipeline.recipe import Recipe, load_recipe
+
 K8S = Path(__file__).parents[2] / "k8s"
 OVERLAYS = sorted(path.name for path in (K8S / "overlays").iterdir() if path.is_dir())
 Document = dict[str, Any]
+_UNITS = {"Mi": 2**20, "Gi": 2**30, "m": 1e-3}
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,28 @@ def find_recipe_text(documents: list[Document]) -> str:
         if each["metadata"]["name"] == "rushes-recipe"
     )
     return found["data"]["recipe.toml"]
+
+
+def read_recipe(documents: list[Document]) -> Recipe:
+    """Return that recipe.
+
+    Raises:
+        UsageError: it is none.
+    """
+    with TemporaryDirectory() as folder:
+        (path := Path(folder, "recipe.toml")).write_text(find_recipe_text(documents), "utf-8")
+        return load_recipe(path)
+
+
+def quantity(text: str | int) -> float:
+    """Return a Kubernetes quantity as a number."""
+    number, unit = re.fullmatch(r"([\d.]+)([A-Za-z]*)", str(text)).groups()  # pyright: ignore
+    return float(number) * _UNITS.get(unit, 1)
+
+
+def list_words(container: dict[str, Any]) -> list[str]:
+    """Return what a container runs, word by word."""
+    return [*container.get("command", ()), *container.get("args", ())]
 
 
 def find_clusters(documents: list[Document]) -> Iterator[tuple[str, dict[str, Any]]]:

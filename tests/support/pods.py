@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.support.manifest_rules import quantity
+from tests.support.manifests import quantity
 
 BRIDGE = "10.231.0.1"
 """Where this side listens for pods."""

@@ -1,0 +1,113 @@
+"""Rules of room: what a recipe asks for is placed on the nodes that a cluster may have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from cluster.session import READ_CPUS
+from pipeline.recipe import GangShape, Recipe
+from tests.support.manifests import (
+    Document,
+    expand_documents,
+    find_clusters,
+    find_pods,
+    list_words,
+    quantity,
+    read_recipe,
+)
+
+ENDPOINT_ADDRESS = "online-head-svc"
+"""The service by which a batch joins the endpoint's cluster."""
+
+
+def gangs_have_room(documents: list[Document]) -> Iterator[str]:
+    """The worker groups, grown as far as they may, hold all that is ever asked for.
+
+    Tenants of one cluster share its gangs, but each encodes and develops with workers of its own.
+    """
+    recipe = read_recipe(documents)
+    for whose, cluster in find_clusters(expand_documents(documents)):
+        free = _list_nodes(cluster, "maxReplicas")
+        yield from _place_gangs(whose, recipe, free, lambda shape: shape.count)
+        batches = 1 if whose == "RayJob" else _count_joining(documents)
+        for _ in range(batches + (whose == "RayService")):
+            yield from _place_stages(whose, recipe, free)
+        for _ in range(batches):
+            if not _take(free, 0, READ_CPUS):
+                yield f"{whose}: no room to read a table"
+
+
+def endpoints_have_room_by_day(documents: list[Document]) -> Iterator[str]:
+    """The nodes that an endpoint's cluster keeps hold what it keeps: callers wait for none."""
+    recipe = read_recipe(documents)
+    for whose, cluster in find_clusters(documents):
+        if whose == "RayService":
+            free = _list_nodes(cluster, "minReplicas")
+            yield from _place_gangs(whose, recipe, free, _count_kept)
+            yield from _place_stages(whose, recipe, free)
+
+
+def count_kept_gpus(cluster: Document) -> float:
+    """Return the GPUs of the nodes that a cluster keeps."""
+    return sum(gpus for gpus, _ in _list_nodes(cluster, "minReplicas"))
+
+
+def _count_kept(shape: GangShape) -> int:
+    return shape.count if shape.min_count is None else shape.min_count
+
+
+def _count_joining(documents: list[Document]) -> int:
+    """Return how many batches join the endpoint's cluster."""
+    calls = [" ".join(list_words(each)) for pod in find_pods(documents) for each in pod.containers]
+    return sum(ENDPOINT_ADDRESS in call and " rushes render " in call for call in calls)
+
+
+def _place_gangs(
+    whose: str, recipe: Recipe, free: list[list[float]], count: Callable[[GangShape], int]
+) -> Iterator[str]:
+    for shape in sorted(recipe.gangs, key=lambda each: -each.layout.ranks * each.num_gpus):
+        for number in range(count(shape)):
+            if not _place(shape, free):
+                yield f"{whose}: no room for gang {shape.name}-{number}"
+
+
+def _place_stages(whose: str, recipe: Recipe, free: list[list[float]]) -> Iterator[str]:
+    for stage in (recipe.encode, recipe.develop):
+        for _ in range(stage.workers):
+            if not _take(free, stage.num_gpus, stage.num_cpus):
+                yield f"{whose}: no room for a worker of {stage}"
+
+
+def _list_nodes(cluster: Document, replicas: str) -> list[list[float]]:
+    """Return the GPUs and CPUs of each worker node, of a group's least or most."""
+    return [
+        _count_node(group)
+        for group in cluster["workerGroupSpecs"]
+        for _ in range(group[replicas] * group.get("numOfHosts", 1))
+    ]
+
+
+def _count_node(group: Document) -> list[float]:
+    """Return the GPUs and CPUs that Ray counts on one node of a group."""
+    (container,) = group["template"]["spec"]["containers"]
+    limits = container["resources"]["limits"]
+    cpus = group["rayStartParams"].get("num-cpus", limits["cpu"])
+    return [quantity(limits.get("nvidia.com/gpu", 0)), quantity(cpus)]
+
+
+def _place(shape: GangShape, free: list[list[float]]) -> bool:
+    """Take a gang's share of the nodes: of one, or of as many as it may be spread over."""
+    ranks = shape.layout.ranks
+    if shape.placement == "STRICT_PACK":
+        return _take(free, ranks * shape.num_gpus, ranks * shape.num_cpus)
+    return all(_take(free, shape.num_gpus, shape.num_cpus) for _ in range(ranks))
+
+
+def _take(free: list[list[float]], gpus: float, cpus: float) -> bool:
+    """Take from the node that has the least to spare, as nothing smaller will do."""
+    fits = [node for node in free if node[0] >= gpus and node[1] >= cpus]
+    if fits:
+        node = min(fits)
+        node[0] -= gpus
+        node[1] -= cpus
+    return bool(fits)
