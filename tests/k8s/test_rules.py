@@ -131,6 +131,20 @@ def ask_for_more_gangs(documents: list[Document]) -> None:
     edit_recipe(documents, "count = 15", "count = 17")
 
 
+def misspell_a_label(documents: list[Document]) -> None:
+    cluster_of(documents)["workerGroupSpecs"][2]["labels"] = {"rushes/group": "gangs"}
+
+
+def let_singles_anywhere(documents: list[Document]) -> None:
+    recipe = 'max_tokens = 32760\nlabel_selector = { "rushes/group" = "short" }'
+    edit_recipe(documents, recipe, "max_tokens = 32760")
+
+
+def develop_on_the_gangs_node(documents: list[Document]) -> None:
+    recipe = 'num_gpus = 0.25\nlabel_selector = { "rushes/group" = "short" }'
+    edit_recipe(documents, recipe, "num_gpus = 0.25")
+
+
 def encode_with_more_cpus(documents: list[Document]) -> None:
     edit_recipe(documents, "num_cpus = 6", "num_cpus = 60")
 
@@ -224,6 +238,9 @@ GPU: tuple[tuple[rules.Rule, Callable[[list[Document]], None]], ...] = (
     (rules.gangs_have_room, halve_the_gangs_node),
     (rules.gangs_have_room, ask_for_more_gangs),
     (rules.gangs_have_room, encode_with_more_cpus),
+    (rules.gangs_have_room, misspell_a_label),
+    (rules.gangs_have_nodes_of_their_own, let_singles_anywhere),
+    (rules.gangs_have_nodes_of_their_own, develop_on_the_gangs_node),
     (rules.heads_are_not_evicted, keep_one_of_two_heads),
     (rules.heads_are_not_evicted, keep_a_share_of_heads),
     (rules.nights_end_by_their_deadline, render_past_the_deadline),

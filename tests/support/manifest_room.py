@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 from cluster.session import READ_CPUS
 from pipeline.recipe import GangShape, Recipe
@@ -33,7 +34,7 @@ def gangs_have_room(documents: list[Document]) -> Iterator[str]:
         for _ in range(batches + (whose == "RayService")):
             yield from _place_stages(whose, recipe, free)
         for _ in range(batches):
-            if not _take(free, 0, READ_CPUS):
+            if not _take(free, 0, READ_CPUS, {}):
                 yield f"{whose}: no room to read a table"
 
 
@@ -47,9 +48,27 @@ def endpoints_have_room_by_day(documents: list[Document]) -> Iterator[str]:
             yield from _place_stages(whose, recipe, free)
 
 
+def gangs_have_nodes_of_their_own(documents: list[Document]) -> Iterator[str]:
+    """No actor that a smaller node would do for may be on a node that a gang needs whole.
+
+    Ray puts what one GPU would do for onto the node with the most that are free.
+    """
+    recipe = read_recipe(documents)
+    wide = [each for each in recipe.gangs if each.num_gpus and each.layout.ranks > 1]
+    small = [each for each in recipe.gangs if each.num_gpus and each.layout.ranks == 1]
+    for whose, cluster in find_clusters(expand_documents(documents)):
+        for group in cluster["workerGroupSpecs"]:
+            if not any(_place(shape, [_count_node(group)]) for shape in wide):
+                continue
+            for each in (*small, recipe.encode, recipe.develop):
+                needs = each.num_gpus, each.num_cpus, each.label_selector
+                if each.num_gpus and _take([_count_node(group)], *needs):
+                    yield f"{whose}: {group['groupName']} is open to {each}"
+
+
 def count_kept_gpus(cluster: Document) -> float:
     """Return the GPUs of the nodes that a cluster keeps."""
-    return sum(gpus for gpus, _ in _list_nodes(cluster, "minReplicas"))
+    return sum(node.gpus for node in _list_nodes(cluster, "minReplicas"))
 
 
 def _count_kept(shape: GangShape) -> int:
@@ -63,7 +82,7 @@ def _count_joining(documents: list[Document]) -> int:
 
 
 def _place_gangs(
-    whose: str, recipe: Recipe, free: list[list[float]], count: Callable[[GangShape], int]
+    whose: str, recipe: Recipe, free: list[_Node], count: Callable[[GangShape], int]
 ) -> Iterator[str]:
     for shape in sorted(recipe.gangs, key=lambda each: -each.layout.ranks * each.num_gpus):
         for number in range(count(shape)):
@@ -71,14 +90,23 @@ def _place_gangs(
                 yield f"{whose}: no room for gang {shape.name}-{number}"
 
 
-def _place_stages(whose: str, recipe: Recipe, free: list[list[float]]) -> Iterator[str]:
+def _place_stages(whose: str, recipe: Recipe, free: list[_Node]) -> Iterator[str]:
     for stage in (recipe.encode, recipe.develop):
         for _ in range(stage.workers):
-            if not _take(free, stage.num_gpus, stage.num_cpus):
+            if not _take(free, stage.num_gpus, stage.num_cpus, stage.label_selector):
                 yield f"{whose}: no room for a worker of {stage}"
 
 
-def _list_nodes(cluster: Document, replicas: str) -> list[list[float]]:
+@dataclass
+class _Node:
+    """What is free on one."""
+
+    gpus: float
+    cpus: float
+    labels: Mapping[str, str]
+
+
+def _list_nodes(cluster: Document, replicas: str) -> list[_Node]:
     """Return the GPUs and CPUs of each worker node, of a group's least or most."""
     return [
         _count_node(group)
@@ -87,27 +115,32 @@ def _list_nodes(cluster: Document, replicas: str) -> list[list[float]]:
     ]
 
 
-def _count_node(group: Document) -> list[float]:
+def _count_node(group: Document) -> _Node:
     """Return the GPUs and CPUs that Ray counts on one node of a group."""
     (container,) = group["template"]["spec"]["containers"]
     limits = container["resources"]["limits"]
     cpus = group["rayStartParams"].get("num-cpus", limits["cpu"])
-    return [quantity(limits.get("nvidia.com/gpu", 0)), quantity(cpus)]
+    gpus = quantity(limits.get("nvidia.com/gpu", 0))
+    return _Node(gpus, quantity(cpus), group.get("labels", {}))
 
 
-def _place(shape: GangShape, free: list[list[float]]) -> bool:
+def _place(shape: GangShape, free: list[_Node]) -> bool:
     """Take a gang's share of the nodes: of one, or of as many as it may be spread over."""
-    ranks = shape.layout.ranks
+    ranks, allowed = shape.layout.ranks, shape.label_selector
     if shape.placement == "STRICT_PACK":
-        return _take(free, ranks * shape.num_gpus, ranks * shape.num_cpus)
-    return all(_take(free, shape.num_gpus, shape.num_cpus) for _ in range(ranks))
+        return _take(free, ranks * shape.num_gpus, ranks * shape.num_cpus, allowed)
+    return all(_take(free, shape.num_gpus, shape.num_cpus, allowed) for _ in range(ranks))
 
 
-def _take(free: list[list[float]], gpus: float, cpus: float) -> bool:
+def _take(free: list[_Node], gpus: float, cpus: float, allowed: Mapping[str, str]) -> bool:
     """Take from the node that has the least to spare, as nothing smaller will do."""
-    fits = [node for node in free if node[0] >= gpus and node[1] >= cpus]
+    fits = [
+        node
+        for node in free
+        if node.gpus >= gpus and node.cpus >= cpus and allowed.items() <= node.labels.items()
+    ]
     if fits:
-        node = min(fits)
-        node[0] -= gpus
-        node[1] -= cpus
+        node = min(fits, key=lambda each: (each.gpus, each.cpus))
+        node.gpus -= gpus
+        node.cpus -= cpus
     return bool(fits)

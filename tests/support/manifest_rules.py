@@ -14,7 +14,11 @@ from jobs.api.proxy import IMPORT_PATH as PROXY_PATH
 from jobs.application import EndpointConfig
 from jobs.cli import app
 from pipeline.errors import UsageError
-from tests.support.manifest_room import endpoints_have_room_by_day, gangs_have_room
+from tests.support.manifest_room import (
+    endpoints_have_room_by_day,
+    gangs_have_nodes_of_their_own,
+    gangs_have_room,
+)
 from tests.support.manifests import (
     Document,
     Pod,
@@ -307,7 +311,8 @@ def proxies_answer_as_the_endpoint(documents: list[Document]) -> Iterator[str]:
 
 RULES: tuple[Rule, ...] = (
     images_are_pinned, resources_are_set, pods_are_restricted, accounts_have_least_rights,
-    pods_outlive_their_drain, gangs_have_room, endpoints_have_room_by_day,
+    pods_outlive_their_drain, gangs_have_room, gangs_have_nodes_of_their_own,
+    endpoints_have_room_by_day,
     heads_are_not_evicted, nights_end_by_their_deadline, groups_start_within_bounds,
     queued_nights_suit_kueue, selectors_match, references_exist, ports_match, nodes_are_probed,
     commands_parse, recipes_load, applications_load, one_pool_renders_all,
