@@ -219,7 +219,7 @@ def _order_by_node(group: PlacementGroup, ranks: int) -> list[int]:
 
     Ray 2.60 promises nothing of the order in which bundles are spread over nodes.
     """
-    nodes = placement_group_table(group)["bundles_to_node_id"]
+    nodes = cast(dict[int, str], placement_group_table(group)["bundles_to_node_id"])
     return sorted(range(ranks), key=lambda bundle: (nodes[bundle], bundle))
 
 

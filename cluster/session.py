@@ -16,10 +16,10 @@ from typing import Any, Literal, cast
 
 import psutil
 import ray
+from ray import _raylet
 from ray._private import services
 from ray._private import utils as ray_utils
 from ray._private.accelerators import get_accelerator_manager_for_resource
-from ray._raylet import GcsClient
 from ray.exceptions import AuthenticationError, RayError
 
 from pipeline.errors import UsageError
@@ -68,7 +68,7 @@ def _check_address(address: str) -> None:
         host, _, port = str(found).rpartition(":")
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
         with _native_stderr_muted():
-            GcsClient(address=str(found))
+            cast(Any, _raylet).GcsClient(address=str(found))
     except AuthenticationError as error:
         raise UsageError(
             f"--address {address}: this Ray cluster asks for a token: set RAY_AUTH_MODE=token, and "
