@@ -54,19 +54,19 @@ def error_of(folder: Path, **model: Any) -> str:
 
 
 def test_a_disk_that_fails_is_no_fault_of_the_checkpoints(
-    wan: Path, monkeypatch: pytest.MonkeyPatch
+    copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load(*_: Any, **__: Any) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(ComponentSpec, "load", load)
     with pytest.raises(UnreachableError, match=r"cannot load text_encoder .*Input/output error"):
-        graph_of(wan).load("encode")
+        graph_of(copy).load("encode")
     monkeypatch.undo()
-    for path in (wan / "text_encoder").glob("*.safetensors*"):
+    for path in (copy / "text_encoder").glob("*.safetensors*"):
         path.unlink()
     with pytest.raises(UsageError, match="cannot load text_encoder") as caught:
-        graph_of(wan).load("encode")
+        graph_of(copy).load("encode")
     assert not isinstance(caught.value, UnreachableError)
 
 
