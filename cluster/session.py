@@ -132,7 +132,6 @@ def wait_for_loss(say: Callable[[str], None]) -> None:
 
 
 def _ask_nodes(say: Callable[[str], None]) -> list[dict[str, Any]]:
-    # Asked by this thread: after another has, Ray 2.60 aborts where it is shut down.
     silent = threading.Timer(SILENCE_S, say, (_SILENT,))
     silent.daemon = True
     silent.start()

@@ -45,9 +45,8 @@ def load_share(
         model = made.from_config(made.load_config(str(folder)))
     cuts = cut_transformer(model, plan, group)
     wide = set(made._keep_in_fp32_modules or ())
-    unused = (
-        made._keys_to_ignore_on_load_unexpected or ()
-    )  # patterns; as diffusers passes them over
+    # Patterns of weights that published files have and nothing uses; diffusers passes them over.
+    unused = made._keys_to_ignore_on_load_unexpected or ()
     missing = set(model.state_dict())
 
     def held(name: str, stored: torch.dtype) -> torch.dtype:
