@@ -32,7 +32,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import functional
 
 from pipeline.parallel.joint import JointAttention
-from pipeline.parallel.plans import look_up, refuse_context
+from pipeline.parallel.plans import check_context, look_up
 from pipeline.parallel.tensor import find_modules
 
 
@@ -131,9 +131,8 @@ class ContextGroup:
             ValueError: the plan isn't this model's: a pattern matches nothing.
         """
         plan = find_context_plan(type(model))
+        check_context(type(model).__name__, cast(Any, model).config)
         attentions = [each for _, each in find_modules(model, plan.attentions)]
-        if any(getattr(each, "is_amplify_history", False) for each in attentions):
-            refuse_context(type(model).__name__)
         for attention in attentions:
             if plan.processor:
                 attention.set_processor(plan.processor(self.config))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UsageError
-from pipeline.parallel.plans import PLANS, look_up, refuse_context, refuse_degree
+from pipeline.parallel.plans import PLANS, check_context, look_up, refuse_degree
 from pipeline.recipe import GangShape
 
 HEADS = {"num_attention_heads": "heads", "audio_num_attention_heads": "heads for sound"}
@@ -50,8 +50,7 @@ def _check(config: Mapping[str, Any], name: str, shape: GangShape) -> None:
         refuse_degree(shape.tensor, counts)
     if shape.context > 1:
         look_up(PLANS, kind, "context")  # `context.PLANS` has the same classes
-        if config.get("is_amplify_history"):
-            refuse_context(kind)
+        check_context(kind, config)
         for key, title in HEADS.items():
             if key in config:
                 what = f"{name}: {config[key]} {title}"

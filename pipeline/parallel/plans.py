@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NoReturn, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pipeline.errors import UsageError
 
@@ -129,13 +129,19 @@ def refuse_degree(size: int, counts: Mapping[str, int]) -> None:
         )
 
 
-def refuse_context(kind: str) -> NoReturn:
-    """Refuse to deal out the tokens of a transformer that amplifies history.
+def check_context(kind: str, config: Mapping[str, Any]) -> None:
+    """Check that a transformer so configured can work on a share of its tokens.
 
     Raises:
-        UsageError: always.
+        UsageError: it can't.
     """
-    raise UsageError(
-        f"gangs: context: {kind} weighs past frames by their place in the whole sequence, which a "
-        "rank with a share of it doesn't know"
-    )
+    why = None
+    if config.get("is_amplify_history"):
+        why = (
+            "weighs past frames by their place in the whole sequence, which a rank with a share of "
+            "it doesn't know"
+        )
+    elif config.get("rope_type") == "interleaved":
+        why = "has interleaved rotary tables; there is a plan for split ones (rope_type)"
+    if why:
+        raise UsageError(f"gangs: context: {kind} {why}")

@@ -1,8 +1,8 @@
 """Stage `transformer`: flow matching on cached latents, words and conditions.
 
 The text encoder is frozen. Plain captions first, paraphrases later; one caption in ten is empty,
-for guidance. The log's `right`, `swapped` and `empty` are losses at sigma 0.98, where a clip can
-only be guessed from its caption: they part when the words are obeyed.
+for guidance, one in four beside a condition. The log's `right`, `swapped` and `empty` are losses at
+sigma 0.98, where a clip can only be guessed from its caption: they part when the words are obeyed.
 """
 
 # pyright: basic, reportPrivateImportUsage=false
@@ -34,8 +34,13 @@ BATCH = 16
 """Clips in one process's batch."""
 SEED = 53
 EMPTY = 0.1
-UNCONDITIONED = 0.3
+EMPTY_CONDITIONED = 0.25
+"""How often a caption is left out beside a condition: what is given should be kept alike with and
+without words, or guidance pushes away from it."""
+UNCONDITIONED = 0.15
 """How often a clip's condition is left out, so that it serves for text alone."""
+KEPT = 3.0
+"""How much what is given weighs in the loss, over what is drawn."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,10 @@ class Batch:
     """(n, 2 · channels + 64, t, h, w)."""
     captions: list[str]
     swapped: list[str]
+
+    def given(self) -> Tensor:
+        """The share of each latent's pixels that a condition gives, (n, 1, t, h, w)."""
+        return 1 - self.control[:, -64:].mean(dim=1, keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -183,7 +192,10 @@ class Objective:
     # The fused attention's backward on a CPU takes 130 ms a call at this size, more than half of a
     # step (torch 2.13, one AMX core); written out it takes a few.
     def loss(self, batch: Batch, captions: list[str], sigma: Tensor, noise: Tensor) -> Tensor:
-        """The squared error of the predicted velocity, noise - latents, of each clip: (n,)."""
+        """The squared error of the predicted velocity, noise - latents, of each clip: (n,).
+
+        What the condition gives weighs `KEPT` times as much as the rest.
+        """
         level = sigma.view(-1, 1, 1, 1, 1)
         words = self.encode(captions)
         self.processor.bias = words.bias
@@ -195,7 +207,9 @@ class Objective:
                 control_hidden_states=batch.control,
                 return_dict=False,
             )[0]
-        return (made.float() - (noise - batch.latents)).square().mean(dim=(1, 2, 3, 4))
+        error = (made.float() - (noise - batch.latents)).square()
+        weight = (1 + (KEPT - 1) * batch.given()).expand_as(error)
+        return (weight * error).sum(dim=(1, 2, 3, 4)) / weight.sum(dim=(1, 2, 3, 4))
 
     @torch.no_grad()
     def gate(self, batch: Batch) -> dict[str, float]:
@@ -232,7 +246,12 @@ def run(
         progress = step / budget.steps
         plainness = 0.8 if progress < 0.35 else 0.4
         drawn = clips.draw(rng, batch, plainness)
-        captions = ["" if rng.random() < EMPTY else c for c in drawn.captions]
+        given = drawn.given().amax(dim=(1, 2, 3, 4)) > 0
+        empty = [EMPTY_CONDITIONED if g else EMPTY for g in given.tolist()]
+        captions = [
+            "" if rng.random() < share else caption
+            for caption, share in zip(drawn.captions, empty, strict=True)
+        ]
         noise = torch.randn(drawn.latents.shape, generator=torch_rng(seed, step))
         loss = objective.loss(drawn, captions, sigmas(rng, batch), noise).mean()
         figures = objective.gate(texts_only) if step % 50 == 0 else {}

@@ -129,7 +129,7 @@ def make_job(sha256: str) -> VideoJob:
 
 
 def test_nothing_is_cleaned_while_a_run_writes(output: Ledger) -> None:
-    lease = Lease.acquire(output.store, 1.0)
+    lease = Lease.acquire(output.store, 10.0)
     before = listed(output.store)
     with lease.kept(pytest.fail):
         for remove in (False, True):

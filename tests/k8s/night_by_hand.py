@@ -183,6 +183,13 @@ def scrape(pods: list[RunningPod]) -> set[str]:
     return found
 
 
+def wait_for_clip(workers: list[RunningPod]) -> RunningPod:
+    """Wait until a rank advances a clip, and return its pod."""
+    return wait_until(
+        lambda: next((each for each in workers if each.find(RANK)), None), RUN_S, "a clip under way"
+    )
+
+
 def run_night(
     job: dict[str, Any], settings: dict[str, str], head: RunningPod, workers: list[RunningPod]
 ) -> dict[str, Any]:
@@ -200,8 +207,7 @@ def run_night(
         wait_until(lambda: "ray_rushes_run_clips" in scrape([head]), RUN_S, "the run's metrics")
         metrics = scrape([head])
         wait_until(has_committed, RUN_S, "a commit")
-        taken = next(each for each in workers if each.find(RANK))
-        took_s = taken.delete(grace_s)
+        took_s = wait_for_clip(workers).delete(grace_s)
         log, _ = submitter.communicate(timeout=RUN_S)
     commits = list(ledger.read_commits())
     return {
@@ -222,7 +228,7 @@ def stop_night(
     grace_s = job["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
     store = ObjectStore(settings["RUSHES_OUTPUT"])
     with submit(job, settings, "another") as submitter:
-        wait_until(lambda: any(each.find(RANK) for each in workers), RUN_S, "a clip under way")
+        wait_for_clip(workers)
         took_s = head.delete(grace_s["terminationGracePeriodSeconds"])
         submitter.kill()
     lease = read_lease(store)

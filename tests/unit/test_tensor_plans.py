@@ -106,6 +106,9 @@ def test_a_configuration_without_a_plan_is_refused(tmp_path: Path) -> None:
     config.write_text('{"_class_name": "HeliosTransformer3DModel", "is_amplify_history": true}')
     with pytest.raises(UsageError, match="HeliosTransformer3DModel weighs past frames"):
         check_degrees(tmp_path, [GangShape(name="a", context=2)])
+    config.write_text('{"_class_name": "LTX2VideoTransformer3DModel", "rope_type": "interleaved"}')
+    with pytest.raises(UsageError, match="LTX2VideoTransformer3DModel has interleaved rotary"):
+        check_degrees(tmp_path, [GangShape(name="a", context=2)])
     config.write_text("{")
     with pytest.raises(UsageError, match=r"transformer/config\.json is no JSON"):
         check_degrees(tmp_path, [GangShape(name="a", tensor=2)])
