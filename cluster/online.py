@@ -49,8 +49,8 @@ def bind_dispatcher(
     limits: BatchLimits,
 ) -> Any:
     """Return the application that renders; `serve.run` it, or bind it to an ingress."""
-    encode = _deploy(_Encode, "Encode", spec.recipe.encode).bind(spec)
-    publish = _deploy(_Publish, "Publish", spec.recipe.develop).bind(spec)
+    encode = deploy_stage(_Encode, "Encode", spec.recipe.encode).bind(spec)
+    publish = deploy_stage(_Publish, "Publish", spec.recipe.develop).bind(spec)
     dispatcher = cast(Any, serve.deployment)(
         Dispatcher,
         name=DISPATCHER,
@@ -63,7 +63,8 @@ def bind_dispatcher(
     )
 
 
-def _deploy(stage: type, name: str, resources: StageSpec) -> Any:
+def deploy_stage(stage: type, name: str, resources: StageSpec) -> Any:
+    """Return a stage's deployment, with what a recipe gives it."""
     return cast(Any, serve.deployment)(
         stage,
         name=name,

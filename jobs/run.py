@@ -92,9 +92,8 @@ def run_on_ray(
                     yield from _measured(outcomes, requests)
                 except Exception as error:
                     raise RunBrokenError(f"the run broke: {_find_cause(error)}") from error
-    except (Exception, SystemExit) as error:
-        # Ray's own handler makes a SystemExit of a SIGTERM; an import that it breaks off, anything.
-        if isinstance(error, SystemExit) or has_stop_come():
+    except Exception as error:
+        if has_stop_come():  # what it broke off may have raised anything
             raise StopSignal from error
         raise
     finally:

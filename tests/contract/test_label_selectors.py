@@ -10,6 +10,8 @@ import ray
 
 from cluster.batch import stage_options
 from cluster.gang import Gang, GangDiedError
+from cluster.online import deploy_stage
+from cluster.stages import Publish
 from jobs.recipes import find_recipe
 from jobs.render import render_tables
 from pipeline.recipe import Recipe
@@ -41,5 +43,7 @@ def test_a_gang_waits_for_its_nodes() -> None:
 
 
 def test_stages_ask_for_theirs() -> None:
-    asked = stage_options(make_recipe("none").develop)
-    assert asked["label_selector"] == {"ray.io/node-id": "none"}
+    stage = make_recipe("none").develop
+    deployed = deploy_stage(Publish, "Publish", stage).ray_actor_options
+    for asked in (stage_options(stage), deployed):
+        assert asked["label_selector"] == {"ray.io/node-id": "none"}
