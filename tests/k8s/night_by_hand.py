@@ -155,11 +155,12 @@ def probe(pod: RunningPod) -> dict[str, bool]:
 
 
 def submit(job: dict[str, Any], settings: dict[str, str], name: str) -> subprocess.Popen[str]:
-    """Submit a night as KubeRay's submitter does: upstream, GetK8sJobCommand in its job.go."""
+    """Submit a night as KubeRay 1.7's submitter does: upstream, BuildJobSubmitCommand, job.go."""
     at = f"--address http://{HEAD}:8265"
     script = (
-        f"if ray job status {at} {name} >/dev/null 2>&1 ; then ray job logs {at} --follow {name} ; "
-        f"else ray job submit {at} --submission-id {name} -- {job['entrypoint']} ; fi"
+        f"if ! ray job status {at} {name} >/dev/null 2>&1 ; then "
+        f"ray job submit {at} --no-wait --submission-id {name} -- {job['entrypoint']} ; fi ; "
+        f"ray job logs {at} --follow {name}"
     )
     (container,) = job["submitterPodTemplate"]["spec"]["containers"]
     given = settings if {"configMapRef": {"name": "rushes"}} in container["envFrom"] else {}
