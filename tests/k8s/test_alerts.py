@@ -37,6 +37,9 @@ MUTATIONS = {
     "failed: another Job": ("(night|now).*", ".*"),
     "missed: too early": ("> 25 *", "> 24 *"),
     "missed: too late": ("> 25 *", "> 48 *"),
+    "stuck: of those that run": ("Running|Complete", "Complete"),
+    "stuck: of those that failed": ("|Failed", ""),
+    "stuck: of other namespaces": ('namespace="rushes",deployment', "deployment"),
     "missed: the first": (" or kube_cronjob_created", " or kube_cronjob_made"),
 }
 

@@ -19,7 +19,7 @@ from tests.support.manifests import K8S, find_pods
 from tests.support.network import matches
 
 FOLDER = K8S / "monitoring"
-NAME = re.compile(r"\b(?:ray_rushes|kube)_\w+")
+NAME = re.compile(r"\b(?:ray_rushes|kube|kuberay)_\w+")
 OF_PROMETHEUS = {"le"}
 OF_KUBERNETES = {
     "kube_job_created": {"namespace", "job_name"},
@@ -27,8 +27,9 @@ OF_KUBERNETES = {
     "kube_job_status_completion_time": {"namespace", "job_name"},
     "kube_cronjob_created": {"namespace", "cronjob"},
     "kube_cronjob_status_last_schedule_time": {"namespace", "cronjob"},
+    "kuberay_job_deployment_status": {"namespace", "name", "deployment_status"},
 }
-"""What is asked of kube-state-metrics, by its own documents."""
+"""What is asked of kube-state-metrics and of KubeRay's operator, by their own documents."""
 
 
 def list_series() -> dict[str, set[str]]:
