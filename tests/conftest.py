@@ -15,6 +15,8 @@ from tests.support.s3 import serve_s3
 NUM_CPUS = 8
 """Logical ones, whatever the machine has: an actor's threads are its recipe's."""
 OBJECT_STORE_BYTES = 150 << 20
+LABELS = {"rushes/group": "tests"}
+"""Of the one node, for recipes that ask for it."""
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +40,7 @@ def ray_cluster(s3_server: str) -> Iterator[None]:
         ray.init(
             "local",
             num_cpus=NUM_CPUS,
+            labels=LABELS,
             object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=False,
             log_to_driver=False,

@@ -75,6 +75,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
         "limits.size_multiple": 8,
         "limits.max_guidance_scale": 1e39,
     }
+    for each in ("gangs.0", "encode", "develop"):  # the tests' cluster has it, one process has none
+        changes[f"{each}.label_selector"] = '{"rushes/group" = "tests"}'
     return find_recipe(overrides=[f"{key}={value}" for key, value in changes.items()])
 
 
