@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.filesize import decimal
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -81,9 +82,10 @@ class ConsoleReporter:
             + (f", {_count(plan.rejected, 'row')} rejected" if plan.rejected else "")
             + f" (recipe {call.recipe.name})",
             highlight=False,
+            markup=False,
         )
         for hint in (hint for table in plan.tables for hint in table.hints):
-            self._console.print(f"note: {hint}", style="yellow", highlight=False)
+            self.noted(hint)
         if not requests:
             return
         self._bar.update(self._task, total=self._clips, description="loading models")
@@ -157,11 +159,11 @@ def print_summary(console: Console, result: RunResult) -> None:
     took = _duration(result.seconds)
     table.add_row("rendered", f"{_count(result.rendered, 'clip')} in {took}")
     _add_states(table, status)
-    table.add_row("videos", f"{result.output}/clips/")
-    table.add_row("manifest", f"{result.output}/manifest/*.parquet")
-    table.add_row("review", f"{result.output}/index.html")
+    places = {"videos": "clips/", "manifest": "manifest/*.parquet", "review": "index.html"}
     if result.plan.rejected:
-        table.add_row("rejects", f"{result.output}/rejects/*.parquet")
+        places["rejects"] = "rejects/*.parquet"
+    for name, place in places.items():
+        table.add_row(name, escape(f"{result.output}/{place}"))
     console.print(table, highlight=False, soft_wrap=True)
     if result.ended_by == "SIGTERM":
         console.print("Stopped and saved. The same command goes on from here.", style="yellow")
@@ -181,12 +183,12 @@ def print_status(
 def tabulate_status(output: str, status: OutputStatus, lease: LeaseRecord | None) -> Table:
     """Return what an output holds, and which run writes it, a line each."""
     table = Table.grid(padding=(0, 2))
-    table.add_row("output", output)
+    table.add_row("output", escape(output))
     table.add_row("rows", f"{status.rows:,}")
     _add_states(table, status)
     table.add_row("clips", f"{status.clips_committed:,} of {status.clips:,} committed")
     if lease and not lease.is_over():
-        table.add_row("writing", str(lease))
+        table.add_row("writing", escape(str(lease)))
     return table
 
 
@@ -228,7 +230,7 @@ def print_plan(console: Console, call: PlannedCall, done: int | None) -> None:
     if len(split) > 1:
         rows += [(f"gang {name}", _count(clips, "clip")) for name, clips in split.items()]
     for name, value in rows:
-        table.add_row(name, value)
+        table.add_row(escape(name), value)
     console.print(table, highlight=False)
     for hint in (hint for each in plan.tables for hint in each.hints):
         console.print(f"note: {hint}", style="yellow", highlight=False, markup=False)
@@ -240,7 +242,7 @@ def print_rejects(console: Console, plan: Plan) -> None:
     for reason in plan.reasons[:REASONS_SHOWN]:
         console.print(
             f"rejected {_count(reason.count, 'row')}: {reason.example} "
-            f"(row {reason.row} of {reason.source})",
+            f"(row {reason.row} of {reason.source}, counted from 0)",
             style="yellow",
             highlight=False,
             markup=False,

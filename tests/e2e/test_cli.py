@@ -274,7 +274,7 @@ def test_plan_counts(folder: Path) -> None:
     }
     assert notes == [
         "note: column 'promt' is carried as a label; is it 'prompt'?",
-        f"rejected 1 row: prompt: got null, expected some text (row 3 of {table})",
+        f"rejected 1 row: prompt: got null, expected some text (row 3 of {table}, counted from 0)",
     ]
     assert plan(table, "-o", "out")[0] == counts | {"already done": "0", "to render": "2"}
     assert not (folder / "out").exists()
@@ -349,7 +349,7 @@ def test_bad_rows_are_rejected_with_a_reason(folder: Path, row: dict[str, Any], 
     assert counts["rows"] == "3"
     assert counts["valid"] == "2"
     assert counts["rejected"] == "1"
-    assert notes == [f"rejected 1 row: {says} (row 0 of {table})"]
+    assert notes == [f"rejected 1 row: {says} (row 0 of {table}, counted from 0)"]
 
 
 def test_plan_of_ten_thousand_rows_is_quick_and_needs_neither_ray_nor_torch(folder: Path) -> None:

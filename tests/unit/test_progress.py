@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 from rich.console import Console
 
+from jobs.plan import PlannedCall
 from jobs.progress import ConsoleReporter, print_status, print_summary
 from jobs.render import RunResult
 from pipeline.documents import Failure, OutputStatus, describe_failure
 from pipeline.plan import Plan
+from tests.support.tables import RECIPE, plan_columns
 
 CLIP = "ab" * 32
 
@@ -55,3 +58,19 @@ def test_status_counts() -> None:
     assert "1,234" in shown
     assert "34 rows" in shown
     assert "rejected" not in shown
+
+
+def test_brackets_in_names_are_no_markup(tmp_path: Path) -> None:
+    console, text = make_console()
+    plan = plan_columns(tmp_path, **{"[/promt]": ["a"], "width": [65]})
+    output = "/ads/out [final][/b]"
+    status = OutputStatus(rows=1, rejected=1)
+    with ConsoleReporter(console, console.print) as reporter:
+        reporter.planned(PlannedCall(RECIPE, "f" * 64, plan), 0, {}, 1)
+        reporter.finished(RunResult(status, output, 0, 0, plan, None, 0, 1.0))
+    print_status(console, output, status)
+    shown = text.getvalue()
+    assert "note: column '[/promt]' is carried as a label; is it 'prompt'?" in shown
+    for place in ("clips/", "manifest/*.parquet", "index.html", "rejects/*.parquet"):
+        assert f" {output}/{place}" in shown
+    assert f"output     {output}" in shown
