@@ -37,8 +37,16 @@ ROW_MARK = "\0row"
 """A label column of nulls that gives every file's labels its row count. Dropped in the end."""
 CHUNK_ROWS = 2**16
 """Rows of an array that is built at once: 2 GiB of text is the most that one can hold."""
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_LOSSLESS = {
+    pa.int64(): re.compile(r"0|-?[1-9]\d*"),
+    pa.float64(): re.compile(r"(?!-?0\d)(?!-?\d{16})[^+].*"),
+    pa.time32("s"): re.compile(r"\d\d:\d\d:\d\d"),
+}
+"""Text in a CSV that these types say all of: not 007, +49 30 or an id of 20 digits, nor 16:10."""
 _PANDAS_INDEX = re.compile(r"__index_level_\d+__")  # an unnamed index: nobody's label
 _MAX_BLOCK = 2**31 - 1
+_HEADER_BYTES = 2**16
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,8 @@ def read_file(file: Any, suffix: str, shown: str, known: Sequence[str]) -> Colum
     if not mark:
         raise UsageError(f"{shown} is empty (0 bytes)")
     kind = FORMATS[suffix]
+    if kind != "Parquet" and mark.startswith(_UTF16_MARKS):
+        raise UsageError(f"{shown} is in UTF-16; save it as UTF-8")
     if kind == "Parquet" and mark != PARQUET_MARK:
         raise UsageError(
             f"{shown} is not a Parquet file (it doesn't begin with PAR1); "
@@ -83,8 +93,6 @@ def read_file(file: Any, suffix: str, shown: str, known: Sequence[str]) -> Colum
     if twice:
         raise UsageError(f"{shown}: column {twice[0]!r} occurs twice")
     cells = {name: _list_cells(table[name]) for name in names if name in known}
-    if kind == "CSV":
-        cells = {name: [cell or None for cell in column] for name, column in cells.items()}
     labels = {ROW_MARK: pa.chunked_array([pa.nulls(table.num_rows)])}
     for name in names:
         if name not in known and not _PANDAS_INDEX.fullmatch(name):
@@ -110,24 +118,45 @@ def build_array(values: list[Any], kind: pa.DataType) -> pa.ChunkedArray:
 
 
 def _read_csv(file: Any, shown: str, known: Sequence[str]) -> pa.Table:
-    """Read a CSV file in one block, so that a column's type is inferred from all of its rows."""
+    """Read a CSV file; a label whose type would lose something of its text is text."""
+    header = re.split(rb"[\r\n]", file.read(_HEADER_BYTES), maxsplit=1)[0]
+    parted = next((mark for mark in (b";", b"\t", b"|") if mark in header), None)
+    if parted and b"," not in header:
+        raise UsageError(f"{shown}: its columns are parted by {parted.decode()!r}; expected commas")
+    types = dict.fromkeys(known, pa.string())
+    table = _parse_csv(file, shown, pa_csv.ConvertOptions(column_types=types))
+    names = table.column_names
+    typed = [name for name in names if names.count(name) == 1 and table[name].type in _LOSSLESS]
+    if not typed:
+        return table
+    types = dict.fromkeys(typed, pa.string())
+    options = pa_csv.ConvertOptions(column_types=types, include_columns=typed)
+    texts = _parse_csv(file, shown, options)
+    for name in typed:
+        lossless = _LOSSLESS[table[name].type]
+        values = (text.strip() for text in set(texts[name].to_pylist()) if text)
+        if not all(map(lossless.fullmatch, values)):
+            table = table.set_column(names.index(name), name, texts[name])
+    return table
+
+
+def _parse_csv(file: Any, shown: str, options: pa_csv.ConvertOptions) -> pa.Table:
+    """Parse a CSV file in one block, so that a column's type is inferred from all of its rows."""
     ragged: list[Any] = []
 
     def note_ragged(row: Any) -> str:
         ragged.append(row)
         return "error"
 
+    options.check_utf8, options.null_values, options.strings_can_be_null = False, [""], True
     size = file.size()
+    file.seek(0)
     try:
         return pa_csv.read_csv(
             file,
             pa_csv.ReadOptions(use_threads=False, block_size=min(max(size, 2**16) + 1, _MAX_BLOCK)),
             pa_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=note_ragged),
-            pa_csv.ConvertOptions(
-                check_utf8=False,
-                null_values=[""],
-                column_types=dict.fromkeys(known, pa.string()),
-            ),
+            options,
         )
     except pa.ArrowInvalid as error:
         if not ragged:
@@ -172,10 +201,19 @@ def _split_objects(objects: list[dict[str, Any]], known: Sequence[str]) -> Colum
 def _type_values(values: list[Any]) -> pa.Array:
     """Return JSON values in the one type that fits them all, or as text where none does."""
     try:
-        return pa.array(values)
+        array = pa.array(values)
     except (pa.ArrowException, ValueError, OverflowError):
-        texts = (each if isinstance(each, str | None) else json.dumps(each) for each in values)
-        return pa.array([each and _replace_broken(each) for each in texts], pa.string())
+        array = None
+    if array is not None and not _has_empty_struct(array.type):
+        return array
+    texts = (each if isinstance(each, str | None) else json.dumps(each) for each in values)
+    return pa.array([each and _replace_broken(each) for each in texts], pa.string())
+
+
+def _has_empty_struct(kind: pa.DataType) -> bool:
+    """Return whether all of a type's values in one place are `{}`, which Parquet can't hold."""
+    inner = [kind.field(i).type for i in range(kind.num_fields)]
+    return (pa.types.is_struct(kind) and not inner) or any(map(_has_empty_struct, inner))
 
 
 def _replace_broken(text: str) -> str:

@@ -183,14 +183,28 @@ def _join(parts: list[Columns], source: Source) -> Columns:
     for part in parts:
         for name, column in cells.items():
             column.extend(part.cells.get(name) or [None] * part.num_rows)
+    tables = [part.labels for part in parts]
+    if all(FORMATS[_suffix(path)] != "Parquet" for path in source.files):
+        tables = _agree_on_text(tables)
     try:
-        labels = pa.concat_tables([part.labels for part in parts], promote_options="permissive")
+        labels = pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
         reason = str(error).partition("\n")[0][:160]
         raise UsageError(
             f"{source.given}: a label's types differ between files: {reason}"
         ) from error
     return Columns(labels.num_rows, names, cells, labels.drop_columns([ROW_MARK]))
+
+
+def _agree_on_text(tables: list[pa.Table]) -> list[pa.Table]:
+    """Make a label text in all files where it looked like a number or date in some only."""
+    texts = {field.name for each in tables for field in each.schema if field.type == pa.string()}
+
+    def agree(field: pa.Field) -> pa.Field:
+        is_text = field.name in texts and not pa.types.is_nested(field.type)
+        return field.with_type(pa.string()) if is_text else field
+
+    return [each.cast(pa.schema(map(agree, each.schema))) for each in tables]
 
 
 def _reach(shown: str, action: Callable[[], T]) -> T:

@@ -60,6 +60,8 @@ def test_unreachable_stores() -> None:
         ("a.csv", b"prompt,x\na,1\nb,2,3\n", "line 3 has 3 values, expected 2"),
         ("a.csv", b"prompt,x,x\na,1,2\n", "column 'x' occurs twice"),
         ("a.csv", b"prompt,x\n", "has no rows"),
+        ("a.csv", b"prompt;x\na, b;1\n", "its columns are parted by ';'; expected commas"),
+        ("a.csv", "prompt,x\na,b\n".encode("utf-16"), "is in UTF-16; save it as UTF-8"),
         ("a.jsonl", b'{"prompt": "a"}\n{"prompt"\n', "line 2 is not JSON"),
         ("a.jsonl", b"5\n", "line 1 is not a JSON object"),
         ("a.json", b'[{"prompt": "a"}, 5]', "is not a JSON object"),

@@ -173,7 +173,7 @@ def test_csv(tmp_path: Path) -> None:
     assert cells(plan, "id", "prompt", "negative_prompt", "width", "fps", "region", "bid") == [
         ("007", "a red cup, still\non a table", "blurry", 48, 12.5, "NA", 1),
         ("8", "a shoe", "none", 64, 8.0, "EU", 2),
-        ("9", "a can", "blurry", None, 8.0, "", 3),
+        ("9", "a can", "blurry", None, 8.0, None, 3),
     ]
     assert cells(plan, "seed")[0] == (2**53 + 1,)
     assert (reject_of(plan, 2) or "").startswith("width: got 'n/a'")
@@ -194,6 +194,45 @@ def test_csv_that_is_not_utf8_rejects_its_rows_only(tmp_path: Path) -> None:
     assert reject_of(plan) is None
     assert "not UTF-8" in (reject_of(plan, 1) or "")
     assert cells(plan, "city") == [("Ulm",), ("K\ufffdln",)]
+
+
+def test_a_csv_label_loses_nothing_to_its_type(tmp_path: Path) -> None:
+    path = tmp_path / "ads.csv"
+    path.write_text(
+        "prompt,sku,phone,ad,aspect,price,count,at,on\n"
+        "a,00123,+491701234567,120208123456789012345,16:10,1.50,-5,10:00:00,2026-01-01\n"
+        "b,7,,120208123456789012346,21:09,-0.5,0,,\n",
+        encoding="utf-8",
+    )
+    plan = make_plan(path)
+    assert cells(plan, "sku", "phone", "ad", "aspect") == [
+        ("00123", "+491701234567", "120208123456789012345", "16:10"),
+        ("7", None, "120208123456789012346", "21:09"),
+    ]
+    assert cells(plan, "price", "count") == [(1.5, -5), (-0.5, 0)]
+    schema = plan.tables[0].rows.schema
+    assert [schema.field(name).type for name in ("at", "on")] == [pa.time32("s"), pa.date32()]
+
+
+def test_a_label_that_is_text_in_one_csv_is_text_in_all(tmp_path: Path) -> None:
+    (tmp_path / "1.csv").write_text("prompt,sku,launch,bid\na,12,2026-01-01,1\n")
+    (tmp_path / "2.csv").write_text("prompt,sku,launch,bid,tag\nb,A1,soon,2.5,\n")
+    (tmp_path / "3.jsonl").write_text('{"prompt": "c", "sku": 5, "tag": "new"}\n')
+    assert cells(make_plan(tmp_path), "sku", "launch", "bid", "tag") == [
+        ("12", "2026-01-01", 1, None),
+        ("A1", "soon", 2.5, None),
+        ("5", None, None, "new"),
+    ]
+
+
+def test_json_that_parquet_has_no_type_for_is_text(tmp_path: Path) -> None:
+    path = tmp_path / "ads.jsonl"
+    path.write_text('{"prompt": "a", "meta": {}, "item": {"sku": {}}, "tags": []}\n')
+    rows = make_plan(path).tables[0].rows
+    pq.write_table(rows, tmp_path / "rows.parquet")
+    assert rows.select(["meta", "item", "tags"]).to_pylist() == [
+        {"meta": "{}", "item": '{"sku": {}}', "tags": []}
+    ]
 
 
 def test_jsonl(tmp_path: Path) -> None:
