@@ -67,9 +67,11 @@ def digest_renderer(model_fingerprint: str, finish: FinishSpec) -> str:
 def fingerprint_model(model: ModelSpec, checkpoint: Path) -> str:
     """Return the fingerprint of a checkpoint folder as this recipe loads it, 64 hex digits.
 
-    It covers the content of every weight and configuration file, and what the recipe changes in
-    how they are loaded. The folder's place and its files' times don't count. A hub snapshot's
-    files are links to blobs that are named by their hash: those are not read again.
+    It covers the content of every configuration file and of the weights in components' folders, and
+    what the recipe changes in how they are loaded. The folder's place and its files' times don't
+    count, nor do weights beside the components, which nothing loads: the same model again in single
+    files. A hub snapshot's files are links to blobs that are named by their hash: those are not
+    read again.
 
     Raises:
         UsageError: the folder is missing or holds no safetensors weights.
@@ -82,12 +84,14 @@ def fingerprint_model(model: ModelSpec, checkpoint: Path) -> str:
     files = sorted(
         path
         for path in checkpoint.rglob("*")
-        if path.is_file() and path.suffix in (WEIGHT_SUFFIX, *CONFIG_SUFFIXES)
+        if path.is_file()
+        and path.suffix in (WEIGHT_SUFFIX, *CONFIG_SUFFIXES)
+        and (path.suffix != WEIGHT_SUFFIX or path.parent != checkpoint)
     )
     if not any(path.suffix == WEIGHT_SUFFIX for path in files):
         raise UsageError(
-            f"model.checkpoint: {checkpoint} holds no *.safetensors weights; "
-            "only safetensors checkpoints are loaded"
+            f"model.checkpoint: {checkpoint} holds no *.safetensors weights in its components' "
+            "folders; only safetensors checkpoints in diffusers format are loaded"
         )
     names = [path.relative_to(checkpoint).as_posix() for path in files]
     with ThreadPoolExecutor(max_workers=4) as threads:

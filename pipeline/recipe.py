@@ -93,10 +93,10 @@ class StageSpec(_Section):
     num_cpus: Annotated[float, Field(ge=0)] = 1.0
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
     threads: Positive = 1
+    """Threads that torch may use in one actor."""
     label_selector: Mapping[str, str] = {}
     """Labels of the nodes that its actors may be on, by Ray's syntax
     (docs.ray.io/en/latest/ray-core/scheduling/labels.html). None: any."""
-    """Threads that torch may use in one actor."""
 
     @property
     def device(self) -> Literal["cpu", "cuda"]:
@@ -265,6 +265,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         data = tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
         raise UsageError(f"no recipe at {path}") from error
+    except OSError as error:
+        raise UsageError(f"{path} can't be read as a recipe: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not a TOML file: {error}") from error
     for override in overrides:
@@ -300,7 +302,9 @@ def _download(repo: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+    # Weights are in components' folders. Beside them some repositories have the same model again in
+    # single files: Lightricks/LTX-2 about 170 GB.
+    patterns = ["*/*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:

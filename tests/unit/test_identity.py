@@ -156,6 +156,7 @@ def test_a_fingerprint_follows_content_not_place(checkpoint: Path, tmp_path: Pat
     spec = ModelSpec(checkpoint="x")
     first = fingerprint_model(spec, checkpoint)
     (checkpoint / "README.md").write_text("not part of it")
+    (checkpoint / "single-file.safetensors").write_bytes(b"the same model, which nothing loads")
     moved = checkpoint.rename(tmp_path / "elsewhere")
     assert fingerprint_model(spec, moved) == first
     assert fingerprint_model(ModelSpec(checkpoint="y", revision="z"), moved) == first
@@ -178,5 +179,6 @@ def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no folder at"):
         fingerprint_model(spec, tmp_path / "none")
     (tmp_path / "model.bin").write_bytes(b"pickle")
+    (tmp_path / "model.safetensors").write_bytes(b"of no component")
     with pytest.raises(UsageError, match=r"holds no \*\.safetensors"):
         fingerprint_model(spec, tmp_path)

@@ -9,6 +9,7 @@ import httpx2
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.utils import filter_repo_objects
 from pydantic import ValidationError
 
 from pipeline.errors import UnreachableError, UsageError
@@ -109,6 +110,8 @@ def test_a_bad_override(tmp_path: Path, override: str, message: str) -> None:
 def test_a_bad_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no recipe at .*none\.toml"):
         load_recipe(tmp_path / "none.toml")
+    with pytest.raises(UsageError, match="can't be read as a recipe: Is a directory"):
+        load_recipe(tmp_path)
     with pytest.raises(UsageError, match="is not a TOML file"):
         load(tmp_path, text="name = ")
     with pytest.raises(UsageError, match="model is missing"):
@@ -131,6 +134,30 @@ def test_checkpoints_on_this_machine(tmp_path: Path) -> None:
     for missing in ("./a/b", "/none", "a/b/c", "plain"):
         with pytest.raises(UsageError, match="no folder at"):
             resolve_checkpoint(ModelSpec(checkpoint=missing))
+
+
+def test_weights_that_no_component_has_are_not_fetched(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    files = {
+        "model_index.json": True,
+        "transformer/config.json": True,
+        "transformer/diffusion_pytorch_model-00001-of-00008.safetensors": True,
+        "transformer/diffusion_pytorch_model.safetensors.index.json": True,
+        "tokenizer/tokenizer.model": True,
+        "text_encoder/pytorch_model.bin": False,
+        "ltx-2-19b-distilled-fp8.safetensors": False,
+        "README.md": False,
+    }
+    fetched: list[str] = []
+
+    def download(*_: Any, allow_patterns: list[str], **__: Any) -> str:
+        fetched.extend(filter_repo_objects(files, allow_patterns=allow_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert resolve_checkpoint(ModelSpec(checkpoint="somebody/something")) == tmp_path
+    assert fetched == [name for name, is_needed in files.items() if is_needed]
 
 
 def answer_of(status: int) -> HfHubHTTPError:
