@@ -35,9 +35,9 @@ class LogFormat(StrEnum):
 
 
 EXIT_CODES = """
-Exit codes: 0 every row committed; 1 the run broke, run it again; 2 the call is wrong, nothing was
-started; 3 some rows failed or were rejected; 75 stopped by SIGTERM, run it again to go on;
-130 interrupted, run it again to go on.
+Exit codes: 0 every row committed, with --limit every clip of the sample; 1 the run broke, run it
+again; 2 the call is wrong, nothing was rendered; 3 some rows of the output failed or were rejected;
+75 stopped by SIGTERM, run it again to go on; 130 interrupted, run it again to go on.
 """
 
 COLUMNS = """

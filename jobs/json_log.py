@@ -42,7 +42,7 @@ class JsonReporter:
     def planned(
         self, call: PlannedCall, done: int, requests: dict[str, RenderRequest], epoch: int
     ) -> None:
-        """Write what there is to do, and why rows were rejected."""
+        """Write what there is to do, why rows were rejected, and which names look misspelt."""
         self._always["run"] = epoch
         plan = call.plan
         self._log(
@@ -54,6 +54,8 @@ class JsonReporter:
                 "warning", "rejected", rows=each.count, reason=each.example, first_row=each.row,
                 source=each.source,
             )  # fmt: skip
+        for hint in (hint for table in plan.tables for hint in table.hints):
+            self.noted(hint)
 
     def ended(self, outcome: Commit | Failure) -> None:
         """Write what became of a clip."""

@@ -63,6 +63,8 @@ def find_source(given: str) -> Source:
     Raises:
         UsageError: there are none, a file's suffix is unknown, or the store can't be reached.
     """
+    if not given.strip():
+        raise UsageError("a table has no name; expected a file, a folder or a glob")
     return _reach(given, lambda: _find(given))
 
 

@@ -42,11 +42,13 @@ class ObjectStore:
     so it can be pickled. Safe in threads. S3 is configured as usual for AWS and fsspec.
 
     Raises:
-        UsageError: the URI is of another kind, or names no bucket.
+        UsageError: the URI is empty or of another kind, or names no bucket.
     """
 
     def __init__(self, uri: str | Path) -> None:
         """Keep the URI; a relative path becomes absolute."""
+        if not str(uri).strip():
+            raise UsageError("the output has no name; expected a path or s3://BUCKET/FOLDER")
         scheme, separator, rest = str(uri).partition("://")
         if not separator or scheme == "file":
             folder = rest if separator else str(uri)

@@ -209,7 +209,7 @@ def test_relative_paths_and_file_uris(tmp_path: Path, monkeypatch: pytest.Monkey
     assert ObjectStore(f"file://{tmp_path}/out/demo").locate("a") == str(tmp_path / "out/demo/a")
 
 
-@pytest.mark.parametrize("uri", ["gs://bucket/a", "s3://", "http://host/a"])
+@pytest.mark.parametrize("uri", ["gs://bucket/a", "s3://", "http://host/a", "", " "])
 def test_other_uris_are_refused(uri: str) -> None:
     with pytest.raises(UsageError, match="s3://"):
         ObjectStore(uri)

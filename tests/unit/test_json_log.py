@@ -88,3 +88,11 @@ def test_progress_is_told_once_a_minute(call: PlannedCall) -> None:
     for steps in range(50):
         reporter.stepped(steps, 2, 2)
     assert [each["event"] for each in lines.read()].count("progress") == 1
+
+
+def test_a_column_that_looks_misspelt_is_noted(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "ads.parquet", prompt=["a"], Seed=[1])
+    _, lines, _ = begin(plan_call([table], find_recipe()))
+    note = lines.read()[-1]
+    assert note["event"] == "note"
+    assert note["text"] == "column 'Seed' is carried as a label; is it 'seed'?"

@@ -36,6 +36,7 @@ def refuse(*sources: Path | str, recipe: Recipe = RECIPE) -> str:
 def test_no_such_file(tmp_path: Path) -> None:
     missing = tmp_path / "none.parquet"
     assert refuse(missing) == f"{missing}: no such file or folder"
+    assert "has no name" in refuse("")  # as "$TABLE" is where it isn't set
 
 
 def test_empty_folder_and_glob(tmp_path: Path) -> None:
