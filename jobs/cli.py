@@ -49,6 +49,16 @@ the recipe: [bold]id[/] your own name for the row; [bold]negative_prompt[/]; [bo
 manifest and onto the review page.
 """
 
+RECIPES = f"""
+Recipes that come along: {", ".join(list_recipes())}.
+"""
+
+
+def _join_help(*parts: str) -> str:
+    """Return paragraphs of help without line ends of their own: the terminal's width decides."""
+    return "\n\n".join(" ".join(part.split()) for part in parts)
+
+
 app = typer.Typer(
     name="rushes",
     epilog="Start with: rushes render examples/ads.parquet --output out/demo",
@@ -91,7 +101,7 @@ RecipeName = Annotated[
     typer.Option(
         "--recipe",
         "-r",
-        help=f"A recipe's name ({', '.join(list_recipes())}) or the path of a TOML file.",
+        help="A recipe's name, as listed below, or the path of a TOML file.",
     ),
 ]
 Overrides = Annotated[
@@ -113,7 +123,7 @@ Address = Annotated[
 ]
 
 
-@app.command(epilog=COLUMNS + EXIT_CODES)
+@app.command(epilog=_join_help(COLUMNS, RECIPES, EXIT_CODES))
 def render(
     tables: Tables,
     output: Output,
@@ -121,7 +131,7 @@ def render(
     overrides: Overrides = None,
     limit: Annotated[
         int | None,
-        typer.Option(help="Render at most this many clips: a sample first.", min=1),
+        typer.Option(help="Render the first clips of the tables alone, so many: a sample.", min=1),
     ] = None,
     address: Address = None,
     retry_failed: Annotated[
@@ -190,7 +200,7 @@ def render(
             raise typer.Exit(ExitCode.INCOMPLETE)
 
 
-@app.command(epilog=COLUMNS)
+@app.command(epilog=_join_help(COLUMNS, RECIPES))
 def plan(
     tables: Tables,
     output: Annotated[
@@ -219,7 +229,7 @@ def plan(
         print_plan(_console(), call, done)
 
 
-@app.command()
+@app.command(epilog=_join_help(RECIPES))
 def serve(
     output: Output,
     recipe: RecipeName = DEFAULT,
@@ -298,7 +308,7 @@ def serve(
             raise typer.Exit(ExitCode.BROKEN) from error
 
 
-@app.command()
+@app.command(epilog=_join_help(RECIPES))
 def fetch(recipe: RecipeName = DEFAULT, overrides: Overrides = None) -> None:
     """Fetch a recipe's model into the hub's cache (HF_HOME), and print the folder it is in.
 

@@ -48,14 +48,13 @@ class PlannedCall:
     def remaining(self, done: Set[str], limit: int | None = None) -> dict[str, RenderRequest]:
         """Return the clips still to render, by clip id, most work first.
 
-        `limit` counts clips in table order: the first ones are a sample that doesn't change.
+        `limit` counts clips in table order, whether done or not: the first ones are a sample that
+        doesn't change, so the same call again renders nothing more.
         """
         requests = self.plan.requests(done)
         if limit is None:
             return requests
-        order = (
-            key for table in self.plan.tables for (key,) in table.read_valid() if key in requests
-        )
+        order = (key for table in self.plan.tables for (key,) in table.read_valid())
         first = set(list(dict.fromkeys(order))[:limit])
         return {key: each for key, each in requests.items() if key in first}
 

@@ -169,8 +169,9 @@ def print_summary(console: Console, result: RunResult) -> None:
         console.print("Stopped and saved. The same command goes on from here.", style="yellow")
     elif result.ended_by:
         console.print("Interrupted. The same command goes on from here.", style="yellow")
-    elif not (result.rendered or result.failed or result.given_up or status.remaining):
-        console.print("Nothing to do: every row has its end.", style="green")
+    elif not (result.rendered or result.failed or result.given_up):
+        ended = "every row has its end" if not status.remaining else "the clips asked for are done"
+        console.print(f"Nothing to do: {ended}.", style="green")
 
 
 def print_status(

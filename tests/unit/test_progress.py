@@ -48,7 +48,10 @@ def test_a_run_without_work_says_so() -> None:
     console, text = make_console()
     status = OutputStatus(rows=2, committed=2, clips=2, clips_committed=2)
     print_summary(console, RunResult(status, "out", 0, 0, Plan(()), None, 0, 0.5))
-    assert "Nothing to do" in text.getvalue()
+    assert "Nothing to do: every row has its end" in text.getvalue()
+    sampled = status.model_copy(update={"remaining": 1})
+    print_summary(console, RunResult(sampled, "out", 0, 0, Plan(()), None, 0, 0.5))
+    assert "Nothing to do: the clips asked for are done" in text.getvalue()
 
 
 def test_status_counts() -> None:
