@@ -192,9 +192,8 @@ def _kept(lease: Lease) -> Generator[None]:
 def _write_results(ledger: Ledger) -> OutputStatus:
     """Write the manifest and the page of what the output holds now."""
     status = write_manifest(ledger)
-    keys = sorted(ledger.store.list("manifest"))
     tables, room = list[pa.Table](), MAX_ROWS
-    for part in chain.from_iterable(map(ledger.read_parts, keys)):
+    for part in chain.from_iterable(map(ledger.read_parts, ledger.list_tables("manifest"))):
         tables.append(part.slice(0, room))
         room -= tables[-1].num_rows
         if not room:

@@ -26,6 +26,10 @@ from pipeline.uploads import Uploads
 
 READ_ONLY = 0
 """No run's epoch: what has it writes nothing."""
+_SAVED = re.compile(
+    rf"{checkpoints.FOLDER}/(..)/(\1[0-9a-f]{{62}})/[0-9A-Za-z-]+\.(?:json|safetensors)"
+)
+_WORK = re.compile(r"work/[0-9A-Za-z-]+\.parquet")
 _FILE = re.compile(r"clips/(..)/(\1[0-9a-f]{62})/([0-9A-Za-z-]+)\.(?:mp4|jpg)")
 
 
@@ -59,15 +63,15 @@ def find_garbage(ledger: Ledger) -> Garbage:
             wanted.update(part["clip_id"].drop_null().to_pylist())
     saved = defaultdict[bool, list[str]](list)
     for key in ledger.store.list(checkpoints.FOLDER):
-        clip_id = key.split("/")[2]
-        saved[clip_id in wanted and clip_id not in committed].append(key)
+        if match := _SAVED.fullmatch(key):
+            saved[match[2] in wanted and match[2] not in committed].append(key)
     return Garbage(
         attempts=tuple(_find_attempts(ledger, committed)),
         checkpoints=tuple(saved[False]),
         unfinished=tuple(saved[True]),
         inputs=tuple(_find_inputs(ledger.store)),
         leftovers=(
-            *ledger.store.list("work"),
+            *filter(_WORK.fullmatch, ledger.store.list("work")),
             *ledger.store.list_unfinished(),
             *Uploads(ledger.store).list_cut_off(),
         ),

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import socket
 import threading
@@ -32,6 +33,7 @@ from pipeline.store import ObjectStore
 
 FOLDER = "lease"
 SIGNS_IN_LIMIT = 4
+_EPOCH = re.compile(rf"{FOLDER}/\d{{8}}\.json")
 _KERNEL = Path("/proc/sys/kernel/random/boot_id")
 _PROCESSES = Path("/proc/self/ns/pid")
 
@@ -141,7 +143,7 @@ class Lease:
             held = read_lease(store)
             if held is None or held.holder != record.holder:  # else a lost reply: it is ours
                 return None
-        for key in store.list(FOLDER):
+        for key in _list_epochs(store):
             if key < _key(epoch):
                 store.delete(key)
         return cls(store, record)
@@ -208,7 +210,7 @@ class Lease:
 
 def read_lease(store: ObjectStore) -> LeaseRecord | None:
     """Return the newest lease of an output, held or released; None where there never was one."""
-    while newest := max(store.list(FOLDER), default=None):
+    while newest := max(_list_epochs(store), default=None):
         with contextlib.suppress(FileNotFoundError):  # a higher one has come meanwhile
             return LeaseRecord.model_validate_json(store.read(newest))
     return None
@@ -220,7 +222,7 @@ def check_epoch(store: ObjectStore, epoch: int) -> None:
     Raises:
         LeaseLostError: there is a higher one.
     """
-    if max(store.list(FOLDER), default="") > _key(epoch):
+    if max(_list_epochs(store), default="") > _key(epoch):
         raise LeaseLostError(
             f"{store.uri} was taken over by another run: {read_lease(store)}; "
             f"this one (epoch {epoch}) commits nothing more"
@@ -229,6 +231,11 @@ def check_epoch(store: ObjectStore, epoch: int) -> None:
 
 def _same(one: LeaseRecord, other: LeaseRecord) -> bool:
     return (one.holder, one.signs) == (other.holder, other.signs)
+
+
+def _list_epochs(store: ObjectStore) -> list[str]:
+    """Return the keys of all leases, and of nothing else that somebody has left there."""
+    return [key for key in store.list(FOLDER) if _EPOCH.fullmatch(key)]
 
 
 def _key(epoch: int) -> str:

@@ -235,16 +235,29 @@ class Ledger:
         self, columns: Sequence[str] | None = None
     ) -> Iterator[tuple[str, Iterator[pa.Table]]]:
         """Yield each planned table's name and rows, by name; the rows as `read_parts` does."""
-        for key in sorted(self.store.list("rows")):
+        for key in self.list_tables("rows"):
             name = key.removeprefix("rows/").removesuffix(".parquet")
             yield name, self.read_parts(key, columns)
+
+    def list_tables(self, folder: str) -> list[str]:
+        """Return the keys of the tables in `rows` or `manifest`, by name.
+
+        Not of what else is there: desktops and tools that copy folders leave files of theirs.
+        """
+        return sorted(key for key in self.store.list(folder) if _TABLE.fullmatch(key))
 
     def read_parts(self, key: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Yield a Parquet object's rows, at most `PART_ROWS` at a time and at least once.
 
         Of some columns, in their order, only if given.
+
+        Raises:
+            UsageError: it isn't Parquet.
         """
-        file = pq.ParquetFile(open_bytes(self.store.read(key)))
+        try:
+            file = pq.ParquetFile(open_bytes(self.store.read(key)))
+        except pa.ArrowInvalid as error:
+            raise self._refuse_content(key, str(error).partition("\n")[0]) from error
         names = list(columns) if columns else file.schema_arrow.names
         parts = (pa.table(part) for part in file.iter_batches(PART_ROWS, columns=names))
         empty = file.schema_arrow.empty_table()
@@ -325,10 +338,15 @@ class Ledger:
             return document.model_validate_json(content)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            raise UsageError(
-                f"{self.store.locate(key)} is not what rushes writes there: "
-                f"{'.'.join(map(str, first['loc']))}: {first['msg']}; restore it or move it away"
-            ) from error
+            place = ".".join(map(str, first["loc"]))
+            says = f"{place}: {first['msg']}" if place else first["msg"]
+            raise self._refuse_content(key, says) from error
+
+    def _refuse_content(self, key: str, says: str) -> UsageError:
+        return UsageError(
+            f"{self.store.locate(key)} is not what rushes writes there: {says}; "
+            "restore it or move it away"
+        )
 
     def _read_identity(self) -> OutputIdentity | None:
         try:
@@ -365,6 +383,7 @@ class Ledger:
             )
 
 
+_TABLE = re.compile(r"(?:rows|manifest)/[A-Za-z0-9_-]+\.parquet")
 _COMMIT = re.compile(r"commits/(..)/(\1[0-9a-f]{62})\.json")
 _FAILURE = re.compile(r"failures/(..)/(\1[0-9a-f]{62})/[0-9A-Za-z-]+\.json")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 from datetime import UTC, datetime
 from importlib import metadata
@@ -21,6 +22,7 @@ from pipeline.documents import Document
 from pipeline.store import ObjectStore
 
 FOLDER = "runs"
+_RECORD = re.compile(rf"{FOLDER}/\d{{8}}\.json")
 RunEnd = Literal["done", "SIGTERM", "Ctrl-C", "broken"]
 
 
@@ -54,7 +56,8 @@ def put_run(store: ObjectStore, record: RunRecord) -> None:
 
 def read_runs(store: ObjectStore) -> list[RunRecord]:
     """Return the records of all runs of an output, the first one first."""
-    return [RunRecord.model_validate_json(store.read(key)) for key in sorted(store.list(FOLDER))]
+    keys = sorted(key for key in store.list(FOLDER) if _RECORD.fullmatch(key))
+    return [RunRecord.model_validate_json(store.read(key)) for key in keys]
 
 
 def _read_version() -> str:

@@ -44,7 +44,9 @@ def output(store: ObjectStore, tmp_path: Path) -> Ledger:
     ledger.record_failure(failure(C))
     store.put("work/20260101T000000000000-0123456789abcdef.parquet", b"work")
     store.put(f"commits/{A[:2]}/{TEMPORARY}cut", b"half")
-    store.put("notes/mine.txt", b"mine")
+    for folder in ("notes", "work", "checkpoints", "rows", "clips", "commits"):
+        store.put(f"{folder}/mine.txt", b"mine")
+        store.put(f"{folder}/.DS_Store", b"a desktop's")
     store.put("runs/00000001.json", b"a run")
     store.put("report.html", b"of the night")
     return ledger

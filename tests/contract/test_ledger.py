@@ -14,8 +14,10 @@ import pytest
 from pipeline import ledger as ledger_module
 from pipeline.documents import Commit, OutputIdentity, new_attempt
 from pipeline.errors import OutputMismatchError, UsageError
+from pipeline.lease import Lease
 from pipeline.ledger import SUCCESS_KEY, Ledger, UploadError
 from pipeline.manifest import write_manifest
+from pipeline.runs import read_runs
 from pipeline.store import ObjectStore
 from tests.support.outputs import IDENTITY, A, B, C, D, draft, failure, lose_replies, plan_rows
 
@@ -270,6 +272,28 @@ def test_rows_saved_again_replace_theirs(ledger: Ledger) -> None:
     ((_, (some,)),) = ledger.load_rows(["reject", "row"])
     assert some.column_names == ["reject", "row"]
     assert ledger.status().rows == 3
+
+
+def test_what_others_left_in_an_output_is_passed_over(ledger: Ledger) -> None:
+    ledger.save_rows("ads", plan_rows((A, None), (None, "prompt: empty")))
+    for folder in ("rows", "manifest", "rejects", "lease", "runs", "commits", "failures"):
+        for name in (".DS_Store", "._ads.parquet", "notes.txt", "ads (1).parquet"):
+            ledger.store.put(f"{folder}/{name}", b"a desktop's")
+    assert write_manifest(ledger) == ledger.status()
+    assert ledger.status().rows == 2
+    assert ledger.list_tables("manifest") == ["manifest/ads.parquet"]
+    assert read_runs(ledger.store) == []
+    lease = Lease.acquire(ledger.store, 60.0)
+    lease.check()
+    lease.release()
+    assert lease.epoch == 1
+
+
+def test_a_damaged_table_is_named(ledger: Ledger) -> None:
+    ledger.save_rows("ads", plan_rows((A, None)))
+    ledger.store.put("rows/ads.parquet", b"junk")
+    with pytest.raises(UsageError, match=r"rows/ads\.parquet is not what rushes writes there"):
+        ledger.status()
 
 
 def test_rows_that_nobody_could_account_for_are_refused(ledger: Ledger) -> None:
