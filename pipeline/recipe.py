@@ -42,7 +42,7 @@ class ModelSpec(_Section):
     """The diffusers blocks class, for a checkpoint that the automatic mapping doesn't know."""
     configs: dict[str, bool | int | float | str] = {}
     """Pipeline configs that the checkpoint's index lacks: `{boundary_ratio = 0.0}`."""
-    components: dict[str, dict[str, bool | int | float | str]] = {}
+    components: dict[str, dict[str, bool | int | float | str | list[int]]] = {}
     """Settings of a scheduler or guider that differ from the checkpoint's: `{scheduler =
     {flow_shift = 5.0}}`. A guider whose `guidance_scale` is here doesn't take the request's."""
 
