@@ -105,16 +105,16 @@ def _find(given: str) -> Source:
     if filesystem.isfile(path):
         if _suffix(path) not in FORMATS:
             raise UsageError(f"{given}: unknown suffix; expected one of {', '.join(FORMATS)}")
-        return Source(given, uri, filesystem, posixpath.dirname(path), (path,))
+        return Source(given, uri, filesystem, _find_base(posixpath.dirname(path)), (path,))
     if filesystem.isdir(path):
         files = _list_folder(filesystem, path)
         if not files:
             raise UsageError(f"{given}: the folder holds no {', '.join(FORMATS)} file")
-        return Source(given, uri, filesystem, path, files)
+        return Source(given, uri, filesystem, _find_base(path), files)
     magic = _MAGIC.search(path)
     if not magic:
         raise UsageError(f"{given}: no such file or folder")
-    base = posixpath.dirname(path[: magic.start()])
+    base = _find_base(posixpath.dirname(path[: magic.start()]))
     found: set[str] = set()
     for match, info in filesystem.glob(path, detail=True).items():
         if info["type"] == "directory":
@@ -124,6 +124,13 @@ def _find(given: str) -> Source:
     if not found:
         raise UsageError(f"{given}: no {', '.join(FORMATS)} file matches")
     return Source(given, uri, filesystem, base, tuple(sorted(found)))
+
+
+def _find_base(folder: str) -> str:
+    """Return the folder above all `key=value` ones: a row is the same, whatever names its file."""
+    while "=" in posixpath.basename(folder):
+        folder = posixpath.dirname(folder)
+    return folder
 
 
 def _suffix(path: str) -> str:

@@ -103,6 +103,12 @@ def test_pyarrow_partitions_may_be_known_columns(tmp_path: Path) -> None:
     ]
     one = make_plan(tmp_path / "ads" / "width=*" / "code=02")
     assert cells(one, "prompt", "width") == [("a green can", 48)]
+    folder = tmp_path / "ads" / "width=48" / "code=02"
+    (file,) = folder.glob("*.parquet")
+    for source in (folder.parent, folder, file, folder / "*.parquet"):
+        again = make_plan(source)
+        assert ("a green can", 48, "02") in cells(again, "prompt", "width", "code")
+        assert one.clip_ids <= again.clip_ids
 
 
 def test_labels_keep_their_types(tmp_path: Path) -> None:
