@@ -302,8 +302,8 @@ def _download(repo: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    # Weights are in components' folders. Beside them some repositories, Lightricks/LTX-2 for one, have
-    # the same model again in single files.
+    # Weights are in components' folders. Beside them some repositories (Lightricks/LTX-2) have the
+    # same model again in single files.
     patterns = ["*/*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
