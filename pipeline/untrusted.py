@@ -74,12 +74,13 @@ def remake_video(content: bytes) -> bytes:
 def _decode_apart(content: bytes, *args: str) -> bytes:
     env = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"}
     try:
-        with _room:
+        # Its temporary files are in a folder of ours: where it is ended it removes none.
+        with _room, tempfile.TemporaryDirectory(prefix="rushes-") as folder:
             done = subprocess.run(
                 [*COMMAND, str(MAX_MEMORY_BYTES), *args],
                 input=content,
                 capture_output=True,
-                env=env,
+                env={**env, "TMPDIR": folder},
                 timeout=TIMEOUT_S,
                 check=False,
             )
@@ -88,7 +89,7 @@ def _decode_apart(content: bytes, *args: str) -> bytes:
     if done.returncode == 0:
         return done.stdout
     if done.returncode == _BAD_INPUT:
-        raise UntrustedError(done.stderr.decode(errors="replace").strip())
+        raise UntrustedError(done.stdout.decode())
     raise UntrustedError("it can't be decoded with the memory and time that one input has")
 
 
@@ -104,7 +105,7 @@ def _main() -> None:
             _remake_image(content, *map(int, size)) if kind == "image" else _remake_video(content)
         )
     except UntrustedError as error:
-        sys.stderr.write(str(error))
+        sys.stdout.write(str(error))  # standard error has what decoders say, with paths in it
         sys.exit(_BAD_INPUT)
     sys.stdout.buffer.write(made)
 

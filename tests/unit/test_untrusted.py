@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import sys
+import tempfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -122,6 +123,32 @@ def animate() -> bytes:
 def test_what_is_no_image_is_refused_with_the_reason(sent: bytes, said: str) -> None:
     with pytest.raises(UntrustedError, match=said):
         remake_image(sent, 64, 64)
+
+
+def test_what_decoders_say_is_told_to_nobody() -> None:
+    """A field of this EXIF is longer than the file: Pillow warns, and names its own source."""
+    field = struct.pack("<HHII", 0x11A, 5, 1, 0xFFFF)
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 32) + field
+    file = io.BytesIO()
+    Image.effect_noise((400, 400), 50).save(file, "JPEG", exif=exif)
+    sent = file.getvalue()
+    with pytest.raises(UntrustedError) as refused:
+        remake_image(sent[: len(sent) // 2], 64, 64)
+    assert str(refused.value) == "expected an image: PNG, JPEG, WEBP; this one is damaged"
+
+
+def test_a_process_that_is_ended_leaves_no_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    told = "import os, tempfile; open(f'{tempfile.mkdtemp()}/a', 'w').close(); "
+    seen = tmp_path / "seen"
+    told += f"open({str(seen)!r}, 'w').write(tempfile.gettempdir()); os.abort()"
+    monkeypatch.setattr(untrusted, "COMMAND", (sys.executable, "-c", told))
+    with pytest.raises(UntrustedError, match="memory and time"):
+        remake_video(b"")
+    assert Path(seen.read_text()).parent == tmp_path
+    assert list(tmp_path.iterdir()) == [seen]
 
 
 def test_a_file_that_grows_beyond_bounds_ends_its_own_process_alone(
