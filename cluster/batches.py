@@ -249,7 +249,9 @@ class Batches:
         """Have every line's video end; where time is up or it is called off, by giving up."""
         left_s = (batch.job.expires_at - datetime.now(UTC)).total_seconds()
         if left_s > 0 and not batch.called_off.is_set():
-            making = asyncio.create_task(self._for_each(plan, self._videos.bring_to_end))
+            making = asyncio.create_task(
+                self._for_each(plan, self._videos.bring_to_end, self._room)
+            )
             stopping = asyncio.create_task(batch.called_off.wait())
             both = making, stopping
             try:
@@ -261,18 +263,23 @@ class Batches:
                 stopping.cancel()
                 await asyncio.gather(*both, return_exceptions=True)
         end = _give_up("batch_cancelled" if batch.cancellation else "batch_expired")
-        await self._for_each(plan, lambda job: self._videos.give_up(job, end))
+        # In room of its own: that of what is made may be other batches' for hours.
+        room = asyncio.Semaphore(ROOM)
+        await self._for_each(plan, lambda job: self._videos.give_up(job, end), room)
 
     async def _for_each(
-        self, plan: BatchPlan, work: Callable[[VideoJob], Coroutine[Any, Any, object]]
+        self,
+        plan: BatchPlan,
+        work: Callable[[VideoJob], Coroutine[Any, Any, object]],
+        room: asyncio.Semaphore,
     ) -> None:
-        """Do something to every video of a plan that has no end, in turns with other batches."""
+        """Do something to every video of a plan that has no end, in turns for the room."""
         async with asyncio.TaskGroup() as group:
             for line in plan.lines:
                 if line.job and not self._videos.find_end(line.job.id):
-                    await self._room.acquire()
+                    await room.acquire()
                     task = group.create_task(work(line.job))
-                    task.add_done_callback(lambda _: self._room.release())
+                    task.add_done_callback(lambda _: room.release())
 
     async def _answer(self, batch: _Batch, plan: BatchPlan) -> None:
         """Write a batch's files and its end."""

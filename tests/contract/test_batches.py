@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from cluster.answers import Refusal
+from cluster.batches import ROOM
 from pipeline.batches import FOLDER, WINDOW, BatchLimits, name_video
 from pipeline.inbox import VideoEnd
 from pipeline.store import ObjectStore
@@ -147,6 +148,23 @@ def test_a_batch_that_is_called_off_ends_with_what_is_done(
         }
         assert [event.type for event in desk.outbox.load()] == ["batch.cancelled"]
         assert all(desk.studio.find_end(each) for each in desk.studio.jobs), "none is left"
+
+    asyncio.run(run())
+
+
+def test_a_batch_ends_at_once_that_is_called_off_beside_another(store: ObjectStore) -> None:
+    """The other one takes all the room that there is for what is made."""
+
+    async def run() -> None:
+        async with Endpoint(store).desk() as desk:
+            other = await start(desk, prompts(*(f"other {n}" for n in range(2 * ROOM))))
+            batch_id = await start(desk, prompts(*(f"mine {n}" for n in range(2 * ROOM))))
+            await desk.wait(batch_id, "in_progress")
+            while len(desk.studio.jobs) < ROOM:
+                await asyncio.sleep(0.005)
+            await desk.batches.cancel(OWNER, batch_id)
+            assert (await desk.wait(batch_id)).status == "cancelled"
+            assert (await desk.wait(other, "in_progress")).completed == 0
 
     asyncio.run(run())
 
