@@ -23,6 +23,7 @@ from cluster.answers import BatchState, Refusal
 from cluster.files import Files, cut_page
 from cluster.idempotency import IdempotencyKeys
 from cluster.pauses import pauses
+from cluster.unbroken import unbroken
 from cluster.webhook import Webhook
 from pipeline.batches import (
     BatchEnd,
@@ -34,7 +35,7 @@ from pipeline.batches import (
     Cancellation,
     PlannedLine,
 )
-from pipeline.documents import derive_id
+from pipeline.documents import BATCH_ID, derive_id
 from pipeline.inbox import VideoEnd, VideoJob
 from pipeline.outbox import WebhookEvent
 from pipeline.uploads import FileRecord
@@ -125,6 +126,7 @@ class Batches:
                 batch.called_off.set()
             self._begin(batch)
 
+    @unbroken
     async def create(self, job: BatchJob) -> BatchState | Refusal | None:
         """Take a batch in; it is durable when this returns. None: its owner has no such file.
 
@@ -169,9 +171,10 @@ class Batches:
         None: there is no such `after`.
         """
         mine = (each for each in self._batches if self._is_owned(owner, each))
-        page = cut_page(mine, after, limit, newest_first=True)
+        page = cut_page(mine, BATCH_ID, after, limit, newest_first=True)
         return page and ([self._describe(each) for each in page[0]], page[1])
 
+    @unbroken
     async def cancel(self, owner: str, batch_id: str) -> BatchState | None:
         """Call an owner's batch off, durably, where that is still to be done; return how it goes.
 

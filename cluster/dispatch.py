@@ -25,17 +25,18 @@ from cluster.answers import Refusal, VideoState
 from cluster.batches import Batches, LineFormat
 from cluster.client import join_pool
 from cluster.clip_maker import ClipMaker
-from cluster.files import Files
+from cluster.files import Files, cut_page
 from cluster.idempotency import IdempotencyKeys
 from cluster.pauses import pauses
 from cluster.rate import RateLimit
 from cluster.schedule import Turn
 from cluster.stages import RenderSpec
+from cluster.unbroken import unbroken
 from cluster.webhook import Webhook, WebhookTarget
 from pipeline.batches import BatchLimits, BatchStore
 from pipeline.checkpoints import Checkpoints
 from pipeline.documents import OutputIdentity
-from pipeline.inbox import Inbox, VideoEnd, VideoJob
+from pipeline.inbox import VIDEO_ID, Inbox, VideoEnd, VideoJob
 from pipeline.lease import Lease
 from pipeline.ledger import Ledger
 from pipeline.outbox import Outbox, WebhookEvent
@@ -131,6 +132,7 @@ class Dispatcher:
                 if not is_under_way:  # else its end is still to come
                     self._webhook.tell(event)
 
+    @unbroken
     async def submit(self, job: VideoJob) -> VideoState | Refusal:
         """Take a job in; it is durable when this returns. Or refuse it, which counts for nothing.
 
@@ -165,14 +167,11 @@ class Dispatcher:
 
         Those of batches are left out: a batch's output names them.
         """
-        ids = [each for each, job in self._jobs.items() if job.owner == owner and not job.batch_id]
-        ids.sort(reverse=newest_first)
-        if after is not None:
-            if after not in ids:
-                return None
-            ids = ids[ids.index(after) + 1 :]
-        return [self._describe(each) for each in ids[:limit]], len(ids) > limit
+        ids = (each for each, job in self._jobs.items() if job.owner == owner and not job.batch_id)
+        page = cut_page(ids, VIDEO_ID, after, limit, newest_first=newest_first)
+        return page and ([self._describe(each) for each in page[0]], page[1])
 
+    @unbroken
     async def delete(self, owner: str, video_id: str) -> bool:
         """Forget an owner's video; what is under way for nobody else is given up."""
         if not self._is_owned(owner, video_id):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import Iterable
 
 from cluster.answers import Refusal
-from pipeline.uploads import FileRecord, Uploads
+from cluster.unbroken import unbroken
+from pipeline.uploads import FILE_ID, FileRecord, Uploads
 
 FULL_RETRY_S = 60
 
@@ -27,6 +29,7 @@ class Files:
         for record in await asyncio.to_thread(self.uploads.load):
             self._records[record.id] = record
 
+    @unbroken
     async def add(self, record: FileRecord) -> FileRecord | Refusal:
         """Make an uploaded content a file; it is durable when this returns. Or refuse it."""
         owned = (each for each in self._records.values() if each.owner == record.owner)
@@ -61,9 +64,10 @@ class Files:
             for each in self._records.values()
             if each.owner == owner and purpose in (None, each.purpose)
         ]
-        page = cut_page(mine, after, limit, newest_first=newest_first)
+        page = cut_page(mine, FILE_ID, after, limit, newest_first=newest_first)
         return page and ([self._records[each] for each in page[0]], page[1])
 
+    @unbroken
     async def delete(self, owner: str, file_id: str) -> bool:
         """Remove an owner's file; return whether there was one."""
         if await self.find(owner, file_id) is None:
@@ -74,12 +78,16 @@ class Files:
 
 
 def cut_page(
-    ids: Iterable[str], after: str | None, limit: int, *, newest_first: bool
+    ids: Iterable[str], pattern: str, after: str | None, limit: int, *, newest_first: bool
 ) -> tuple[list[str], bool] | None:
-    """Return a page of ids and whether there are more; None: `after` is none of them."""
+    """Return a page of ids and whether there are more; None: `after` is no id of this `pattern`.
+
+    It is a place in the order of all ids, whatever has it: somebody may delete what is listed as
+    they go on from page to page.
+    """
     found = sorted(ids, reverse=newest_first)
     if after is not None:
-        if after not in found:
+        if not re.fullmatch(pattern, after):
             return None
-        found = found[found.index(after) + 1 :]
+        found = [each for each in found if (each < after if newest_first else each > after)]
     return found[:limit], len(found) > limit

@@ -75,8 +75,9 @@ def test_whoever_takes_over_goes_on_and_makes_nothing_twice(store: ObjectStore) 
             await desk.wait(batch_id, "in_progress")
             while not desk.studio.ends:
                 await asyncio.sleep(0.005)
-            file_id = (await desk.files.list(OWNER, None, 1, None, newest_first=True))[0][0].id  # type: ignore[index]
-            assert await desk.files.delete(OWNER, file_id)  # its lines are read
+            page = await desk.files.list(OWNER, None, 1, None, newest_first=True)
+            assert page
+            assert await desk.files.delete(OWNER, page[0][0].id)  # its lines are read
             return batch_id
 
     async def go_on(batch_id: str) -> None:
@@ -114,6 +115,32 @@ def test_an_idempotency_key_makes_one_batch(store: ObjectStore) -> None:
         async with endpoint.desk() as desk:
             again = await desk.create(new_file_id(), once="order 66")
             assert {again.job.id} == ids, "also after a restart, and whatever it says"
+
+    asyncio.run(run())
+
+
+def test_a_batch_whose_caller_goes_away_is_taken_in_whole(store: ObjectStore) -> None:
+    """Serve cancels a call whose client is gone: what is in the store is known, by its key too."""
+    endpoint = Endpoint(store)
+
+    async def run() -> None:
+        async with endpoint.desk() as desk:
+            file = await desk.upload(prompts("one"))
+            call = asyncio.create_task(desk.create(file.id, once="order 66"))
+            await asyncio.sleep(0)  # it has begun
+            await asyncio.sleep(0)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            again = await desk.create(file.id, once="order 66")
+            assert [each.job.id for each in await listed(desk)] == [again.job.id]
+        async with endpoint.desk() as desk:
+            assert [each.job.id for each in await listed(desk)] == [again.job.id]
+
+    async def listed(desk: Desk) -> list[Any]:
+        page = await desk.batches.list(OWNER, None, 9)
+        assert page
+        return page[0]
 
     asyncio.run(run())
 
@@ -252,6 +279,30 @@ def test_one_sees_nothing_of_anothers(store: ObjectStore) -> None:
             assert await desk.batches.list("another", None, 9) == ([], False)
             assert await desk.files.find("another", file.id) is None
             assert await desk.files.delete("another", file.id) is False
-            assert await desk.files.list("another", file.id, 9, None, newest_first=True) is None
+            assert await desk.files.list("another", file.id, 9, None, newest_first=True) == (
+                [], False
+            )  # fmt: skip
+
+    asyncio.run(run())
+
+
+def test_pages_go_on_from_what_is_deleted_meanwhile(store: ObjectStore) -> None:
+    async def run() -> None:
+        async with Endpoint(store).desk() as desk:
+            files = sorted([(await desk.upload(b"{}")).id for _ in range(5)])
+            for newest_first, expected in ((True, files[:0:-1]), (False, files[:1])):
+                seen: list[str] = []
+                after, more = None, True
+                while more and len(seen) < len(expected):
+                    page = await desk.files.list(OWNER, after, 2, None, newest_first=newest_first)
+                    assert page
+                    for each in page[0][: len(expected) - len(seen)]:
+                        assert await desk.files.delete(OWNER, each.id)
+                        seen.append(after := each.id)
+                    more = page[1]
+                assert seen == expected
+            assert await desk.files.list(OWNER, files[0], 9, None, newest_first=True) == ([], False)
+            for odd in ("", "x", files[0][:-1], files[0].replace("file-", "video_")):
+                assert await desk.files.list(OWNER, odd, 9, None, newest_first=True) is None
 
     asyncio.run(run())

@@ -141,6 +141,15 @@ def test_a_list_is_in_pages(server: Server, client: OpenAI, video: Any) -> None:
         assert list(others.videos.list()) == []
 
 
+def test_what_is_listed_may_be_deleted_from_page_to_page(client: OpenAI, video: Any) -> None:
+    sent: dict[str, Any] = {"prompt": PROMPT, "extra_body": {"seed": 7}}
+    mine = {client.videos.create(**sent).id for _ in range(5)}
+    for each in client.videos.list(limit=2):
+        if each.id in mine:
+            client.videos.delete(each.id)
+    assert mine.isdisjoint(each.id for each in client.videos.list())
+
+
 def test_a_remix_has_another_prompt_and_all_else_the_same(
     server: Server, client: OpenAI, video: Any
 ) -> None:
@@ -268,12 +277,14 @@ def test_nobody_sees_what_is_anothers(server: Server, video: Any) -> None:
             lambda: others.videos.delete(video.id),
             lambda: others.videos.download_content(video.id),
             lambda: others.videos.remix(video.id, prompt="mine"),
-            lambda: others.videos.list(after=video.id),
         ]
         for call in calls:
             with pytest.raises(openai.NotFoundError) as refused:
                 call()
             assert refused.value.code == "video_not_found"
+        assert others.videos.list(after=video.id).data == []
+        with pytest.raises(openai.NotFoundError):
+            others.videos.list(after="no id")
     with server.client("no-key") as nobody, pytest.raises(openai.AuthenticationError) as refused:
         nobody.videos.list()
     assert refused.value.code == "invalid_api_key"
