@@ -287,7 +287,7 @@ def check_names(fields: Mapping[str, Any], known: Sequence[str]) -> None:
     """
     for name in fields:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
+            near = difflib.get_close_matches(name[:64], known, n=1)  # it indexes all of a name
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
             raise ApiError(
                 HTTPStatus.BAD_REQUEST,

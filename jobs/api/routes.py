@@ -71,7 +71,10 @@ async def list_videos(
     limit: Annotated[int, Query(ge=0, le=MAX_PAGE)] = 20,
     order: Literal["asc", "desc"] = "desc",
 ) -> VideoPage:
-    """List your videos, by the time they were asked for; a batch's are in its output alone."""
+    """List your videos, by the time they were asked for; a batch's are in its output alone.
+
+    `after` may be the id of one that is deleted meanwhile.
+    """
     page = await at.desk.list(owner, after, limit, newest_first=order == "desc")
     if page is None:
         raise unknown_video(after or "", "after")
@@ -173,8 +176,19 @@ async def extend_video(
 @_routes.post("/v1/videos/characters", status_code=400, responses=document_errors(401))
 async def refuse_unsupported(request: Request, at: At, owner: Owner) -> ErrorAnswer:
     """Refuse what no model here does."""
-    what = request.url.path.rpartition("/")[2]
-    raise ApiError(
+    raise _unsupported(at, request.url.path.rpartition("/")[2])
+
+
+@_routes.get(
+    "/v1/videos/characters/{character_id}", status_code=400, responses=document_errors(401)
+)
+async def refuse_character(character_id: str, at: At, owner: Owner) -> ErrorAnswer:
+    """Refuse what no model here has."""
+    raise _unsupported(at, "characters")
+
+
+def _unsupported(at: Endpoint, what: str) -> ApiError:
+    return ApiError(
         HTTPStatus.BAD_REQUEST,
         f"{at.recipe.name} makes no {what}; it makes videos from text, and from an image or a "
         "video where its max_seen_frames says so",
