@@ -49,8 +49,12 @@ class WebhookTarget:
         Raises:
             UsageError: no such URL, or no such secret.
         """
-        url = urlsplit(self.url)
-        if url.scheme not in ("http", "https") or not url.hostname:
+        try:
+            url = urlsplit(self.url)
+            is_one = url.scheme in ("http", "https") and url.hostname and url.port != 0
+        except ValueError:  # no address, or no port
+            is_one = False
+        if not is_one:
             raise UsageError(f"--webhook {self.url}: got no http:// or https:// URL")
         try:
             secret = base64.b64decode(self.secret.removeprefix("whsec_"), validate=True)

@@ -17,7 +17,7 @@ from itertools import groupby
 
 from pipeline import checkpoints
 from pipeline.batches import BatchStore
-from pipeline.inbox import Inbox
+from pipeline.inbox import Inbox, VideoJob
 from pipeline.inputs import Inputs
 from pipeline.ledger import Ledger
 from pipeline.places import map_threads
@@ -40,7 +40,7 @@ class Garbage:
     attempts: tuple[str, ...]
     """Videos and posters that no commit names."""
     checkpoints: tuple[str, ...]
-    """Saved work of clips that are committed, or that no row asks for any more."""
+    """Saved work of clips that are committed, or that no row or video asks for any more."""
     unfinished: tuple[str, ...]
     """Saved work that the next run would go on from."""
     inputs: tuple[str, ...]
@@ -57,7 +57,8 @@ def find_garbage(ledger: Ledger) -> Garbage:
     """
     ledger.read_output()
     committed = ledger.committed_ids()
-    wanted = set[str]()
+    waiting = _find_waiting(ledger.store)
+    wanted = {job.clip_id for job in waiting}
     for _, parts in ledger.load_rows(("clip_id",)):
         for part in parts:
             wanted.update(part["clip_id"].drop_null().to_pylist())
@@ -69,7 +70,7 @@ def find_garbage(ledger: Ledger) -> Garbage:
         attempts=tuple(_find_attempts(ledger, committed)),
         checkpoints=tuple(saved[False]),
         unfinished=tuple(saved[True]),
-        inputs=tuple(_find_inputs(ledger.store)),
+        inputs=tuple(_find_inputs(ledger.store, waiting)),
         leftovers=(
             *filter(_WORK.fullmatch, ledger.store.list("work")),
             *ledger.store.list_unfinished(),
@@ -96,11 +97,16 @@ def measure(ledger: Ledger, keys: tuple[str, ...]) -> int:
     return sum(map_threads(size, keys, ledger.store.concurrency))
 
 
-def _find_inputs(store: ObjectStore) -> Iterator[str]:
-    """Yield the inputs that no video of the endpoint needs any more."""
+def _find_waiting(store: ObjectStore) -> list[VideoJob]:
+    """Return the videos that the endpoint has accepted and not brought to an end."""
     jobs = [job for job, end in Inbox(store, READ_ONLY).load() if not end]
     for batch in BatchStore(store, READ_ONLY).load():
         jobs += [line.job for line in batch.plan.lines if line.job] if batch.plan else []
+    return jobs
+
+
+def _find_inputs(store: ObjectStore, jobs: list[VideoJob]) -> Iterator[str]:
+    """Yield the inputs that none of these videos needs."""
     needed = {job.request.opening.sha256 for job in jobs if job.request.opening}
     yield from (key for key, sha256 in Inputs(store).list() if sha256 not in needed)
 

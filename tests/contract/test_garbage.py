@@ -93,6 +93,17 @@ def test_unfinished_work_goes_only_when_asked(output: Ledger) -> None:
     )
 
 
+def test_saved_work_of_an_accepted_video_is_kept(output: Ledger) -> None:
+    lease = Lease.acquire(output.store, 60)
+    inbox = Inbox(output.store, lease.epoch)
+    job = make_job("0" * 64).model_copy(update={"clip_id": D})
+    inbox.accept(job)
+    assert {key.split("/")[2] for key in find_garbage(output).unfinished} == {C, D}
+    inbox.end(job.id, VideoEnd(status="failed"))
+    assert {key.split("/")[2] for key in find_garbage(output).unfinished} == {C}
+    lease.release()
+
+
 def test_what_a_video_begins_with_goes_with_its_end(output: Ledger) -> None:
     store = output.store
     inputs, lease = Inputs(store), Lease.acquire(store, 60)

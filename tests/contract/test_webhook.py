@@ -186,6 +186,8 @@ def test_the_body_is_the_events() -> None:
     [
         ("ftp://example.com", SECRET, "--webhook ftp://example.com"),
         ("hook", SECRET, "--webhook hook"),
+        ("http://[::1/hook", SECRET, "got no http:// or"),
+        ("http://example.com:99999/hook", SECRET, "got no http:// or"),
         ("https://example.com/hook", "", "RUSHES_WEBHOOK_SECRET"),
         ("https://example.com/hook", "whsec_!", "RUSHES_WEBHOOK_SECRET"),
         ("https://example.com/hook", "whsec_c2hvcnQ=", "24 bytes or more"),
