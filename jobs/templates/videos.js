@@ -130,7 +130,7 @@ function readImage(file) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result);
-    reader.onerror = () => reject(new Error(`${file.name} can't be read`));
+    reader.onerror = () => reject(new Told(`${file.name} can't be read.`, 400));
     reader.readAsDataURL(file);
   });
 }
