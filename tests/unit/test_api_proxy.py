@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from jobs.api.proxy import ProxyErrors, make_middlewares
 
@@ -55,3 +57,34 @@ def test_where_a_replica_dies_the_call_is_answered_too() -> None:
     told = TestClient(ProxyErrors(say_nothing)).get("/v1/videos")
     assert told.status_code == 503
     assert told.json()["error"]["code"] == "unavailable"
+
+
+@pytest.mark.parametrize(("path", "most"), [("/v1/videos", 16 << 20), ("/v1/files", 100 << 20)])
+def test_of_a_body_no_more_is_taken_in_than_is_read(path: str, most: int) -> None:
+    """Serve's proxy takes in all that there is while its replica, here, reads nothing."""
+    chunk = bytes(1 << 20)
+    sent: list[Message] = []
+    taken = 0
+
+    async def proxy(scope: Scope, receive: Receive, send: Send) -> None:
+        async def take_in() -> None:
+            nonlocal taken
+            while (message := await receive())["type"] != "http.disconnect":
+                taken += len(message["body"])
+
+        taking = asyncio.create_task(take_in())
+        for _ in range(500):
+            await asyncio.sleep(0)
+        await JSONResponse({}, 413)(scope, receive, send)
+        await taking
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": chunk, "more_body": True}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": path, "headers": []}
+    asyncio.run(asyncio.wait_for(ProxyErrors(proxy)(scope, receive, send), 30))
+    assert most < taken <= most + 2 * len(chunk)
+    assert sent[0]["status"] == 413
