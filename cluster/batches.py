@@ -3,6 +3,8 @@
     validating → in_progress → finalizing → completed
         └→ failed    └→ (cancelling →) finalizing → cancelled, expired
 
+One that is called off before its lines are read is cancelled at once, and has no answers.
+
 A batch is in the store before it is accepted. Its file is read into a plan: each line's job, or why
 it is none. Lines are videos in the inbox like any other, only not urgent, and so many at a time.
 Every step can be taken again after a crash: what a line becomes has an id made of the batch's, and
@@ -13,8 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -47,6 +50,10 @@ UNFINISHED = ("batch_cancelled", "batch_expired")
 """Why a line has no answer, as its error's code has it."""
 
 _log = logging.getLogger("ray.serve")
+
+
+class _CalledOffError(Exception):
+    """A batch is called off while its file is read."""
 
 
 class LineFormat(Protocol):
@@ -220,7 +227,8 @@ class Batches:
                     await self._run(batch, batch.plan)
                     await self._answer(batch, batch.plan)
                 else:
-                    await self._end(batch, BatchEnd(status="failed", faults=faults))
+                    status = "failed" if faults else "cancelled"
+                    await self._end(batch, BatchEnd(status=status, faults=faults))
             except Exception as error:  # noqa: BLE001 - every step can be taken again
                 _log.warning("%s goes on in %.0f s: %r", batch.job.id, pause_s, error)
                 await asyncio.sleep(pause_s)
@@ -228,12 +236,20 @@ class Batches:
                 return
 
     async def _validate(self, batch: _Batch) -> tuple[BatchFault, ...]:
-        """Read a batch's file into its plan; return what is wrong with it, where anything is."""
-        job = batch.job
+        """Read a batch's file into its plan; return what is wrong with it, where anything is.
+
+        Where the batch is called off meanwhile there is neither.
+        """
+        job, is_left = batch.job, threading.Event()
+
+        def read_lines() -> Iterator[bytes]:
+            for line in self._files.uploads.read_lines(job.input_file_id, self._lines.max_bytes):
+                if batch.called_off.is_set() or is_left.is_set():
+                    raise _CalledOffError
+                yield line  # with images in them, lines can take hours
 
         def read() -> BatchPlan | tuple[BatchFault, ...]:
-            lines = self._files.uploads.read_lines(job.input_file_id, self._lines.max_bytes)
-            found = self._lines.read(job, lines, self._limits.max_lines)
+            found = self._lines.read(job, read_lines(), self._limits.max_lines)
             if isinstance(found, BatchPlan):
                 self._store.plan(job.id, found)
             return found
@@ -243,6 +259,10 @@ class Batches:
         except FileNotFoundError:
             message = "the file was deleted before it was read"
             return (BatchFault(code="file_not_found", message=message, param="input_file_id"),)
+        except _CalledOffError:
+            return ()
+        finally:
+            is_left.set()
         if not isinstance(found, BatchPlan):
             return found
         batch.plan = found

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,8 +16,8 @@ from cluster.batches import ROOM
 from pipeline.batches import FOLDER, WINDOW, BatchLimits, name_video
 from pipeline.inbox import VideoEnd
 from pipeline.store import ObjectStore
-from pipeline.uploads import new_file_id
-from tests.support.batches import OWNER, Desk, Endpoint
+from pipeline.uploads import Uploads, new_file_id
+from tests.support.batches import OWNER, SOON_S, Desk, Endpoint
 from tests.support.online import make_lines
 
 WRONG = {"prompt": "a ball", "size": "1x1"}
@@ -175,6 +177,35 @@ def test_a_batch_that_is_called_off_ends_with_what_is_done(
         }
         assert [event.type for event in desk.outbox.load()] == ["batch.cancelled"]
         assert all(desk.studio.find_end(each) for each in desk.studio.jobs), "none is left"
+
+    asyncio.run(run())
+
+
+def test_a_batch_is_called_off_while_its_file_is_read(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def read_slowly(uploads: Uploads, *_: Any) -> Iterator[bytes]:
+        for line in prompts(*(f"line {n}" for n in range(3))).splitlines():
+            yield line
+            begun.set()
+            assert go_on.wait(SOON_S)
+
+    monkeypatch.setattr(Uploads, "read_lines", read_slowly)
+
+    async def run() -> None:
+        async with Endpoint(store).desk() as desk:
+            batch_id = await start(desk, b"")
+            assert await asyncio.to_thread(begun.wait, SOON_S)
+            called_off = await desk.batches.cancel(OWNER, batch_id)
+            assert called_off
+            assert called_off.status == "cancelling"
+            go_on.set()
+            state = await desk.wait(batch_id)
+            assert (state.status, state.total, state.end.faults) == ("cancelled", 0, ())
+            assert desk.studio.jobs == {}
+            assert [event.type for event in desk.outbox.load()] == ["batch.cancelled"]
 
     asyncio.run(run())
 

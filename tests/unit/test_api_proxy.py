@@ -84,7 +84,7 @@ def test_of_a_body_no_more_is_taken_in_than_is_read(path: str, most: int) -> Non
     async def send(message: Message) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "method": "POST", "path": path, "headers": []}
+    scope: Scope = {"type": "http", "method": "POST", "path": path, "headers": []}
     asyncio.run(asyncio.wait_for(ProxyErrors(proxy)(scope, receive, send), 30))
     assert most < taken <= most + 2 * len(chunk)
     assert sent[0]["status"] == 413
