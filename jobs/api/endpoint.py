@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
@@ -85,6 +86,11 @@ class Endpoint:
         default_factory=lambda: defaultdict(lambda: asyncio.Semaphore(BODIES_AT_ONCE))
     )
     """Of each owner, for calls that have bodies."""
+    decoding: defaultdict[str, asyncio.Lock] = field(
+        default_factory=lambda: defaultdict(asyncio.Lock)
+    )
+    """Held while an owner's image or video is decoded: of one's, however many they send, one at a
+    time. The threads for it are few, and everybody's."""
 
     @property
     def reader(self) -> JobReader:
@@ -104,7 +110,10 @@ class Endpoint:
             ApiError: it asks for what the model can't do, or its owner has reached a limit.
         """
         read = partial(self.reader.read, fields, source)
-        return await self._submit(read, owner, idempotency_key)
+        has_image = fields.get("input_reference") is not None
+        async with self.decoding[owner] if has_image else nullcontext():
+            job = await self._read(read, owner, idempotency_key)
+        return await self._submit(job)
 
     async def extend(
         self, owner: str, fields: Mapping[str, Any], idempotency_key: str | None
@@ -117,11 +126,12 @@ class Endpoint:
         self.reader.openings.check_support("video", frames=2)  # before a video is decoded
         video = await self._find_source(owner, fields.get("video"))
         read = partial(self.reader.read_extension, fields, video)
-        return await self._submit(read, owner, idempotency_key)
+        return await self._submit(await self._read(read, owner, idempotency_key))
 
     async def _find_source(self, owner: str, video: Any) -> SourceVideo:
         if isinstance(video, bytes):
-            return await asyncio.to_thread(read_sent_video, video)
+            async with self.decoding[owner]:
+                return await asyncio.to_thread(read_sent_video, video)
         # Forms have an id by itself: the official client can't send the object that it documents.
         video_id = cast(Any, video).get("id") if isinstance(video, Mapping) else video
         if not isinstance(video_id, str):
@@ -132,12 +142,13 @@ class Endpoint:
         size = commit.width, commit.height
         return SourceVideo(content, *size, commit.num_frames, job.request.fps, job.request)
 
-    async def _submit(
+    async def _read(
         self, read: Callable[..., VideoJob], owner: str, idempotency_key: str | None
-    ) -> VideoState:
-        job = await asyncio.to_thread(
-            read, id=new_video_id(), owner=owner, idempotency_key=idempotency_key
-        )
+    ) -> VideoJob:
+        known = {"id": new_video_id(), "owner": owner, "idempotency_key": idempotency_key}
+        return await asyncio.to_thread(read, **known)
+
+    async def _submit(self, job: VideoJob) -> VideoState:
         state = await self.desk.submit(job)
         if isinstance(state, Refusal):
             raise too_many(state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
@@ -139,7 +140,8 @@ async def download_content(
     state = await at.find_completed(owner, video_id)
     commit = await asyncio.to_thread(at.ledger.read_commit, state.job.clip_id)
     ranges = request.headers.get("range"), request.headers.get("if-range")
-    return await asyncio.to_thread(read_content, at.ledger.store, commit, variant, *ranges)
+    async with at.decoding[owner] if variant == "spritesheet" else nullcontext():
+        return await asyncio.to_thread(read_content, at.ledger.store, commit, variant, *ranges)
 
 
 @_routes.post(

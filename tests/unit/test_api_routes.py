@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import threading
 import tracemalloc
 from collections.abc import MutableMapping
 from dataclasses import replace
 from pathlib import Path
+from threading import Semaphore
 from typing import Any, cast
 from urllib.parse import urlencode
 
@@ -17,11 +19,12 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from cluster.answers import Refusal
-from jobs.api import body, endpoint
+from jobs.api import body, endpoint, openings
 from jobs.api.endpoint import BODIES_AT_ONCE, Desk, Endpoint
 from jobs.api.keys import ApiKeys
 from jobs.api.models import find_sizes
 from jobs.api.routes import make_app
+from jobs.api.wire import ApiError
 from jobs.recipes import find_recipe, list_recipes
 from pipeline.ledger import Ledger
 from pipeline.recipe import Recipe
@@ -332,6 +335,41 @@ def test_of_one_keys_bodies_few_are_received_at_once(tmp_path: Path) -> None:
         mine.let.set()
         theirs.let.set()
         assert await asyncio.gather(*calls) == [429] * len(calls)
+
+    asyncio.run(run())
+
+
+def test_one_keys_images_are_decoded_one_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that another's needn't wait for all of them."""
+    begun, let, images = Semaphore(0), threading.Event(), list[bytes]()
+
+    def decode(sent: bytes, *_: int) -> bytes:
+        images.append(sent)
+        begun.release()
+        assert let.wait(30)
+        return b"PNG"
+
+    monkeypatch.setattr(openings, "remake_image", decode)
+    keys = ApiKeys.read(None, "my-key,their-key")
+    at = make_endpoint(tmp_path, keys, FullDesk(Refusal("queue", 10)))
+
+    async def run() -> None:
+        owners = ["mine"] * 5 + ["theirs"]
+        fields = {"prompt": "a ball"}
+        calls = [
+            asyncio.create_task(at.take(each, {**fields, "input_reference": each.encode()}, None))
+            for each in owners
+        ]
+        for _ in range(2):
+            assert await asyncio.to_thread(begun.acquire, timeout=30)
+        await asyncio.sleep(0.1)  # for one too many
+        assert sorted(images) == [b"mine", b"theirs"]
+        let.set()
+        refused = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(each) for each in refused] == [ApiError] * 6
+        assert len(images) == 6
 
     asyncio.run(run())
 
