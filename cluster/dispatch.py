@@ -141,9 +141,10 @@ class Dispatcher:
         key = job.owner, job.idempotency_key
         if before := await self._keys.claim(*key, job.id, self._jobs):
             return self._describe(before)
-        if refusal := self._refuse(job.owner):
+        if refusal := self._find_refusal(job.owner):
             self._keys.forget(*key)
             return refusal
+        self._rate.take(job.owner)
         self._count(job.owner, 1)
         try:
             await asyncio.to_thread(self._inbox.accept, job)
@@ -155,6 +156,12 @@ class Dispatcher:
         self._begin(job)
         _log.info("%s is accepted: clip %s", job.id, job.clip_id[:16])
         return self._describe(job.id)
+
+    async def find_refusal(self, owner: str, idempotency_key: str | None) -> Refusal | None:
+        """Return why a call would be refused now, which counts for nothing."""
+        if self._keys.is_used(owner, idempotency_key):
+            return None
+        return self._find_refusal(owner)
 
     async def find(self, owner: str, video_id: str) -> VideoState | None:
         """Return how an owner's video goes; None where they have none of that id."""
@@ -239,10 +246,10 @@ class Dispatcher:
         await self._maker.close()
         await asyncio.to_thread(self._held.close)
 
-    def _refuse(self, owner: str) -> Refusal | None:
+    def _find_refusal(self, owner: str) -> Refusal | None:
         if self._under_way[owner] >= self._max_queued:
             return Refusal("queue", QUEUE_RETRY_S)
-        wait_s = self._rate.take(owner)
+        wait_s = self._rate.find_wait(owner)
         return Refusal("rate", math.ceil(wait_s)) if wait_s else None
 
     def _count(self, owner: str, change: int) -> None:

@@ -23,6 +23,10 @@ class IdempotencyKeys:
         if key:
             self._ids[owner, key] = accepted_id
 
+    def is_used(self, owner: str, key: str | None) -> bool:
+        """Return whether a key stands for something."""
+        return bool(key) and (owner, key or "") in self._ids
+
     def forget(self, owner: str, key: str | None) -> None:
         """Let a key be used anew: its call was refused, or what it made is deleted."""
         self._ids.pop((owner, key or ""), None)

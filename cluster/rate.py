@@ -31,10 +31,14 @@ class RateLimit:
 
     def take(self, owner: str) -> float:
         """Let an owner through: 0. Or don't, which counts for nothing: the seconds to wait."""
+        wait_s = self.find_wait(owner)
+        if not wait_s:
+            self._passed[owner].append(self._clock())
+        return wait_s
+
+    def find_wait(self, owner: str) -> float:
+        """Return for how many seconds an owner would have to wait, 0 if for none."""
         now, passed = self._clock(), self._passed[owner]
         while passed and now - passed[0] >= self._window_s:
             passed.popleft()
-        if len(passed) >= self._limit:
-            return self._window_s - (now - passed[0])
-        passed.append(now)
-        return 0.0
+        return self._window_s - (now - passed[0]) if len(passed) >= self._limit else 0.0

@@ -200,6 +200,10 @@ class RemoteDesk:
         """Take a job in, or refuse it: its owner has reached a limit."""
         return await _ask(self._dispatcher.submit, job)
 
+    async def find_refusal(self, owner: str, idempotency_key: str | None) -> Refusal | None:
+        """Return why a call would be refused now, which counts for nothing."""
+        return await _ask(self._dispatcher.find_refusal, owner, idempotency_key)
+
     async def find(self, owner: str, video_id: str) -> VideoState | None:
         """Return how an owner's video goes."""
         return await _ask(self._dispatcher.find, owner, video_id)

@@ -58,6 +58,9 @@ class Desk(Protocol):
     @property
     def batches(self) -> BatchDesk: ...  # noqa: D102
     async def submit(self, job: VideoJob) -> VideoState | Refusal: ...  # noqa: D102
+    async def find_refusal(  # noqa: D102
+        self, owner: str, idempotency_key: str | None
+    ) -> Refusal | None: ...
     async def find(self, owner: str, video_id: str) -> VideoState | None: ...  # noqa: D102
     async def list(  # noqa: D102
         self, owner: str, after: str | None, limit: int, *, newest_first: bool
@@ -112,6 +115,8 @@ class Endpoint:
         read = partial(self.reader.read, fields, source)
         has_image = fields.get("input_reference") is not None
         async with self.decoding[owner] if has_image else nullcontext():
+            if has_image:
+                await self._check_limits(owner, idempotency_key)
             job = await self._read(read, owner, idempotency_key)
         return await self._submit(job)
 
@@ -124,6 +129,7 @@ class Endpoint:
             ApiError: as for `take`; or there is no such video, or it isn't completed.
         """
         self.reader.openings.check_support("video", frames=2)  # before a video is decoded
+        await self._check_limits(owner, idempotency_key)
         video = await self._find_source(owner, fields.get("video"))
         read = partial(self.reader.read_extension, fields, video)
         return await self._submit(await self._read(read, owner, idempotency_key))
@@ -141,6 +147,11 @@ class Endpoint:
         content = await asyncio.to_thread(self.ledger.store.read, commit.video.key)
         size = commit.width, commit.height
         return SourceVideo(content, *size, commit.num_frames, job.request.fps, job.request)
+
+    async def _check_limits(self, owner: str, idempotency_key: str | None) -> None:
+        """Refuse a call before what it begins with is decoded, and kept in the output."""
+        if refusal := await self.desk.find_refusal(owner, idempotency_key):
+            raise too_many(refusal)
 
     async def _read(
         self, read: Callable[..., VideoJob], owner: str, idempotency_key: str | None

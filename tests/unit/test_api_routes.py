@@ -29,6 +29,7 @@ from jobs.recipes import find_recipe, list_recipes
 from pipeline.ledger import Ledger
 from pipeline.recipe import Recipe
 from pipeline.store import ObjectStore
+from pipeline.untrusted import UntrustedError
 
 
 class FullDesk:
@@ -41,6 +42,9 @@ class FullDesk:
     async def submit(self, job: Any) -> Refusal | None:
         self.prompts.append(job.request.prompt)
         return self.refusal
+
+    async def find_refusal(self, owner: str, idempotency_key: str | None) -> Refusal | None:
+        return None
 
     async def is_ready(self) -> bool:
         return self.refusal is None
@@ -372,6 +376,41 @@ def test_one_keys_images_are_decoded_one_at_a_time(
         assert len(images) == 6
 
     asyncio.run(run())
+
+
+class BusyDesk(FullDesk):
+    """Says so before it is asked for anything."""
+
+    async def find_refusal(self, owner: str, idempotency_key: str | None) -> Refusal | None:
+        return None if idempotency_key else self.refusal
+
+
+@pytest.mark.parametrize(
+    ("path", "file", "fields"),
+    [
+        ("/v1/videos", "input_reference", {}),
+        ("/v1/videos/extensions", "video", {"seconds": "1"}),
+    ],
+)
+def test_of_a_call_that_is_refused_nothing_is_decoded_or_kept(
+    tmp_path: Path, path: str, file: str, fields: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[bytes] = []
+
+    def decode(sent: bytes, *_: int) -> bytes:
+        decoded.append(sent)
+        raise UntrustedError("no")
+
+    monkeypatch.setattr(openings, "remake_image", decode)
+    monkeypatch.setattr(openings, "remake_video", decode)
+    keys = ApiKeys.read(None, "", insecure=True)
+    client = connect(tmp_path, keys, BusyDesk(Refusal("rate", 17)))
+    sent = {"files": {file: ("a", b"sent")}, "data": {"prompt": "a ball", **fields}}
+    answer = client.post(path, **cast(Any, sent))
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "17")
+    assert (decoded, list(tmp_path.iterdir())) == ([], [])
+    again = client.post(path, **cast(Any, sent), headers={"Idempotency-Key": "known"})
+    assert (again.status_code, decoded) == (400, [b"sent"])
 
 
 def test_a_body_that_does_not_come_is_waited_for_no_longer_than_a_limit(

@@ -61,7 +61,9 @@ def test_no_window_ever_holds_more(count: int, pauses_s: list[int]) -> None:
     for pause_s in pauses_s:
         clock.now_s += pause_s
         recent = [at for at in passed if clock.now_s - at < 60]
+        foreseen = [limit.find_wait("one") for _ in range(2)]
         wait_s = limit.take("one")
+        assert foreseen == [wait_s, wait_s], "to ask counts for nothing"
         assert (wait_s == 0) == (len(recent) < count)
         if wait_s:
             assert 0 < wait_s <= 60
