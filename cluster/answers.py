@@ -122,7 +122,8 @@ class BatchState:
 class Refusal:
     """What was not taken in, as its owner has reached a limit."""
 
-    limit: Literal["queue", "rate", "files", "batches"]
-    """Videos under way, or asked for in a minute; files uploaded; batches under way."""
+    limit: Literal["queue", "rate", "bodies", "files", "batches"]
+    """Videos under way, or asked for in a minute; calls that wait to be read; files uploaded;
+    batches under way."""
     retry_after_s: int
     """When it is worth to ask again, in seconds; for the rate: when there will be room."""

@@ -34,13 +34,14 @@ def _read_idempotency_key(
 async def _hold_place(
     request: Request, owner: Annotated[str, Depends(_identify)]
 ) -> AsyncGenerator[str]:
-    async with _get_endpoint(request).places[owner]:
+    async with _get_endpoint(request).places[owner].hold():
         yield owner
 
 
 At = Annotated[Endpoint, Depends(_get_endpoint)]
 Owner = Annotated[str, Depends(_identify)]
 Receiving = Annotated[str, Depends(_hold_place)]
-"""Who calls, for a call that has a body: of one caller's, few are received at once."""
+"""Who calls, for a call that has a body: of one caller's, few are received at once, and not very
+many more may wait."""
 IdempotencyKey = Annotated[str | None, Depends(_read_idempotency_key)]
 """A call that has the key of one that was accepted is that one."""

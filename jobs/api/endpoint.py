@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
@@ -24,7 +24,9 @@ from pipeline.ledger import Ledger
 from pipeline.recipe import Recipe
 from pipeline.uploads import FileRecord
 
-BODIES_AT_ONCE = 16
+BODIES_AT_ONCE, BODIES_WAITING = 16, 128
+"""Of one owner. The bodies of those that wait are held, too: by the proxy."""
+BODIES_RETRY_S = 5
 """Of one owner's calls: they are in memory while they are received."""
 
 
@@ -70,6 +72,31 @@ class Desk(Protocol):
     async def read_metrics(self) -> bytes: ...  # noqa: D102
 
 
+class Places:
+    """One owner's places for calls that have bodies, and for some more that wait for one."""
+
+    def __init__(self) -> None:
+        """Have room."""
+        self._room = asyncio.Semaphore(BODIES_AT_ONCE)
+        self._calls = 0
+
+    @asynccontextmanager
+    async def hold(self) -> AsyncGenerator[None]:
+        """Hold a place, once there is one.
+
+        Raises:
+            ApiError: too many wait.
+        """
+        if self._calls >= BODIES_AT_ONCE + BODIES_WAITING:
+            raise too_many(Refusal("bodies", BODIES_RETRY_S))
+        self._calls += 1
+        try:
+            async with self._room:
+                yield
+        finally:
+            self._calls -= 1
+
+
 @dataclass(frozen=True)
 class Endpoint:
     """One model behind one desk."""
@@ -85,9 +112,7 @@ class Endpoint:
     """Other names by which programs ask for the recipe's model."""
     limits: BatchLimits = field(default_factory=BatchLimits)
     created: int = field(default_factory=lambda: int(time.time()))
-    places: defaultdict[str, asyncio.Semaphore] = field(
-        default_factory=lambda: defaultdict(lambda: asyncio.Semaphore(BODIES_AT_ONCE))
-    )
+    places: defaultdict[str, Places] = field(default_factory=lambda: defaultdict(Places))
     """Of each owner, for calls that have bodies."""
     decoding: defaultdict[str, asyncio.Lock] = field(
         default_factory=lambda: defaultdict(asyncio.Lock)
@@ -232,6 +257,10 @@ def too_many(refusal: Refusal) -> ApiError:
             f"ask again in {refusal.retry_after_s} s",
         ),
         "files": ("too_many_files", "you have as many files as one key may have; delete some"),
+        "bodies": (
+            "too_many_calls",
+            "you have as many calls under way as one key may have; wait for some of them",
+        ),
         "batches": (
             "too_many_batches",
             "you have as many batches under way as one key may have; wait for one, or cancel it",

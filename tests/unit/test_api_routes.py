@@ -20,7 +20,7 @@ from starlette.testclient import TestClient
 
 from cluster.answers import Refusal
 from jobs.api import body, endpoint, openings
-from jobs.api.endpoint import BODIES_AT_ONCE, Desk, Endpoint
+from jobs.api.endpoint import BODIES_AT_ONCE, BODIES_WAITING, Desk, Endpoint
 from jobs.api.keys import ApiKeys
 from jobs.api.models import find_sizes
 from jobs.api.routes import make_app
@@ -323,22 +323,25 @@ class SlowCalls:
         return statuses[0]
 
 
-def test_of_one_keys_bodies_few_are_received_at_once(tmp_path: Path) -> None:
+def test_of_one_keys_bodies_few_are_received_at_once_and_not_many_wait(tmp_path: Path) -> None:
     keys = ApiKeys.read(None, "my-key,their-key")
     app = make_app(make_endpoint(tmp_path, keys, FullDesk(Refusal("queue", 10))))
 
     async def run() -> None:
         mine, theirs = SlowCalls(app, "my-key"), SlowCalls(app, "their-key")
-        calls = [asyncio.create_task(mine.call()) for _ in range(BODIES_AT_ONCE + 5)]
+        many = BODIES_AT_ONCE + BODIES_WAITING
+        calls = [asyncio.create_task(mine.call()) for _ in range(many)]
         calls.append(asyncio.create_task(theirs.call()))
         async with asyncio.timeout(30):
             while mine.begun < BODIES_AT_ONCE or not theirs.begun:
                 await asyncio.sleep(0.01)
         await asyncio.sleep(0.1)  # for one too many
         assert (mine.begun, theirs.begun) == (BODIES_AT_ONCE, 1)
+        assert await mine.call() == 429, "one more doesn't wait"
         mine.let.set()
         theirs.let.set()
         assert await asyncio.gather(*calls) == [429] * len(calls)
+        assert mine.begun == many, "a full queue refuses only what is read"
 
     asyncio.run(run())
 
