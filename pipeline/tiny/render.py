@@ -15,7 +15,7 @@ from pipeline.tiny import CHECKPOINT
 from pipeline.tiny.scenes import Video
 
 STEPS = 16
-GUIDANCE = 4.0
+GUIDANCE = 3.0
 Size = tuple[int, int, int]
 """Frames, height, width."""
 
