@@ -178,6 +178,15 @@ def sigmas(rng: np.random.Generator, count: int) -> Tensor:
     return torch.from_numpy(shift * even / (1 + (shift - 1) * even)).float()
 
 
+def weigh(error: Tensor, batch: Batch) -> Tensor:
+    """An error's mean in each clip, (n,), where what is given weighs `KEPT` times as much.
+
+    error: (n, channels, t, h, w).
+    """
+    weight = (1 + (KEPT - 1) * batch.given()).expand_as(error)
+    return (weight * error).sum(dim=(1, 2, 3, 4)) / weight.sum(dim=(1, 2, 3, 4))
+
+
 class Objective:
     """The flow-matching loss of a transformer on batches."""
 
@@ -192,10 +201,7 @@ class Objective:
     # The fused attention's backward on a CPU takes 130 ms a call at this size, more than half of a
     # step (torch 2.13, one AMX core); written out it takes a few.
     def loss(self, batch: Batch, captions: list[str], sigma: Tensor, noise: Tensor) -> Tensor:
-        """The squared error of the predicted velocity, noise - latents, of each clip: (n,).
-
-        What the condition gives weighs `KEPT` times as much as the rest.
-        """
+        """The squared error of the predicted velocity, noise - latents, of each clip: (n,)."""
         level = sigma.view(-1, 1, 1, 1, 1)
         words = self.encode(captions)
         self.processor.bias = words.bias
@@ -207,9 +213,7 @@ class Objective:
                 control_hidden_states=batch.control,
                 return_dict=False,
             )[0]
-        error = (made.float() - (noise - batch.latents)).square()
-        weight = (1 + (KEPT - 1) * batch.given()).expand_as(error)
-        return (weight * error).sum(dim=(1, 2, 3, 4)) / weight.sum(dim=(1, 2, 3, 4))
+        return weigh((made.float() - (noise - batch.latents)).square(), batch)
 
     @torch.no_grad()
     def gate(self, batch: Batch) -> dict[str, float]:

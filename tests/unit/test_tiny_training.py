@@ -17,7 +17,14 @@ from pipeline.tiny.optim import Muon
 from pipeline.tiny.stage import Budget, plateau
 from pipeline.tiny.text import LONGEST, build_tokenizer
 from pipeline.tiny.train import export
-from pipeline.tiny.train_transformer import Objective, encode_words, favour_words
+from pipeline.tiny.train_transformer import (
+    KEPT,
+    Batch,
+    Objective,
+    encode_words,
+    favour_words,
+    weigh,
+)
 from pipeline.tiny.whole import decode_whole, encode_whole
 
 
@@ -134,6 +141,21 @@ def test_one_padding_slot_equals_all_of_them() -> None:
         objective.processor.bias = words.bias
         short = model(latents, encoder_hidden_states=words.states, **call).sample
     assert torch.allclose(long, short, atol=2e-4)
+
+
+def test_what_is_given_weighs_more_in_the_loss() -> None:
+    """Of two latent frames the first is given: what is wrong in it alone counts threefold."""
+    mask = torch.ones(1, 64, 2, 2, 2)
+    mask[:, :, 0] = 0
+    control = torch.cat([torch.zeros(1, 2 * LATENT_CHANNELS, 2, 2, 2), mask], dim=1)
+    batch = Batch(torch.zeros(1, LATENT_CHANNELS, 2, 2, 2), control, [""], [""])
+    assert batch.given()[0, 0, :, 0, 0].tolist() == [1, 0]
+    losses: list[float] = []
+    for frame in range(2):
+        error = torch.zeros_like(batch.latents)
+        error[:, :, frame] = 1
+        losses.append(float(weigh(error, batch)))
+    assert losses == pytest.approx([KEPT / (KEPT + 1), 1 / (KEPT + 1)])
 
 
 def test_muon_steps_are_about_orthogonal() -> None:
