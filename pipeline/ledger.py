@@ -383,7 +383,7 @@ class Ledger:
             )
 
 
-_TABLE = re.compile(r"(?:rows|manifest)/[A-Za-z0-9_-]+\.parquet")
+_TABLE = re.compile(r"(?:rows|manifest)/[A-Za-z0-9_-]+\.parquet")  # `Source.name`
 _COMMIT = re.compile(r"commits/(..)/(\1[0-9a-f]{62})\.json")
 _FAILURE = re.compile(r"failures/(..)/(\1[0-9a-f]{62})/[0-9A-Za-z-]+\.json")
 

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from pipeline.tiny import CHECKPOINT
-from pipeline.tiny.captions import plain
+from pipeline.tiny.captions import paraphrase, plain
 from pipeline.tiny.conditions import condition
 from pipeline.tiny.measure import colour_name, motion_shown, psnr, see, shape_shown
 from pipeline.tiny.render import GUIDANCE, STEPS, frames_of, load, render_clip
@@ -31,6 +31,7 @@ from pipeline.tiny.scenes import Scene, Video, draw_scene, render
 
 SEED = 2026
 SIZE = (17, 64, 64)
+OTHER_SIZES = ((5, 64, 64), (9, 64, 64), (33, 64, 64), (17, 80, 48), (17, 48, 80), (17, 112, 64))
 DIRECTIONS = ("left", "right", "up", "down")
 
 
@@ -96,6 +97,26 @@ def by_words(pipe: Any, wanted: list[Scene]) -> tuple[list[Row], list[Video]]:
         Row("shape right", share(verdicts, "shape"), "%", "≥ 90", len(verdicts)),
     ]
     return rows, clips
+
+
+def elsewhere(pipe: Any, wanted: list[Scene]) -> list[Row]:
+    """Text to video in other words than the plain ones, and at other sizes and lengths."""
+    rng = np.random.default_rng(SEED + 2)
+    worded: list[Verdict] = []
+    sized: list[Verdict] = []
+    for i, scene in enumerate(wanted):
+        clip = render_clip(pipe, paraphrase(rng, scene), SEED + i, SIZE)
+        worded.append(judge(scene, clip))
+        clip = render_clip(pipe, plain(scene), SEED + i, OTHER_SIZES[i % len(OTHER_SIZES)])
+        sized.append(judge(scene, clip))
+    return [
+        Row(f"{title} right, {where}", share(verdicts, name), "%", "", len(verdicts))
+        for where, verdicts in (("in other words", worded), ("at other sizes", sized))
+        for name, title in (
+            ("colour", "foreground colour"), ("background", "background colour"),
+            ("motion", "motion"), ("shape", "shape"),
+        )
+    ]  # fmt: skip
 
 
 def by_pixels(pipe: Any, wanted: list[Scene]) -> list[Row]:
@@ -182,7 +203,8 @@ def evaluate(checkpoint: Path, limit: int, sheet: Path | None = None) -> list[Ro
     pipe, wanted = load(checkpoint), scenes(limit)
     rows, clips = by_words(pipe, wanted)
     some = wanted[: max(4, limit // 5)]
-    rows += by_pixels(pipe, some) + autoencoder(pipe, some) + speed(pipe, wanted[0])
+    rows += elsewhere(pipe, some) + by_pixels(pipe, some)
+    rows += autoencoder(pipe, some) + speed(pipe, wanted[0])
     if sheet is not None:
         contact_sheet(clips[:64], sheet)
     return rows + measuring(wanted)

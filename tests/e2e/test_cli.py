@@ -320,7 +320,7 @@ BAD_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "NaN": (
         {"guidance_scale": math.nan},
-        "guidance_scale: got NaN, expected a number from 0 to 50; the recipe has 4",
+        "guidance_scale: got NaN, expected a number from 0 to 50; the recipe has 3",
     ),
     "infinite": (
         {"fps": math.inf},

@@ -52,9 +52,10 @@ async def check(endpoint: Endpoint, batch_id: str | None, *, cancel: bool) -> No
                 if file_id
                 for line in (await desk.read(file_id)).splitlines()
             ]
-            assert Counter(answer["custom_id"] for answer in answers) == {
-                "line 0": 1, "line 1": 1, "line 2": 1
-            }  # fmt: skip
+            lines = {"line 0": 1, "line 1": 1, "line 2": 1}
+            if state.status == "cancelled" and not state.total:  # before its lines were read
+                lines = {}
+            assert Counter(answer["custom_id"] for answer in answers) == lines
             known = {name_video(each, 1), name_video(each, 3)}
             assert desk.studio.jobs.keys() <= known
             if not cancel:

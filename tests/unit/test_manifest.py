@@ -197,7 +197,7 @@ def test_sql_over_the_folder(store: ObjectStore) -> None:
     ledger = Ledger(store)
     ledger.open_output(IDENTITY)
     ledger.save_rows("ads", plan_rows([A, B], locale=["de", "fr"]))
-    ledger.save_rows("more ads", plan_rows([A, C], product=["shoe", "hat"]))
+    ledger.save_rows("more-ads", plan_rows([A, C], product=["shoe", "hat"]))
     for clip_id in (A, B, C):
         write_commit(store, commit(clip_id))
     status = write_manifest(ledger)
