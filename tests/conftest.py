@@ -61,6 +61,17 @@ def no_leaks() -> Iterator[None]:
         check_leaks()
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Small work: threads would only wait for each other where other tests run beside."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Return the folder of a tiny family's checkpoint, built when first asked for."""

@@ -1,10 +1,8 @@
 """The shipped weights follow a dozen prompts: colours and direction, in process."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import torch
 
 from pipeline.tiny.measure import colour_name, motion_shown, see
 from pipeline.tiny.render import load, render_clip
@@ -32,11 +30,8 @@ PROMPTS = (
 
 
 @pytest.fixture(scope="module")
-def pipe() -> Iterator[Any]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield load()
-    torch.set_num_threads(threads)
+def pipe(one_thread: None) -> Any:
+    return load()
 
 
 @pytest.mark.parametrize(("prompt", "colour", "background", "motion"), PROMPTS)

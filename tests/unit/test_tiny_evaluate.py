@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 
 from pipeline.tiny import CHECKPOINT
 from pipeline.tiny.evaluate import main
@@ -16,11 +15,9 @@ from pipeline.tiny.evaluate import main
 CARD = (CHECKPOINT.parent / "README.md").read_text()
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_it_prints_the_cards_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     main(["--limit", "1", "--json", str(tmp_path / "rows.json")])
-    torch.set_num_threads(threads)
     rows = json.loads((tmp_path / "rows.json").read_text())
     printed = capsys.readouterr().out
     in_card = set(re.findall(r"^\| ([^|]+?) \| [\d.]+ ", CARD, re.MULTILINE))

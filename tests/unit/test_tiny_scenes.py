@@ -1,11 +1,9 @@
 """The training clips show what their scenes say, and the measuring tools can tell."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from pipeline.tiny.captions import paraphrase, plain
 from pipeline.tiny.conditions import condition, pack_mask
@@ -14,14 +12,7 @@ from pipeline.tiny.measure import motion_shown, psnr, see, turned
 from pipeline.tiny.scenes import MOTIONS, draw_scene, drawable, held_out, other_object, render
 from pipeline.tiny.shapes import SHAPES
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small work: threads would only wait for each other where other tests run beside."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_same_seed_draws_the_same_clip() -> None:

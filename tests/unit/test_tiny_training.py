@@ -1,6 +1,5 @@
 """Every stage trains a few steps, resumes, and ends in a checkpoint that loads."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,14 +26,7 @@ from pipeline.tiny.train_transformer import (
 )
 from pipeline.tiny.whole import decode_whole, encode_whole
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small work: threads would only wait for each other where other tests run beside."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def few(steps: int) -> Budget:
