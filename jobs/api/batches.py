@@ -104,7 +104,7 @@ routes = APIRouter()
 @routes.post(
     "/v1/batches",
     openapi_extra=document_body(BatchBody),
-    responses=document_errors(400, 401, 404, 408, 413, 422, 429),
+    responses=document_errors(400, 401, 403, 404, 408, 413, 422, 429),
 )
 async def create_batch(
     request: Request, at: At, owner: Receiving, idempotency_key: IdempotencyKey
@@ -190,7 +190,7 @@ async def retrieve_batch(batch_id: str, at: At, owner: Owner) -> Batch:
     return describe_batch(state)
 
 
-@routes.post("/v1/batches/{batch_id}/cancel", responses=document_errors(400, 401, 404, 409))
+@routes.post("/v1/batches/{batch_id}/cancel", responses=document_errors(400, 401, 403, 404, 409))
 async def cancel_batch(batch_id: str, at: At, owner: Owner) -> Batch:
     """Call a batch off: what is done is in its output, what is under way is given up."""
     state = await at.desk.batches.cancel(owner, batch_id)

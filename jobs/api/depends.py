@@ -9,6 +9,7 @@ from fastapi import Depends, Header, Request
 from fastapi.security import HTTPBearer
 
 from jobs.api.endpoint import Endpoint
+from jobs.api.origin import check_origin
 
 MAX_IDEMPOTENCY_CHARS = 255
 
@@ -22,7 +23,10 @@ _bearer = HTTPBearer(auto_error=False, description="An API key; none under --ins
 
 
 def _identify(request: Request, _: Annotated[object, Depends(_bearer)]) -> str:
-    return _get_endpoint(request).keys.identify(request.headers.get("authorization"))
+    keys = _get_endpoint(request).keys
+    if keys.insecure:
+        check_origin(request.method, request.headers)
+    return keys.identify(request.headers.get("authorization"))
 
 
 def _read_idempotency_key(

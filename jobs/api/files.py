@@ -103,7 +103,7 @@ _IN_A_BATCH = {
     "/v1/files",
     openapi_extra=_UPLOAD,
     responses={
-        **document_errors(400, 401, 408, 413, 429),
+        **document_errors(400, 401, 403, 408, 413, 429),
         200: {"links": {"batch": _IN_A_BATCH}},
     },
 )
@@ -172,7 +172,7 @@ async def download_file(file_id: str, at: At, owner: Owner) -> Response:
     )
 
 
-@routes.delete("/v1/files/{file_id}", responses=document_errors(400, 401, 404))
+@routes.delete("/v1/files/{file_id}", responses=document_errors(400, 401, 403, 404))
 async def delete_file(file_id: str, at: At, owner: Owner) -> DeletedFile:
     """Delete a file; a batch whose lines are read already does not need it any more."""
     if not await at.desk.files.delete(owner, file_id):

@@ -54,7 +54,7 @@ _routes = APIRouter()
 @_routes.post(
     "/v1/videos",
     openapi_extra=document_body(VideoBody, "input_reference"),
-    responses=document_errors(400, 401, 404, 408, 413, 422, 429),
+    responses=document_errors(400, 401, 403, 404, 408, 413, 422, 429),
 )
 async def create_video(
     request: Request, at: At, owner: Receiving, idempotency_key: IdempotencyKey
@@ -108,7 +108,7 @@ async def retrieve_video(video_id: str, at: At, owner: Owner, response: Response
     return describe_video(state)
 
 
-@_routes.delete("/v1/videos/{video_id}", responses=document_errors(400, 401, 404, 409))
+@_routes.delete("/v1/videos/{video_id}", responses=document_errors(400, 401, 403, 404, 409))
 async def delete_video(video_id: str, at: At, owner: Owner) -> DeletedVideo:
     """Delete a video; one that is under way is given up. One of a batch stays until that ends."""
     batch_id = (await at.find(owner, video_id)).job.batch_id
@@ -147,7 +147,7 @@ async def download_content(
 @_routes.post(
     "/v1/videos/{video_id}/remix",
     openapi_extra=document_body(RemixBody),
-    responses=document_errors(400, 401, 404, 408, 413, 422, 429),
+    responses=document_errors(400, 401, 403, 404, 408, 413, 422, 429),
 )
 async def remix_video(
     video_id: str, request: Request, at: At, owner: Receiving, idempotency_key: IdempotencyKey
@@ -164,7 +164,7 @@ async def remix_video(
 @_routes.post(
     "/v1/videos/extensions",
     openapi_extra=document_body(ExtensionBody, "video"),
-    responses=document_errors(400, 401, 404, 408, 409, 413, 422, 429),
+    responses=document_errors(400, 401, 403, 404, 408, 409, 413, 422, 429),
 )
 async def extend_video(
     request: Request, at: At, owner: Receiving, idempotency_key: IdempotencyKey
@@ -174,8 +174,8 @@ async def extend_video(
     return describe_video(await at.extend(owner, fields, idempotency_key))
 
 
-@_routes.post("/v1/videos/edits", status_code=400, responses=document_errors(401))
-@_routes.post("/v1/videos/characters", status_code=400, responses=document_errors(401))
+@_routes.post("/v1/videos/edits", status_code=400, responses=document_errors(401, 403))
+@_routes.post("/v1/videos/characters", status_code=400, responses=document_errors(401, 403))
 async def refuse_unsupported(request: Request, at: At, owner: Owner) -> ErrorAnswer:
     """Refuse what no model here does."""
     raise _unsupported(at, request.url.path.rpartition("/")[2])

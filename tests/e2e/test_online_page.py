@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import uvicorn
 
+from cluster.answers import Refusal
 from jobs.api.endpoint import Endpoint
 from jobs.api.keys import ApiKeys
 from jobs.api.routes import make_app
@@ -254,13 +255,20 @@ def test_a_call_whose_answer_was_lost_is_made_again_as_the_same(page: Any, serve
 
 
 class EmptyDesk:
-    """Has no videos."""
+    """Has no videos, and takes none."""
 
     async def list(self, *_: Any, **__: Any) -> tuple[list[Any], bool]:
         return [], False
 
+    async def find_refusal(self, *_: Any) -> Refusal:
+        return Refusal("queue", 10)
 
-def test_nobody_is_asked_for_a_key_where_there_are_none(context: Any, tmp_path: Path) -> None:
+    submit = find_refusal
+
+
+@pytest.fixture
+def keyless(tmp_path: Path) -> Iterator[str]:
+    """An endpoint's page that asks for no key."""
     keys = ApiKeys.read(None, "", insecure=True)
     at = Endpoint(
         cast(Any, EmptyDesk()), find_recipe(), "0" * 64, Ledger(ObjectStore(tmp_path)), keys
@@ -270,12 +278,32 @@ def test_nobody_is_asked_for_a_key_where_there_are_none(context: Any, tmp_path: 
         thread = threading.Thread(target=served.run, args=([listening],))
         thread.start()
         try:
-            page = context.new_page()
-            page.goto(f"http://127.0.0.1:{listening.getsockname()[1]}/")
-            page.get_by_text("None yet.").wait_for()
-            assert page.evaluate("document.activeElement.id") == "prompt"
-            assert not page.get_by_label("API key").is_visible()
-            assert not page.get_by_role("button", name="Forget the key").is_visible()
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
         finally:
             served.should_exit = True
             thread.join()
+
+
+def test_nobody_is_asked_for_a_key_where_there_are_none(context: Any, keyless: str) -> None:
+    page = context.new_page()
+    page.goto(keyless)
+    page.get_by_text("None yet.").wait_for()
+    assert page.evaluate("document.activeElement.id") == "prompt"
+    assert not page.get_by_label("API key").is_visible()
+    assert not page.get_by_role("button", name="Forget the key").is_visible()
+
+
+def test_where_there_are_none_its_own_page_may_ask_and_no_other(context: Any, keyless: str) -> None:
+    page = context.new_page()
+    page.goto(keyless)
+    send = "async () => (await fetch('v1/videos', {method: 'POST', body: new FormData()})).status"
+    assert page.evaluate(send) == 400  # a prompt is needed: the call was read
+    page.goto("about:blank")
+    page.set_content(
+        f'<form method="post" enctype="multipart/form-data" action="{keyless}v1/videos">'
+        '<input name="prompt" value="a red ball"><button>Win a prize</button></form>'
+    )
+    with page.expect_navigation() as answered:
+        page.get_by_role("button").click()
+    assert answered.value.status == 403
+    assert "another site" in page.content()
