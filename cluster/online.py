@@ -29,6 +29,10 @@ DISPATCHER = "Dispatcher"
 
 
 class _Encode(Encode):
+    def __init__(self, spec: RenderSpec) -> None:
+        super().__init__(spec)
+        self.warm_up()
+
     async def __call__(self, row: Row, ledger: Ledger) -> Row:
         return await asyncio.to_thread(self.encode, row, ledger)
 
