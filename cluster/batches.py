@@ -18,6 +18,7 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -45,6 +46,10 @@ from pipeline.uploads import FileRecord
 
 ROOM = 64
 """Lines that are under way at once, of all batches; batches take turns."""
+READERS = 256
+"""Files that are read at once, each in a thread. With images in it one takes hours, and the loop's
+own threads, of which Serve gives it five, are everybody's: calls are written to the store by them.
+"""
 RETRY_S = 60
 UNFINISHED = ("batch_cancelled", "batch_expired")
 """Why a line has no answer, as its error's code has it."""
@@ -124,6 +129,7 @@ class Batches:
         self._accepting = Counter[str]()  # of each owner
         self._keys = IdempotencyKeys()
         self._room = asyncio.Semaphore(ROOM)
+        self._readers = ThreadPoolExecutor(READERS, "batch-reader")
 
     async def load(self) -> None:
         """Take up every batch of the store that has no end."""
@@ -208,6 +214,7 @@ class Batches:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._readers.shutdown(wait=False)
 
     def _begin(self, batch: _Batch) -> None:
         self._batches[batch.job.id] = batch
@@ -255,7 +262,7 @@ class Batches:
             return found
 
         try:
-            found = await asyncio.to_thread(read)
+            found = await asyncio.get_running_loop().run_in_executor(self._readers, read)
         except FileNotFoundError:
             message = "the file was deleted before it was read"
             return (BatchFault(code="file_not_found", message=message, param="input_file_id"),)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -206,6 +207,32 @@ def test_a_batch_is_called_off_while_its_file_is_read(
             assert (state.status, state.total, state.end.faults) == ("cancelled", 0, ())
             assert desk.studio.jobs == {}
             assert [event.type for event in desk.outbox.load()] == ["batch.cancelled"]
+
+    asyncio.run(run())
+
+
+def test_files_that_take_long_to_read_keep_nobody_from_the_store(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop has few threads of its own; all calls are written to the store by them."""
+    threads, go_on = 2, threading.Event()
+
+    def read_slowly(*_: Any) -> Iterator[bytes]:
+        assert go_on.wait(SOON_S)
+        yield from prompts("at once").splitlines()
+
+    monkeypatch.setattr(Uploads, "read_lines", read_slowly)
+
+    async def run() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(threads))
+        async with Endpoint(store).desk() as desk:
+            try:
+                async with asyncio.timeout(SOON_S / 2):
+                    batches = [await start(desk, b"") for _ in range(threads + 1)]
+            finally:
+                go_on.set()
+            for each in batches:
+                assert (await desk.wait(each)).status == "completed"
 
     asyncio.run(run())
 
