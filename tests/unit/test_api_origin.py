@@ -34,6 +34,7 @@ def test_what_may_pass(method: str, headers: dict[str, str]) -> None:
         {"origin": "https://elsewhere.example"},
         {"origin": "http://127.0.0.1:3000"},
         {"origin": "null"},
+        {"origin": "http://["},
     ],
 )
 def test_what_may_not(method: str, headers: dict[str, str]) -> None:
