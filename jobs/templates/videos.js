@@ -267,6 +267,16 @@ function drop(id) {
 }
 
 // ---- start
+/** Open the desk; where neither it nor the form for the key can be shown, try again. */
+async function start() {
+  try {
+    await open();
+  } catch (error) {
+    tell(error);
+    if (find("desk").hidden && find("enter").hidden) setTimeout(start, 1000 * error.retryS);
+  }
+}
+
 find("enter").addEventListener("submit", act(() => {
   key = find("key").value.trim();
   return open();
@@ -281,4 +291,4 @@ find("leave").addEventListener("click", () => {
 });
 setInterval(() => refresh().catch(tell), REFRESH_MS);
 if (asksKey && !key) askForKey();
-else open().catch(tell);
+else start();

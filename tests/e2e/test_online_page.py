@@ -293,6 +293,24 @@ def test_nobody_is_asked_for_a_key_where_there_are_none(context: Any, keyless: s
     assert not page.get_by_role("button", name="Forget the key").is_visible()
 
 
+def test_a_page_that_comes_before_its_endpoint_opens_later(context: Any, keyless: str) -> None:
+    page = context.new_page()
+    page.clock.install()
+    said = {"error": {"message": "the endpoint is starting anew"}}
+
+    def fail(route: Any) -> None:
+        route.fulfill(status=503, json=said)
+
+    page.route("**/v1/**", fail)
+    page.goto(keyless)
+    alert = page.get_by_role("alert")
+    alert.get_by_text("the endpoint is starting anew").wait_for()
+    page.unroute("**/v1/**")
+    page.clock.run_for(6000)
+    page.get_by_text("None yet.").wait_for()
+    assert alert.text_content() == ""
+
+
 def test_where_there_are_none_its_own_page_may_ask_and_no_other(context: Any, keyless: str) -> None:
     page = context.new_page()
     page.goto(keyless)
