@@ -23,7 +23,7 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from cluster.client import PoolClient
 from cluster.leaving import leave_in_time
-from cluster.stages import Encode, Publish, RenderSpec, Row, denoise
+from cluster.stages import Encode, Publish, RenderSpec, Row, denoise_once
 from pipeline.documents import Commit, Failure
 from pipeline.ledger import Ledger
 from pipeline.recipe import StageSpec
@@ -68,7 +68,7 @@ def run_batch(
         )
         .map(
             _Denoise,
-            fn_constructor_args=(pool,),
+            fn_constructor_args=(pool, ledger),
             compute=ActorPoolStrategy(
                 size=1,
                 max_tasks_in_flight_per_actor=in_flight,
@@ -102,15 +102,15 @@ class _Encode(Encode):
 class _Denoise:
     """Row with conditioning → row with packed latents, by way of the pool."""
 
-    def __init__(self, pool: PoolClient) -> None:
+    def __init__(self, pool: PoolClient, ledger: Ledger) -> None:
         # This process owns the conditioning that ranks borrow. Where Ray 2.60 has word for such a
         # borrower left at exit, its destructors wait for ever on a thread that has ended.
         atexit.register(os._exit, 0)
-        self._pool = pool
+        self._pool, self._ledger = pool, ledger
         leave_in_time(nullcontext())  # whoever asks the pool again gets the same clip
 
     async def __call__(self, row: Row) -> Row:
-        return await denoise(self._pool, row)
+        return await denoise_once(self._pool, row, self._ledger)
 
 
 class _Publish(Publish):

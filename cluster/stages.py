@@ -11,6 +11,7 @@ seconds and most of a gigabyte, and the driver and the pool's clients need neith
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
@@ -36,8 +37,9 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 """A clip on its way. `clip_id` and `request` (JSON) from the start; then `payload`, packed
-conditioning or latents; `record`, how it went so far (JSON); `failure` (JSON), empty if none. At
-the end `outcome`, the commit or the failure (JSON), and whether it `failed`."""
+conditioning or latents, empty where the clip is committed already; `record`, how it went so far
+(JSON); `failure` (JSON), empty if none. At the end `outcome`, the commit or the failure (JSON), and
+whether it `failed`."""
 
 LATENTS_TRIES = 3
 
@@ -108,6 +110,18 @@ async def denoise(pool: PoolClient, row: Row, turn: Turn | None = None) -> Row:
     return {**row, "payload": latents, "record": json.dumps(record)}
 
 
+async def denoise_once(pool: PoolClient, row: Row, ledger: Ledger) -> Row:
+    """As `denoise`, but that the row of a clip that is committed gets no payload.
+
+    Ray Data asks again for rows whose blocks were lost with a node, whatever came of them.
+    """
+    try:
+        await asyncio.to_thread(ledger.read_commit, row["clip_id"])
+    except FileNotFoundError:
+        return await denoise(pool, row)
+    return {**row, "payload": b"", "failure": ""}
+
+
 async def _render(
     pool: PoolClient, row: Row, turn: Turn | None, tries: int = LATENTS_TRIES
 ) -> tuple[Rendered, bytes]:
@@ -138,7 +152,7 @@ class Publish:
         )
 
     def publish(self, row: Row, ledger: Ledger) -> Row:
-        """Return a row's outcome, once it is in the ledger."""
+        """Return a row's outcome, once it is in the ledger; it may be there already."""
         from pipeline.publish import Denoised, Publisher
 
         spec = self._spec
@@ -149,6 +163,9 @@ class Publish:
             return {"outcome": publisher.publish(row["clip_id"], request, denoised)}
 
         with self.busy:
+            if not (row["payload"] or row["failure"]):
+                commit = ledger.read_commit(row["clip_id"])
+                return {"outcome": commit.model_dump_json(), "failed": False}
             done = _step("develop", row, make)
             if done["failure"]:
                 ledger.record_failure(Failure.model_validate_json(done["failure"]))

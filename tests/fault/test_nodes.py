@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from functools import partial
 from pathlib import Path
 
@@ -60,7 +58,7 @@ def test_a_node_that_is_drained_and_one_that_dies(tmp_path: Path) -> None:
             wait_until(partial(has_committed, 2), RUN_S, "another commit")
             (dying,) = nodes.raylets.keys() - {drained, spare}
             wait_until(lambda: dying in find(RANK), RUN_S, "a rank at work on the node that dies")
-            os.kill(nodes.raylets[dying], signal.SIGKILL)
+            nodes.kill(dying)
             stdout, stderr = run.communicate(timeout=RUN_S)
         assert run.returncode == ExitCode.OK, (stdout, stderr)
     assert f"the cluster has {2 * WORKER_CPUS} of {ASKED_CPUS} CPUs" in stdout
