@@ -113,7 +113,7 @@ async def denoise(pool: PoolClient, row: Row, turn: Turn | None = None) -> Row:
 async def denoise_once(pool: PoolClient, row: Row, ledger: Ledger) -> Row:
     """As `denoise`, but that the row of a clip that is committed gets no payload.
 
-    Ray Data asks again for rows whose blocks were lost with a node, whatever came of them.
+    Ray Data may ask again for rows whose blocks were lost with a node, whatever came of them.
     """
     try:
         await asyncio.to_thread(ledger.read_commit, row["clip_id"])

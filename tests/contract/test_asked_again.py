@@ -16,6 +16,8 @@ from pipeline.ledger import Ledger
 from pipeline.store import ObjectStore
 from tests.support.outputs import A, B, draft, failure
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 class AskedError(Exception):
     """The pool was."""

@@ -13,6 +13,7 @@ from pipeline.encode import Encoder
 from pipeline.handoff import Conditioning
 from pipeline.request import RenderRequest
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 RECIPE = find_recipe()
 
 
