@@ -172,6 +172,11 @@ class Batches:
         self._begin(_Batch(job))
         return self._describe(job.id)
 
+    async def find_repeated(self, owner: str, idempotency_key: str) -> BatchState | None:
+        """Return how the batch goes that an owner's key stands for; None: it stands for nothing."""
+        before = await self._keys.find(owner, idempotency_key, self._batches)
+        return self._describe(before) if before else None
+
     async def find(self, owner: str, batch_id: str) -> BatchState | None:
         """Return how an owner's batch goes; None where they have none of that id."""
         return self._describe(batch_id) if self._is_owned(owner, batch_id) else None

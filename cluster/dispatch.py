@@ -157,6 +157,11 @@ class Dispatcher:
         _log.info("%s is accepted: clip %s", job.id, job.clip_id[:16])
         return self._describe(job.id)
 
+    async def find_repeated(self, owner: str, idempotency_key: str) -> VideoState | None:
+        """Return how the video goes that an owner's key stands for; None: it stands for nothing."""
+        before = await self._keys.find(owner, idempotency_key, self._jobs)
+        return self._describe(before) if before else None
+
     async def find_refusal(self, owner: str, idempotency_key: str | None) -> Refusal | None:
         """Return why a call would be refused now, which counts for nothing."""
         if self._keys.is_used(owner, idempotency_key):

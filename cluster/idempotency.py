@@ -31,6 +31,14 @@ class IdempotencyKeys:
         """Let a key be used anew: its call was refused, or what it made is deleted."""
         self._ids.pop((owner, key or ""), None)
 
+    async def find(self, owner: str, key: str | None, accepted: Container[str]) -> str | None:
+        """Return the id that a key stands for, once it is in `accepted`; None: for nothing."""
+        while before := self._ids.get((owner, key or "")):
+            if before in accepted:
+                return before
+            await asyncio.sleep(WRITING_POLL_S)  # it is being written, and may fail
+        return None
+
     async def claim(
         self, owner: str, key: str | None, new_id: str, accepted: Container[str]
     ) -> str | None:
@@ -39,8 +47,7 @@ class IdempotencyKeys:
         Whoever is given None has the id be in `accepted` next, or forgets the key; until then other
         calls with it wait.
         """
-        while key and (before := self._ids.setdefault((owner, key), new_id)) != new_id:
-            if before in accepted:
-                return before
-            await asyncio.sleep(WRITING_POLL_S)  # it is being written, and may fail
-        return None
+        before = await self.find(owner, key, accepted)
+        if not before:
+            self.remember(owner, key, new_id)
+        return before

@@ -200,6 +200,10 @@ class RemoteDesk:
         """Take a job in, or refuse it: its owner has reached a limit."""
         return await _ask(self._dispatcher.submit, job)
 
+    async def find_repeated(self, owner: str, idempotency_key: str) -> VideoState | None:
+        """Return how the video goes that an owner's key stands for."""
+        return await _ask(self._dispatcher.find_repeated, owner, idempotency_key)
+
     async def find_refusal(self, owner: str, idempotency_key: str | None) -> Refusal | None:
         """Return why a call would be refused now, which counts for nothing."""
         return await _ask(self._dispatcher.find_refusal, owner, idempotency_key)
@@ -267,6 +271,10 @@ class RemoteBatches:
     async def create(self, job: BatchJob) -> BatchState | Refusal | None:
         """Take a batch in, or refuse it."""
         return await _ask(self._call, "create", job)
+
+    async def find_repeated(self, owner: str, idempotency_key: str) -> BatchState | None:
+        """Return how the batch goes that an owner's key stands for."""
+        return await _ask(self._call, "find_repeated", owner, idempotency_key)
 
     async def find(self, owner: str, batch_id: str) -> BatchState | None:
         """Return how an owner's batch goes."""

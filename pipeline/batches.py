@@ -53,6 +53,8 @@ class BatchJob(Document):
     endpoint: str
     completion_window: str
     idempotency_key: str | None = None
+    idempotency_fingerprint: str | None = None
+    """Of what the call said that had the key."""
     metadata: dict[str, str] = Field(default_factory=dict)
     created_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
 

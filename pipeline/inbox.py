@@ -46,6 +46,8 @@ class VideoJob(Document):
     priority: int = 0
     """Of its owner's videos that wait, the higher goes first."""
     idempotency_key: str | None = None
+    idempotency_fingerprint: str | None = None
+    """Of what the call said that had the key."""
     metadata: dict[str, str] = Field(default_factory=dict)
     created_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
 

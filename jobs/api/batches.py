@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
@@ -11,8 +12,9 @@ from pydantic import BaseModel
 
 from cluster.answers import BatchState, Refusal
 from jobs.api.body import Body, parse_metadata, read_body
+from jobs.api.call import Call
 from jobs.api.depends import At, IdempotencyKey, Owner, Receiving
-from jobs.api.endpoint import reused_key, too_many
+from jobs.api.endpoint import too_many
 from jobs.api.files import unknown_file
 from jobs.api.lines import ENDPOINT
 from jobs.api.openapi import document_body, document_errors
@@ -127,6 +129,12 @@ async def create_batch(
     if not isinstance(file_id, str):
         raise invalid_value("input_file_id", "expected the id of an uploaded file")
     metadata = parse_metadata(fields)
+    call = Call.read(owner, idempotency_key, request.url.path, fields)
+    if call.idempotency_key:
+        repeated = await at.desk.batches.find_repeated(owner, call.idempotency_key)
+        if repeated:  # also once the file is deleted
+            call.check(repeated.job)
+            return describe_batch(repeated)
     record = await at.desk.files.find(owner, file_id)
     if record is None:
         raise unknown_file(file_id, "input_file_id")
@@ -136,20 +144,18 @@ async def create_batch(
         )
     job = BatchJob(
         id=new_batch_id(),
-        owner=owner,
         input_file_id=file_id,
         endpoint=ENDPOINT,
         completion_window="24h",
-        idempotency_key=idempotency_key,
         metadata=metadata,
+        **asdict(call),
     )
     answer = await at.desk.batches.create(job)
     if isinstance(answer, Refusal):
         raise too_many(answer)
     if answer is None:
         raise unknown_file(file_id, "input_file_id")
-    if answer.job.input_file_id != file_id:
-        raise reused_key(answer.job.id)
+    call.check(answer.job)
     return describe_batch(answer)
 
 

@@ -7,12 +7,14 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from http import HTTPStatus
 from typing import Any, Protocol, cast
 
 from cluster.answers import BatchState, Refusal, VideoState
+from jobs.api.body import RemixBody, check_names
+from jobs.api.call import Call
 from jobs.api.job import JobReader
 from jobs.api.keys import ApiKeys
 from jobs.api.openings import SourceVideo, read_sent_video
@@ -45,6 +47,9 @@ class BatchDesk(Protocol):
     """What is needed of a `cluster.batches.Batches`."""
 
     async def create(self, job: BatchJob) -> BatchState | Refusal | None: ...  # noqa: D102
+    async def find_repeated(  # noqa: D102
+        self, owner: str, idempotency_key: str
+    ) -> BatchState | None: ...
     async def find(self, owner: str, batch_id: str) -> BatchState | None: ...  # noqa: D102
     async def list(  # noqa: D102
         self, owner: str, after: str | None, limit: int
@@ -60,6 +65,9 @@ class Desk(Protocol):
     @property
     def batches(self) -> BatchDesk: ...  # noqa: D102
     async def submit(self, job: VideoJob) -> VideoState | Refusal: ...  # noqa: D102
+    async def find_repeated(  # noqa: D102
+        self, owner: str, idempotency_key: str
+    ) -> VideoState | None: ...
     async def find_refusal(  # noqa: D102
         self, owner: str, idempotency_key: str | None
     ) -> Refusal | None: ...
@@ -125,39 +133,61 @@ class Endpoint:
         """What reads calls for videos."""
         return JobReader(self.recipe, self.renderer, Inputs(self.ledger.store), self.aliases)
 
-    async def take(
-        self,
-        owner: str,
-        fields: Mapping[str, Any],
-        idempotency_key: str | None,
-        source: VideoJob | None = None,
-    ) -> VideoState:
-        """Take a call for a video in; `source` is what it is a remix of.
+    async def take(self, call: Call, fields: Mapping[str, Any]) -> VideoState:
+        """Take a call for a video in.
 
         Raises:
-            ApiError: it asks for what the model can't do, or its owner has reached a limit.
+            ApiError: it asks for what the model can't do, or its owner has reached a limit; or its
+                idempotency key stands for another call.
         """
-        read = partial(self.reader.read, fields, source)
-        has_image = fields.get("input_reference") is not None
-        async with self.decoding[owner] if has_image else nullcontext():
-            if has_image:
-                await self._check_limits(owner, idempotency_key)
-            job = await self._read(read, owner, idempotency_key)
-        return await self._submit(job)
+        return await self._find_repeated(call) or await self._take(call, fields)
 
-    async def extend(
-        self, owner: str, fields: Mapping[str, Any], idempotency_key: str | None
-    ) -> VideoState:
+    async def remix(self, call: Call, fields: Mapping[str, Any], video_id: str) -> VideoState:
+        """Take a call for a video in that is another with a prompt of its own.
+
+        Raises:
+            ApiError: as for `take`; or there is no such video.
+        """
+        check_names(fields, tuple(RemixBody.model_fields))
+        if repeated := await self._find_repeated(call):  # also once the other is deleted
+            return repeated
+        before = (await self.find(call.owner, video_id)).job
+        kept = before.request.model_dump(exclude={"prompt", "width", "height", "opening"})
+        asked = {**kept, "size": before.size, "model": before.model, **fields}
+        return await self._take(call, asked, before)
+
+    async def extend(self, call: Call, fields: Mapping[str, Any]) -> VideoState:
         """Take a call for a video in that goes on from another.
 
         Raises:
             ApiError: as for `take`; or there is no such video, or it isn't completed.
         """
+        if repeated := await self._find_repeated(call):  # also once the other is deleted
+            return repeated
         self.reader.openings.check_support("video", frames=2)  # before a video is decoded
-        await self._check_limits(owner, idempotency_key)
-        video = await self._find_source(owner, fields.get("video"))
+        await self._check_limits(call)
+        video = await self._find_source(call.owner, fields.get("video"))
         read = partial(self.reader.read_extension, fields, video)
-        return await self._submit(await self._read(read, owner, idempotency_key))
+        return await self._submit(call, await self._read(read, call))
+
+    async def _find_repeated(self, call: Call) -> VideoState | None:
+        if not call.idempotency_key:
+            return None
+        state = await self.desk.find_repeated(call.owner, call.idempotency_key)
+        if state:
+            call.check(state.job)
+        return state
+
+    async def _take(
+        self, call: Call, fields: Mapping[str, Any], source: VideoJob | None = None
+    ) -> VideoState:
+        read = partial(self.reader.read, fields, source)
+        has_image = fields.get("input_reference") is not None
+        async with self.decoding[call.owner] if has_image else nullcontext():
+            if has_image:
+                await self._check_limits(call)
+            job = await self._read(read, call)
+        return await self._submit(call, job)
 
     async def _find_source(self, owner: str, video: Any) -> SourceVideo:
         if isinstance(video, bytes):
@@ -173,24 +203,19 @@ class Endpoint:
         size = commit.width, commit.height
         return SourceVideo(content, *size, commit.num_frames, job.request.fps, job.request)
 
-    async def _check_limits(self, owner: str, idempotency_key: str | None) -> None:
+    async def _check_limits(self, call: Call) -> None:
         """Refuse a call before what it begins with is decoded, and kept in the output."""
-        if refusal := await self.desk.find_refusal(owner, idempotency_key):
+        if refusal := await self.desk.find_refusal(call.owner, call.idempotency_key):
             raise too_many(refusal)
 
-    async def _read(
-        self, read: Callable[..., VideoJob], owner: str, idempotency_key: str | None
-    ) -> VideoJob:
-        known = {"id": new_video_id(), "owner": owner, "idempotency_key": idempotency_key}
-        return await asyncio.to_thread(read, **known)
+    async def _read(self, read: Callable[..., VideoJob], call: Call) -> VideoJob:
+        return await asyncio.to_thread(read, id=new_video_id(), **asdict(call))
 
-    async def _submit(self, job: VideoJob) -> VideoState:
+    async def _submit(self, call: Call, job: VideoJob) -> VideoState:
         state = await self.desk.submit(job)
         if isinstance(state, Refusal):
             raise too_many(state)
-        before = state.job
-        if (before.clip_id, before.remixed_from) != (job.clip_id, job.remixed_from):
-            raise reused_key(before.id)
+        call.check(state.job)
         return state
 
     async def find(self, owner: str, video_id: str, param: str = "video_id") -> VideoState:
@@ -229,18 +254,6 @@ def unknown_video(video_id: str, param: str = "video_id") -> ApiError:
         f"{param}: you have no video {video_id[:80]!r}",
         param=param,
         code="video_not_found",
-    )
-
-
-def reused_key(accepted_id: str) -> ApiError:
-    """Return the error for an idempotency key that stands for another call.
-
-    Its status is that of draft-ietf-httpapi-idempotency-key-header, 2.7; no client tries again.
-    """
-    return ApiError(
-        HTTPStatus.UNPROCESSABLE_ENTITY,
-        f"Idempotency-Key: it stands for another call, which made {accepted_id}; use a new key",
-        code="idempotency_key_reused",
     )
 
 

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, FastAPI, Query, Request, Response
 
 from jobs.api import batches, files
-from jobs.api.body import ExtensionBody, RemixBody, VideoBody, check_names, read_body
+from jobs.api.body import ExtensionBody, RemixBody, VideoBody, read_body
+from jobs.api.call import Call
 from jobs.api.content import Variant, read_content
 from jobs.api.depends import At, IdempotencyKey, Owner, Receiving
 from jobs.api.endpoint import Endpoint, unknown_video
@@ -61,7 +62,8 @@ async def create_video(
 ) -> Video:
     """Ask for a video."""
     fields = await read_body(request)
-    return describe_video(await at.take(owner, fields, idempotency_key))
+    call = Call.read(owner, idempotency_key, request.url.path, fields)
+    return describe_video(await at.take(call, fields))
 
 
 @_routes.get("/v1/videos", responses=document_errors(400, 401, 404))
@@ -153,12 +155,9 @@ async def remix_video(
     video_id: str, request: Request, at: At, owner: Receiving, idempotency_key: IdempotencyKey
 ) -> Video:
     """Ask for a video again with another prompt: its size, length, seed and settings stay."""
-    before = (await at.find(owner, video_id)).job
     fields = await read_body(request)
-    check_names(fields, tuple(RemixBody.model_fields))
-    kept = before.request.model_dump(exclude={"prompt", "width", "height", "opening"})
-    asked = {**kept, "size": before.size, "model": before.model, **fields}
-    return describe_video(await at.take(owner, asked, idempotency_key, before))
+    call = Call.read(owner, idempotency_key, request.url.path, fields)
+    return describe_video(await at.remix(call, fields, video_id))
 
 
 @_routes.post(
@@ -171,7 +170,8 @@ async def extend_video(
 ) -> Video:
     """Ask for a video that is a completed one and goes on from it, for so many seconds more."""
     fields = await read_body(request)
-    return describe_video(await at.extend(owner, fields, idempotency_key))
+    call = Call.read(owner, idempotency_key, request.url.path, fields)
+    return describe_video(await at.extend(call, fields))
 
 
 @_routes.post("/v1/videos/edits", status_code=400, responses=document_errors(401, 403))

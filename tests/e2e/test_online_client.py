@@ -162,19 +162,6 @@ def test_a_remix_has_another_prompt_and_all_else_the_same(
     )
 
 
-def test_an_idempotency_key_makes_one_video(client: OpenAI, server: Server, video: Any) -> None:
-    sent: dict[str, Any] = {"prompt": PROMPT, "extra_headers": {"Idempotency-Key": "order 66"}}
-    ids = {client.videos.create(**sent).id for _ in range(3)}
-    assert len(ids) == 1
-    with pytest.raises(openai.UnprocessableEntityError) as refused:
-        client.videos.create(**{**sent, "prompt": "another"})
-    assert refused.value.code == "idempotency_key_reused"
-    with server.client(OTHERS) as others:
-        mine = others.videos.create(**sent).id
-        assert mine not in ids
-        others.videos.delete(mine)
-
-
 def test_a_deleted_video_is_given_up(server: Server, client: OpenAI, video: Any) -> None:
     slow = [client.videos.create(prompt=f"slow {n}", extra_body=LONG) for n in range(3)]
     wait_until(lambda: client.videos.retrieve(slow[0].id).progress > 5, CLIP_S, "steps")

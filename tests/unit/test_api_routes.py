@@ -20,6 +20,7 @@ from starlette.testclient import TestClient
 
 from cluster.answers import Refusal
 from jobs.api import body, endpoint, openings
+from jobs.api.call import Call
 from jobs.api.endpoint import BODIES_AT_ONCE, BODIES_WAITING, Desk, Endpoint
 from jobs.api.keys import ApiKeys
 from jobs.api.models import find_sizes
@@ -44,6 +45,9 @@ class FullDesk:
         return self.refusal
 
     async def find_refusal(self, owner: str, idempotency_key: str | None) -> Refusal | None:
+        return None
+
+    async def find_repeated(self, owner: str, idempotency_key: str) -> None:
         return None
 
     async def is_ready(self) -> bool:
@@ -366,7 +370,7 @@ def test_one_keys_images_are_decoded_one_at_a_time(
         owners = ["mine"] * 5 + ["theirs"]
         fields = {"prompt": "a ball"}
         calls = [
-            asyncio.create_task(at.take(each, {**fields, "input_reference": each.encode()}, None))
+            asyncio.create_task(at.take(Call(each), {**fields, "input_reference": each.encode()}))
             for each in owners
         ]
         for _ in range(2):
