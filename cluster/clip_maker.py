@@ -114,10 +114,11 @@ class ClipMaker:
             else:
                 if isinstance(outcome, Commit):
                     return VideoEnd(status="completed")
+                why = f"the model failed on this request in its {outcome.stage} stage"
                 return VideoEnd(
                     status="failed",
-                    code="rendering_failed",
-                    message=f"the model failed on this request in its {outcome.stage} stage",
+                    code=outcome.code or "rendering_failed",
+                    message=outcome.reason if outcome.code else why,
                 )
         message = "the renderer could not finish this video; ask for it again later"
         return VideoEnd(status="failed", code="server_error", message=message)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline.errors import UnfitRequestError
 from pipeline.recipe import Recipe
 from pipeline.request import RenderRequest
 
@@ -90,6 +91,8 @@ class Failure(Document):
     attempt: Attempt
     stage: str
     reason: str
+    code: str | None = None
+    """What is wrong with the request, where that is at fault."""
     chain: tuple[str, ...] = ()
     """What happened at each attempt, oldest first."""
     attempts: int = 1
@@ -166,13 +169,15 @@ def describe_failure(
     attempts: int = 1,
 ) -> Failure:
     """Return the failure of a clip in `stage`, its reason in one line."""
-    text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+    code = error.code if isinstance(error, UnfitRequestError) else None
+    text = str(error) if code or isinstance(error, str) else f"{type(error).__name__}: {error}"
     reason = " ".join(text.split())[:500]
     return Failure(
         clip_id=clip_id,
         attempt=new_attempt(),
         stage=stage,
         reason=reason,
+        code=code,
         chain=(*chain, reason),
         attempts=attempts,
     )

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from diffusers.guiders.guider_utils import BaseGuidance
+from transformers import PreTrainedTokenizerBase
 
 from pipeline.graph import Graph
 from pipeline.handoff import Conditioning
@@ -25,6 +26,7 @@ from pipeline.opening import CONDITIONS, make_conditions
 from pipeline.probe import Frames
 from pipeline.request import RenderRequest
 from pipeline.state import hand_over, make_state
+from pipeline.uncut import refuse_cuts
 
 MEMO_BYTES = 1 << 30
 GUIDED = 2.0
@@ -43,6 +45,8 @@ class Encoder:
         for name, component in self.stage.pipeline.components.items():
             if isinstance(component, BaseGuidance) and "guidance_scale" in component.config:
                 setattr(self.stage.pipeline, name, component.new(guidance_scale=GUIDED))
+            if isinstance(component, PreTrainedTokenizerBase):
+                refuse_cuts(component)
             if isinstance(component, torch.nn.Module):
                 for method in ("forward", "encode"):
                     if hasattr(component, method):
@@ -61,6 +65,7 @@ class Encoder:
 
         Raises:
             ValueError: these blocks take no frames, or others than `opening` has.
+            UnfitRequestError: a text has more tokens than the model reads.
         """
         given = make_conditions(request, opening)
         if given and not self._takes_frames:

@@ -13,6 +13,15 @@ class OutputMismatchError(UsageError):
     """The output belongs to another model or finishing spec; nothing was written."""
 
 
+class UnfitRequestError(Exception):
+    """The model can't do what a request asks: whoever asked is told the message."""
+
+    def __init__(self, code: str, message: str) -> None:
+        """Hold what is wrong in a word, for programs, and in a line."""
+        super().__init__(message)
+        self.code = code
+
+
 class RunEndingError(Exception):
     """The run can't go on, and no clip is to blame; what is committed stays."""
 

@@ -38,8 +38,9 @@ ROWS: list[dict[str, Any]] = [
     {"prompt": PROMPT, "width": 40},
     {"prompt": PROMPT, "num_inference_steps": 8},
     {"prompt": PROMPT, "guidance_scale": 1e38},
+    {"prompt": "빨간 병이 돌아요 " * 90},  # more tokens than it reads
 ]
-REFUSED = {6: "encode", 7: "denoise", 8: "develop"}
+REFUSED = {6: "encode", 7: "denoise", 8: "develop", 9: "encode"}
 NUM_COMMITTED, NUM_CLIPS = 5, 4
 CHANGING = {"attempt", "timings", "gang", "device_seconds", "committed_at", "video", "poster"}
 """The fields of a commit that differ between two renders of one clip; of its files, the keys."""
@@ -165,8 +166,11 @@ def test_a_clip_that_the_model_refuses_is_a_failure_with_a_reason(
         assert failure.chain == (failure.reason,)
         assert rows[number]["error"] == f"{stage}: {failure.reason}"
         assert rows[number]["attempt"] == failure.attempt
-    (encode,) = (each for each in failures.values() if each.stage == "encode")
-    assert encode.reason.startswith("ValueError: `height` and `width` have to be divisible by 16")
+    said = (failures[rows[number]["clip_id"]] for number in (6, 9))
+    assert [(each.code, each.reason.partition(" tokens")[0]) for each in said] == [
+        (None, "ValueError: `height` and `width` have to be divisible by 16 but are 32 and 40."),
+        ("prompt_too_long", "a prompt or negative prompt of 1081"),
+    ]
     same = {(each.clip_id, each.stage, each.reason) for each in failures.values()}
     assert same == {(each.clip_id, each.stage, each.reason) for each in oracle.latest_failures()}
 

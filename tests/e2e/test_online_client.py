@@ -162,6 +162,16 @@ def test_a_remix_has_another_prompt_and_all_else_the_same(
     )
 
 
+def test_a_prompt_that_the_model_would_read_in_part_fails_with_the_place(client: OpenAI) -> None:
+    end = client.videos.create_and_poll(prompt="빨간 병이 돌아요 " * 90, poll_interval_ms=100)
+    assert end.status == "failed"
+    assert end.error
+    assert end.error.code == "prompt_too_long"
+    assert re.search(
+        r"of which the model reads 512, up to …'.*병.*'; shorten it", end.error.message
+    )
+
+
 def test_a_deleted_video_is_given_up(server: Server, client: OpenAI, video: Any) -> None:
     slow = [client.videos.create(prompt=f"slow {n}", extra_body=LONG) for n in range(3)]
     wait_until(lambda: client.videos.retrieve(slow[0].id).progress > 5, CLIP_S, "steps")

@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.denoise import Denoiser
 from pipeline.develop import Developer
+from pipeline.errors import UnfitRequestError
 from pipeline.handoff import Conditioning
 from pipeline.probe import read_frames
 from pipeline.recipe import FinishSpec
@@ -163,3 +164,10 @@ def _has_weights(component: object) -> bool:
     return isinstance(component, torch.nn.Module) and any(
         not parameter.is_meta for parameter in component.parameters()
     )
+
+
+@pytest.mark.parametrize("column", ["prompt", "negative_prompt"])
+def test_a_text_that_the_model_would_read_in_part_is_refused(staged: Staged, column: str) -> None:
+    request = request_of(staged.family, **{column: "so long " * 800}, guidance_scale=3.0)
+    with pytest.raises(UnfitRequestError, match=r"of \d+ tokens, of which the model reads \d+"):
+        staged.encode(request)
