@@ -17,6 +17,7 @@ import ray
 from cluster import metrics
 from cluster.answers import ClipKey
 from pipeline.checkpoints import Checkpoints
+from pipeline.imports import quick_imports
 from pipeline.recipe import GangShape, ModelSpec, resolve_checkpoint
 from pipeline.request import RenderRequest
 
@@ -100,12 +101,12 @@ class RankWorker:
         Raises:
             UsageError: the checkpoint can't be loaded, here or anywhere.
         """
-        # Imported here: the pool, which starts ranks by this class, needs no torch.
-        import torch
+        with quick_imports():  # here: the pool, which starts ranks by this class, needs no torch
+            import torch
 
-        from pipeline.denoise import Denoiser
-        from pipeline.graph import Graph
-        from pipeline.parallel.place import Place
+            from pipeline.denoise import Denoiser
+            from pipeline.graph import Graph
+            from pipeline.parallel.place import Place
 
         torch.set_num_threads(self._shape.threads)
         graph = Graph(self._model, resolve_checkpoint(self._model))

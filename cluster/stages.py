@@ -27,6 +27,7 @@ from cluster.client import PoolClient
 from cluster.schedule import Turn
 from pipeline.documents import Commit, Failure, describe_failure
 from pipeline.errors import RunEndingError
+from pipeline.imports import quick_imports
 from pipeline.inputs import Inputs
 from pipeline.ledger import Ledger
 from pipeline.recipe import Recipe, StageSpec, resolve_checkpoint
@@ -57,7 +58,8 @@ class Encode:
 
     def __init__(self, spec: RenderSpec) -> None:
         """Load the stage's weights."""
-        from pipeline.encode import Encoder
+        with quick_imports():
+            from pipeline.encode import Encoder
 
         self.busy = threading.Lock()
         """Held while a row is worked on."""
@@ -141,7 +143,8 @@ class Publish:
 
     def __init__(self, spec: RenderSpec) -> None:
         """Load the stage's weights."""
-        from pipeline.develop import Developer
+        with quick_imports():
+            from pipeline.develop import Developer
 
         develop = spec.recipe.develop
         self.busy = threading.Lock()
