@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
-from pipeline.documents import BATCH_ID, BatchId, Document, derive_id, new_id
+from pipeline.documents import BATCH_ID, BatchId, Document, derive_id, new_id, read_document
 from pipeline.inbox import VideoJob
 from pipeline.lease import check_epoch
 from pipeline.places import AlreadyExistsError, map_threads
@@ -192,7 +192,7 @@ class BatchStore:
         self.store.put(_key(batch_id, part), document.model_dump_json().encode())
 
     def _read(self, kind: type[_D], batch_id: str, part: str = "") -> _D:
-        return kind.model_validate_json(self.store.read(_key(batch_id, part)))
+        return read_document(self.store, kind, _key(batch_id, part))
 
 
 _KEY = re.compile(rf"{FOLDER}/../(?P<id>{BATCH_ID})(?:\.(?P<part>cancel|plan|end))?\.json")

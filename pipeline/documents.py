@@ -9,13 +9,14 @@ import time
 from collections.abc import Container
 from datetime import UTC, datetime
 from importlib import metadata
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.errors import UnfitRequestError
+from pipeline.errors import UnfitRequestError, UsageError
 from pipeline.recipe import Recipe
 from pipeline.request import RenderRequest
+from pipeline.store import ObjectStore
 
 FORMAT = 1
 PACKAGES = ("rushes", "torch", "diffusers", "transformers", "ray", "av")
@@ -25,6 +26,9 @@ ClipId = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Attempt = Annotated[str, Field(pattern=r"^[0-9A-Za-z-]{8,80}$")]
 BATCH_ID = r"batch_[0-9a-f]{44}"
 BatchId = Annotated[str, Field(pattern=rf"^{BATCH_ID}$")]
+
+
+_D = TypeVar("_D", bound="Document")
 
 
 class Document(BaseModel):
@@ -159,6 +163,30 @@ def derive_id(prefix: str, parent: str, name: str) -> str:
     """
     digest = hashlib.sha256(f"{parent}/{name}".encode()).hexdigest()
     return f"{prefix}{parent[-44:-32]}{digest[:32]}"
+
+
+def read_document(store: ObjectStore, kind: type[_D], key: str) -> _D:
+    """Return the document that an output has at `key`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UsageError: it is damaged.
+    """
+    content = store.read(key)
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        says = f"{place}: {first['msg']}" if place else first["msg"]
+        raise refuse_content(store, key, says) from error
+
+
+def refuse_content(store: ObjectStore, key: str, says: str) -> UsageError:
+    """Return the error for an object that is damaged; `says` tells how."""
+    return UsageError(
+        f"{store.locate(key)} is not what rushes writes there: {says}; restore it or move it away"
+    )
 
 
 def describe_failure(

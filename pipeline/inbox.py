@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.documents import BatchId, ClipId, Document, new_id
+from pipeline.documents import BatchId, ClipId, Document, new_id, read_document
 from pipeline.lease import check_epoch
 from pipeline.places import AlreadyExistsError, map_threads
 from pipeline.request import RenderRequest
@@ -105,11 +105,10 @@ class Inbox:
         ids = sorted(match["id"] for match in found if not match["end"])
 
         def read(video_id: str) -> tuple[VideoJob, VideoEnd | None]:
-            job = VideoJob.model_validate_json(self.store.read(_key(video_id)))
+            job = read_document(self.store, VideoJob, _key(video_id))
             if video_id not in ended:
                 return job, None
-            end = self.store.read(_key(video_id, ".end"))
-            return job, VideoEnd.model_validate_json(end)
+            return job, read_document(self.store, VideoEnd, _key(video_id, ".end"))
 
         return list(map_threads(read, ids, self.store.concurrency))
 

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from pipeline.documents import Document
+from pipeline.documents import Document, read_document
 from pipeline.errors import LeaseLostError, UsageError
 from pipeline.places import AlreadyExistsError
 from pipeline.store import ObjectStore
@@ -212,7 +212,7 @@ def read_lease(store: ObjectStore) -> LeaseRecord | None:
     """Return the newest lease of an output, held or released; None where there never was one."""
     while newest := max(_list_epochs(store), default=None):
         with contextlib.suppress(FileNotFoundError):  # a higher one has come meanwhile
-            return LeaseRecord.model_validate_json(store.read(newest))
+            return read_document(store, LeaseRecord, newest)
     return None
 
 

@@ -27,13 +27,13 @@ import time
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
 
 from pipeline.arrow import open_bytes
 from pipeline.columns import ROW_COLUMNS
@@ -41,10 +41,11 @@ from pipeline.documents import (
     Artifact,
     Commit,
     CommitDraft,
-    Document,
     Failure,
     OutputIdentity,
     OutputStatus,
+    read_document,
+    refuse_content,
     row_status,
 )
 from pipeline.errors import OutputMismatchError, UsageError
@@ -62,9 +63,6 @@ PART_ROWS = 20_000
 
 class UploadError(OSError):
     """The store does not hold what was uploaded, after several tries; nothing was committed."""
-
-
-_D = TypeVar("_D", bound=Document)
 
 
 class Ledger:
@@ -90,7 +88,7 @@ class Ledger:
             self._refuse_foreign_files()
             with contextlib.suppress(AlreadyExistsError):
                 self.store.create(RUN_KEY, identity.model_dump_json(indent=1).encode())
-            found = self._read(OutputIdentity, RUN_KEY)
+            found = read_document(self.store, OutputIdentity, RUN_KEY)
         self._compare(found, identity)
         return found
 
@@ -162,7 +160,7 @@ class Ledger:
         Raises:
             FileNotFoundError: it has none.
         """
-        return self._read(Commit, _commit_key(clip_id))
+        return read_document(self.store, Commit, _commit_key(clip_id))
 
     def read_commits(self, ids: Iterable[str] | None = None) -> Iterator[Commit]:
         """Yield the commits of these clips, or of all, several read at a time."""
@@ -188,7 +186,7 @@ class Ledger:
         keys = (key for key in self.store.list_shards("failures") if _FAILURE.fullmatch(key))
         wanted = (key for key in keys if key.split("/")[2] in ids)
         for failure in map_threads(
-            lambda key: self._read(Failure, key), wanted, self.store.concurrency
+            partial(read_document, self.store, Failure), wanted, self.store.concurrency
         ):
             counts[failure.clip_id] += failure.attempts
         return counts
@@ -197,7 +195,9 @@ class Ledger:
         """Yield the last failure of each of these clips, or of all that ever failed."""
         keys = self._latest_failure_keys()
         wanted = [key for clip_id, key in keys.items() if ids is None or clip_id in ids]
-        return map_threads(lambda key: self._read(Failure, key), wanted, self.store.concurrency)
+        return map_threads(
+            partial(read_document, self.store, Failure), wanted, self.store.concurrency
+        )
 
     def save_rows(self, name: str, rows: pa.Table) -> None:
         """Keep a table's rows as planned, in place of those kept under the same name before.
@@ -257,7 +257,7 @@ class Ledger:
         try:
             file = pq.ParquetFile(open_bytes(self.store.read(key)))
         except pa.ArrowInvalid as error:
-            raise self._refuse_content(key, str(error).partition("\n")[0]) from error
+            raise refuse_content(self.store, key, str(error).partition("\n")[0]) from error
         names = list(columns) if columns else file.schema_arrow.names
         parts = (pa.table(part) for part in file.iter_batches(PART_ROWS, columns=names))
         empty = file.schema_arrow.empty_table()
@@ -332,25 +332,9 @@ class Ledger:
                 latest[match[2]] = max(key, latest.get(match[2], ""))
         return latest
 
-    def _read(self, document: type[_D], key: str) -> _D:
-        content = self.store.read(key)
-        try:
-            return document.model_validate_json(content)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            place = ".".join(map(str, first["loc"]))
-            says = f"{place}: {first['msg']}" if place else first["msg"]
-            raise self._refuse_content(key, says) from error
-
-    def _refuse_content(self, key: str, says: str) -> UsageError:
-        return UsageError(
-            f"{self.store.locate(key)} is not what rushes writes there: {says}; "
-            "restore it or move it away"
-        )
-
     def _read_identity(self) -> OutputIdentity | None:
         try:
-            return self._read(OutputIdentity, RUN_KEY)
+            return read_document(self.store, OutputIdentity, RUN_KEY)
         except FileNotFoundError:
             return None
 

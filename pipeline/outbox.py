@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import re
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from pipeline.batches import BatchEnd
-from pipeline.documents import BatchId, Document
+from pipeline.documents import BatchId, Document, read_document
 from pipeline.inbox import VideoEnd, VideoId
 from pipeline.lease import check_epoch
 from pipeline.places import map_threads
@@ -109,8 +110,8 @@ class Outbox:
     def load(self) -> list[WebhookEvent]:
         """Return every event that is kept, the oldest first."""
         keys = sorted(key for key in self.store.list_shards(FOLDER) if _KEY.fullmatch(key))
-        read = map_threads(self.store.read, keys, self.store.concurrency)
-        events = [WebhookEvent.model_validate_json(each) for each in read]
+        read = partial(read_document, self.store, WebhookEvent)
+        events = map_threads(read, keys, self.store.concurrency)
         return sorted(events, key=lambda event: event.id)
 
 

@@ -18,7 +18,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.documents import Document
+from pipeline.documents import Document, read_document
 from pipeline.store import ObjectStore
 
 FOLDER = "runs"
@@ -57,7 +57,7 @@ def put_run(store: ObjectStore, record: RunRecord) -> None:
 def read_runs(store: ObjectStore) -> list[RunRecord]:
     """Return the records of all runs of an output, the first one first."""
     keys = sorted(key for key in store.list(FOLDER) if _RECORD.fullmatch(key))
-    return [RunRecord.model_validate_json(store.read(key)) for key in keys]
+    return [read_document(store, RunRecord, key) for key in keys]
 
 
 def _read_version() -> str:

@@ -12,12 +12,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.documents import Document, new_id
+from pipeline.documents import Document, new_id, read_document
 from pipeline.lease import check_epoch
 from pipeline.places import CHUNK_BYTES, map_threads
 from pipeline.store import ObjectStore
@@ -104,8 +105,8 @@ class Uploads:
     def load(self) -> list[FileRecord]:
         """Return every file, the oldest first."""
         keys = sorted(key for key, match in self._find() if match["kind"] == "json")
-        read = map_threads(self.store.read, keys, self.store.concurrency)
-        records = [FileRecord.model_validate_json(each) for each in read]
+        read = partial(read_document, self.store, FileRecord)
+        records = map_threads(read, keys, self.store.concurrency)
         return sorted(records, key=lambda record: record.id)
 
     def list_cut_off(self) -> Iterator[str]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import pickle
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -14,11 +16,13 @@ import pytest
 from pipeline import ledger as ledger_module
 from pipeline.documents import Commit, OutputIdentity, new_attempt
 from pipeline.errors import OutputMismatchError, UsageError
-from pipeline.lease import Lease
+from pipeline.inbox import Inbox
+from pipeline.lease import Lease, read_lease
 from pipeline.ledger import SUCCESS_KEY, Ledger, UploadError
 from pipeline.manifest import write_manifest
 from pipeline.runs import read_runs
 from pipeline.store import ObjectStore
+from pipeline.uploads import Uploads
 from tests.support.outputs import IDENTITY, A, B, C, D, draft, failure, lose_replies, plan_rows
 
 
@@ -184,9 +188,21 @@ def test_foreign_folder_is_refused(store: ObjectStore) -> None:
 
 
 def test_damaged_documents_are_named(ledger: Ledger) -> None:
-    ledger.store.put(f"commits/{A[:2]}/{A}.json", b"{}")
-    with pytest.raises(UsageError, match=f"{A}.json is not what rushes writes"):
-        ledger.read_commit(A)
+    Lease.acquire(ledger.store, 60.0).release()
+    reads: dict[str, Callable[[], Any]] = {
+        f"commits/{A[:2]}/{A}.json": lambda: ledger.read_commit(A),
+        "runs/00000001.json": lambda: read_runs(ledger.store),
+        "lease/00000001.json": lambda: read_lease(ledger.store),
+        f"videos/00/video_{'0' * 44}.json": lambda: Inbox(ledger.store, 1).load(),
+        f"files/00/file-{'0' * 44}.json": lambda: Uploads(ledger.store, 1).load(),
+    }
+    for key, read in reads.items():
+        ledger.store.put(key, b'{"epoch":')
+        with pytest.raises(
+            UsageError, match=f"{key} is not what rushes writes there: Invalid JSON"
+        ):
+            read()
+        ledger.store.delete(key)
 
 
 def test_failures_keep_their_history_and_a_commit_outweighs_them(
