@@ -31,14 +31,10 @@ class _Uncut:
         call = cast(Any, super()).__call__
         if kwargs.get("truncation"):
             bare: Any = {**kwargs, "padding": False, "return_tensors": None, "verbose": False}
-            cut = call(text, *args, **bare)["input_ids"]
-            whole = call(text, *args, **{**bare, "truncation": False, "max_length": None})
-            one = isinstance(text, str)
-            for read, all_ids in zip(
-                [cut] if one else cut,
-                [whole["input_ids"]] if one else whole["input_ids"],
-                strict=True,
-            ):
+            texts = [text] if isinstance(text, str) else text
+            cut = call(texts, *args, **bare)["input_ids"]
+            whole = call(texts, *args, **{**bare, "truncation": False, "max_length": None})
+            for read, all_ids in zip(cut, whole["input_ids"], strict=True):
                 if len(all_ids) > len(read):
                     end = cast(Any, self).decode(read, skip_special_tokens=True)[-SHOWN_CHARS:]
                     raise UnfitRequestError(

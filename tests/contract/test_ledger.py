@@ -7,6 +7,7 @@ import pickle
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -196,11 +197,10 @@ def test_damaged_documents_are_named(ledger: Ledger) -> None:
         f"videos/00/video_{'0' * 44}.json": lambda: Inbox(ledger.store, 1).load(),
         f"files/00/file-{'0' * 44}.json": lambda: Uploads(ledger.store, 1).load(),
     }
-    for key, read in reads.items():
-        ledger.store.put(key, b'{"epoch":')
-        with pytest.raises(
-            UsageError, match=f"{key} is not what rushes writes there: Invalid JSON"
-        ):
+    damages = {b'{"epoch":': "Invalid JSON", b"{}": r"\w+: Field required"}
+    for (key, read), (content, says) in product(reads.items(), damages.items()):
+        ledger.store.put(key, content)
+        with pytest.raises(UsageError, match=f"{key} is not what rushes writes there: {says}"):
             read()
         ledger.store.delete(key)
 

@@ -20,6 +20,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     server.end()
 
 
+@pytest.fixture
+def client(server: Any) -> Iterator[Any]:
+    """The official client, with the first key."""
+    with server.client() as client:
+        yield client
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Debian's chromium, by playwright; its tests are skipped where it is not installed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx2
@@ -29,12 +29,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning"),
 ]
 QUICK, SLOW = {"num_inference_steps": 2}, {"num_inference_steps": 50}
-
-
-@pytest.fixture
-def client(server: Server) -> Iterator[OpenAI]:
-    with server.client() as client:
-        yield client
 
 
 def wait_for_end(client: OpenAI, batch_id: str) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +29,6 @@ pytestmark = [
 ]
 PROMPT = "a blue can growing on a gray background"
 POLL: Any = {"poll_interval_ms": 100}
-
-
-@pytest.fixture
-def client(server: Server) -> Iterator[OpenAI]:
-    with server.client() as client:
-        yield client
 
 
 def download(client: OpenAI, video: Any, folder: Path) -> Frames:

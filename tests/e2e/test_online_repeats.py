@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import openai
@@ -16,12 +16,6 @@ pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning"),
 ]
-
-
-@pytest.fixture
-def client(server: Server) -> Iterator[OpenAI]:
-    with server.client() as client:
-        yield client
 
 
 def once(key: str) -> dict[str, Any]:
