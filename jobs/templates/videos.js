@@ -45,7 +45,8 @@ function tell(error) {
   if (!(error instanceof Told)) throw error;
   if (!error.status || error.status >= 500) away = error.message;
   find("status").textContent = "";
-  if (find("alert").textContent !== error.message) find("alert").textContent = error.message;
+  const told = error.status === 401 ? "This is no API key of this endpoint." : error.message;
+  if (find("alert").textContent !== told) find("alert").textContent = told;
   if (error.status === 401) askForKey();
 }
 

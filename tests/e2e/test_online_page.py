@@ -90,7 +90,7 @@ def test_a_video_by_the_keyboard_alone(page: Any) -> None:
     assert page.evaluate("document.activeElement.id") == "key"
     page.keyboard.type("wrong-key")
     page.keyboard.press("Enter")
-    page.get_by_role("alert").get_by_text("no valid API key").wait_for()
+    page.get_by_role("alert").get_by_text("no API key of this endpoint").wait_for()
     assert page.get_by_role("heading", name="Ask for a video").count() == 0
     assert page.evaluate("document.activeElement.id") == "key"
     page.keyboard.type(OTHERS)
