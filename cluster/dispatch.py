@@ -69,7 +69,7 @@ class Dispatcher:
     async def __init__(
         self,
         spec: RenderSpec,
-        output: str,
+        store: ObjectStore,
         identity: OutputIdentity,
         encode: Any,
         publish: Any,
@@ -88,7 +88,6 @@ class Dispatcher:
         """
         self._max_queued = max_queued
         self._rate = RateLimit(max_per_minute)
-        store = ObjectStore(output)
         await asyncio.to_thread(Ledger(store).open_output, identity)
         limit_s = spec.recipe.lease.limit_s
         lease = await asyncio.to_thread(Lease.acquire, store, limit_s, wait=True)

@@ -22,6 +22,7 @@ from pipeline.batches import BatchLimits
 from pipeline.documents import OutputIdentity
 from pipeline.ledger import Ledger
 from pipeline.recipe import StageSpec
+from pipeline.store import ObjectStore
 
 MANY = 10_000
 """Calls that may be under way at once where each is a moment's work, or a wait."""
@@ -44,7 +45,7 @@ class _Publish(Publish):
 
 def bind_dispatcher(
     spec: RenderSpec,
-    output: str,
+    store: ObjectStore,
     identity: OutputIdentity,
     max_queued: int,
     max_per_minute: int,
@@ -63,7 +64,7 @@ def bind_dispatcher(
         ray_actor_options={"num_cpus": 0, "resources": ON_HEAD_NODE},
     )
     return dispatcher.bind(
-        spec, output, identity, encode, publish, max_queued, max_per_minute, target, lines, limits
+        spec, store, identity, encode, publish, max_queued, max_per_minute, target, lines, limits
     )
 
 

@@ -14,6 +14,7 @@ from jobs.api.keys import ApiKeys
 from jobs.recipes import DEFAULT, find_recipe
 from jobs.serve import ServeCall, bind_endpoint, find_webhook
 from pipeline.errors import UsageError
+from pipeline.store import ObjectStore
 
 
 class EndpointConfig(BaseModel):
@@ -48,7 +49,7 @@ def build_endpoint(config: EndpointConfig) -> Any:
     return bind_endpoint(
         ServeCall(
             find_recipe(config.recipe, config.overrides),
-            output,
+            ObjectStore(output),
             ApiKeys.read(
                 config.keys, os.environ.get("RUSHES_API_KEYS", ""), insecure=config.insecure
             ),

@@ -287,12 +287,13 @@ def serve(
         from jobs.api.keys import ApiKeys
         from jobs.run import RunBrokenError
         from jobs.serve import ServeCall, find_webhook, serve_endpoint
+        from pipeline.store import ObjectStore
 
         console = _console()
         listed = os.environ.get("RUSHES_API_KEYS", "")
         call = ServeCall(
             find_recipe(recipe, overrides or ()),
-            output,
+            ObjectStore(output),
             ApiKeys.read(keys, listed, insecure=insecure),
             tuple(alias or ()),
             host,

@@ -62,7 +62,8 @@ class ServeCall:
     """What an endpoint is."""
 
     recipe: Recipe
-    output: str
+    store: ObjectStore
+    """The output: resolved here, since a cluster's processes have working folders of their own."""
     keys: ApiKeys
     aliases: tuple[str, ...] = ()
     host: str = "127.0.0.1"
@@ -83,7 +84,7 @@ def serve_endpoint(call: ServeCall, address: str | None, say: Callable[[str], No
         UsageError: the call is wrong.
         RunBrokenError: its node of the cluster is lost; what was accepted is kept.
     """
-    store = ObjectStore(call.output)
+    store = call.store
     store.locate_for_arrow("run.json")
     check_cluster(call.recipe, address)
     if not address:
@@ -138,16 +139,16 @@ def bind_endpoint(call: ServeCall) -> Any:
     check_degrees(checkpoint, recipe.gangs)
     fingerprint = fingerprint_model(recipe.model, checkpoint)
     identity = describe_output(recipe, fingerprint)
-    Ledger(ObjectStore(call.output)).open_output(identity)
+    Ledger(call.store).open_output(identity)
     renderer = digest_renderer(fingerprint, recipe.finish)
     dispatcher = bind_dispatcher(
         RenderSpec(recipe, fingerprint),
-        call.output,
+        call.store,
         identity,
         call.max_queued,
         call.max_per_minute,
         call.webhook,
-        Lines(JobReader(recipe, renderer, Inputs(ObjectStore(call.output)), call.aliases)),
+        Lines(JobReader(recipe, renderer, Inputs(call.store), call.aliases)),
         call.limits,
     )
     ingress = cast(Any, serve.deployment)(
@@ -173,7 +174,7 @@ class Ingress:
 
     def __init__(self, dispatcher: DeploymentHandle[Any], call: ServeCall, renderer: str) -> None:
         """Hold what calls are answered from."""
-        ledger = Ledger(ObjectStore(call.output))
+        ledger = Ledger(call.store)
         desk = RemoteDesk(dispatcher)
         self._endpoint = Endpoint(
             desk, call.recipe, renderer, ledger, call.keys, call.aliases, call.limits
