@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import ray
 
 from cluster import metrics
 from cluster.answers import ClipKey
+from cluster.niceness import step_back
 from pipeline.checkpoints import Checkpoints
 from pipeline.imports import quick_imports
 from pipeline.recipe import GangShape, ModelSpec, resolve_checkpoint
@@ -23,12 +23,6 @@ from pipeline.request import RenderRequest
 
 if TYPE_CHECKING:
     from pipeline.denoise import DenoiseSession
-
-CPU_NICENESS = 4
-"""How far a rank on a CPU steps back behind encode and develop, which share its cores.
-
-Ranks that run ahead of develop leave it alone with the queue at the end, and cores idle.
-"""
 
 
 @dataclass(frozen=True)
@@ -114,7 +108,7 @@ class RankWorker:
         place = Place.find(layout, device) if layout.ranks > 1 else None
         self._denoiser = Denoiser(graph, device, place)
         if device == "cpu":
-            os.nice(CPU_NICENESS)
+            step_back()
 
     def check(self) -> str:
         """Return the device's name after using it; raises when the device is broken."""

@@ -30,6 +30,7 @@ READ_CPUS = 1.0
 SPARE_CPUS = 2.0
 """Logical CPUs of a local cluster for that, and for what asks for a fraction of one."""
 CONNECT_TIMEOUT_S = 5.0
+NODE_POLL_S, NODE_WAIT_S = 0.05, 20.0
 LOSS_POLL_S = 1.0
 SILENCE_S = 5.0
 _SILENT = "Ray's head gives no answer; if it stays away for a minute, this ends"
@@ -105,7 +106,7 @@ def ray_session(recipe: Recipe, address: str | None = None, *, runs: int = 1) ->
             for name, value in LOCAL_ENVIRONMENT.items():
                 os.environ.setdefault(name, value)
             num_cpus = max(os.cpu_count() or 1, math.ceil(logical_cpus(recipe, runs)))
-            with _sigterm_kept(), _ended_if_broken_off():
+            with _sigterm_kept(), _ended_if_broken_off(), _node_found_soon():
                 init("local", num_cpus=num_cpus, include_dashboard=False, **quiet)
         try:
             yield
@@ -253,6 +254,32 @@ def _sigterm_kept() -> Generator[None]:
         utils.set_sigterm_handler = set_handler
         if is_handled and callable(signal.getsignal(signal.SIGTERM)):  # or the first has come
             signal.signal(signal.SIGTERM, handler)
+
+
+@contextmanager
+def _node_found_soon() -> Generator[None]:
+    """Have Ray, while it starts here, see soon that its node is there: Ray 2.60 looks every second.
+
+    How long it may take stays Ray's to say.
+    """
+    module = cast(Any, services)
+    get_node: Any = module.get_node
+
+    def look_often(gcs_address: str, node_id: str) -> Any:
+        gcs = cast(Any, _raylet).GcsClient(address=gcs_address)
+        until = time.monotonic() + NODE_WAIT_S
+        with suppress(RayError):  # Ray itself looks again
+            while time.monotonic() < until and node_id not in [
+                each.hex() for each in gcs.get_all_node_info(timeout=CONNECT_TIMEOUT_S)
+            ]:
+                time.sleep(NODE_POLL_S)
+        return get_node(gcs_address, node_id)
+
+    module.get_node = look_often
+    try:
+        yield
+    finally:
+        module.get_node = get_node
 
 
 def _leave_handler(_: object) -> None: ...

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import RayError
@@ -24,6 +25,7 @@ from ray.exceptions import RayError
 from cluster import metrics
 from cluster.answers import Rendered
 from cluster.client import PoolClient
+from cluster.niceness import load_stepping_back
 from cluster.schedule import Turn
 from pipeline.documents import Commit, Failure, describe_failure
 from pipeline.errors import RunEndingError
@@ -34,6 +36,7 @@ from pipeline.recipe import Recipe, StageSpec, resolve_checkpoint
 from pipeline.request import RenderRequest
 
 if TYPE_CHECKING:
+    from pipeline.develop import Developer
     from pipeline.graph import Graph
 
 Row = dict[str, Any]
@@ -143,16 +146,10 @@ class Publish:
 
     def __init__(self, spec: RenderSpec) -> None:
         """Load the stage's weights."""
-        with quick_imports():
-            from pipeline.develop import Developer
-
-        develop = spec.recipe.develop
         self.busy = threading.Lock()
         """Held while a row is worked on."""
         self._spec = spec
-        self._developer = Developer(
-            _load_graph(spec, develop), spec.recipe.finish, develop.device, develop.onednn
-        )
+        self._developer = load_stepping_back(partial(_load_developer, spec))
 
     def publish(self, row: Row, ledger: Ledger) -> Row:
         """Return a row's outcome, once it is in the ledger; it may be there already."""
@@ -195,6 +192,14 @@ def _step(stage: str, row: Row, make: Callable[[RenderRequest], Row]) -> Row:
     except Exception as error:  # noqa: BLE001 - whatever a model raises is this clip's failure
         failure = describe_failure(row["clip_id"], stage, error)
         return {**row, "payload": b"", "failure": failure.model_dump_json()}
+
+
+def _load_developer(spec: RenderSpec) -> Developer:
+    with quick_imports():
+        from pipeline.develop import Developer
+
+    stage = spec.recipe.develop
+    return Developer(_load_graph(spec, stage), spec.recipe.finish, stage.device, stage.onednn)
 
 
 def _load_graph(spec: RenderSpec, stage: StageSpec) -> Graph:
