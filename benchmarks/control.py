@@ -3,10 +3,14 @@
     python -m benchmarks.control            print the table
     python -m benchmarks.control --write    write it to benchmarks/control.md
 
-One clip of the embedded model on a gang of one rank and on gangs of two and four, each step by step
-and in chunks of `pool.chunk_s`. Control is what the chunks take as the pool sees them beyond what
-they take in the first rank: the call, its way there and back, and waiting for the slowest rank. An
-empty call is one to every rank that does nothing: what Ray itself takes for a chunk's.
+One clip of the embedded model on a gang of one rank and on gangs of two and four, each step by
+step and in chunks of `pool.chunk_s`. Control is what the chunks take as the pool sees them, from
+the first one's call to the last one's answer, beyond what they take in the first rank. An empty
+call is one to every rank that does nothing: what Ray itself takes for a chunk's.
+
+Here ranks and who drives them share the cores, and steps are the ranks' own work. Where a GPU
+makes them, a rank waits: the last rows are of a gang of ranks that only wait, so long a step, with
+all the rest as it is.
 """
 
 from __future__ import annotations
@@ -26,10 +30,11 @@ from typing import Any
 import ray
 
 from benchmarks.overhead import describe_cpu
+from cluster import gang as gang_module
 from cluster.answers import ClipKey
 from cluster.drive import Drive
 from cluster.gang import Gang
-from cluster.rank import Progress
+from cluster.rank import Progress, RankWorker
 from cluster.schedule import Task
 from cluster.session import ray_session
 from cluster.tenants import Tenant
@@ -42,6 +47,9 @@ from pipeline.recipe import Recipe, resolve_checkpoint
 from pipeline.request import RenderRequest
 from pipeline.store import ObjectStore
 
+WAITING = {"tensor": 4}
+WAIT_S = 0.05
+"""What a step takes of a rank that only waits."""
 LAYOUTS = ({"tensor": 1}, {"tensor": 2}, {"tensor": 2, "guidance": 2})
 STEP_BY_STEP = 1e-6
 CLIPS = 3
@@ -76,15 +84,48 @@ class TimedGang(Gang):
     """A gang that keeps what its chunks took."""
 
     chunks: Chunks
+    started_at: float = 0.0
+
+    async def start(self, *args: Any) -> Progress:
+        """Begin a clip; from then on its chunks take time."""
+        started = await super().start(*args)
+        self.started_at = time.perf_counter()
+        return started
 
     async def advance(self, key: ClipKey, max_steps: int, timeout_s: float) -> Progress:
-        """Make the steps and take the time."""
-        began = time.perf_counter()
+        """Make the steps and take the rank's time for them."""
         made = await super().advance(key, max_steps, timeout_s)
         self.chunks.number += 1
-        self.chunks.wall_s += time.perf_counter() - began
         self.chunks.rank_s += made.seconds
+        self.chunks.wall_s += time.perf_counter() - self.started_at
+        self.started_at = time.perf_counter()
         return made
+
+
+class WaitingRank(RankWorker):
+    """A rank without weights, whose steps are waits."""
+
+    def load(self) -> None:
+        """Load nothing."""
+        self._made = 0
+
+    def start(self, *_: Any) -> Progress:
+        """Begin a clip."""
+        self._made = 0
+        return Progress(0, REQUEST.num_inference_steps, 0.0)
+
+    def advance(self, key: ClipKey, max_steps: int) -> Progress:
+        """Wait, as for a GPU's steps."""
+        began = time.perf_counter()
+        steps = min(max_steps, REQUEST.num_inference_steps - self._made)
+        time.sleep(WAIT_S * steps)
+        self._made += steps
+        took = time.perf_counter() - began
+        return Progress(self._made, REQUEST.num_inference_steps, took)
+
+    def finish(self, *_: Any) -> tuple[bytes, str]:
+        """Make nothing."""
+        return b"", ""
 
 
 async def drive_clips(recipe: Recipe, conditioning: Any, folder: Path) -> tuple[Chunks, float]:
@@ -133,7 +174,9 @@ def main() -> None:
     conditioning = _encode(everything)
     with tempfile.TemporaryDirectory(prefix="rushes-control-") as root, ray_session(everything):
         payload = ray.put(conditioning)
-        for layout in LAYOUTS:
+        for layout, rank in [*((each, RankWorker) for each in LAYOUTS), (WAITING, WaitingRank)]:
+            gang_module.RankWorker = rank
+            what = " of ranks that wait" if rank is WaitingRank else ""
             for chunk_s in (STEP_BY_STEP, everything.pool.chunk_s):
                 changes = [f"gangs.0.{name}={degree}" for name, degree in layout.items()]
                 recipe = find_recipe(overrides=[*changes, f"pool.chunk_s={chunk_s}"])
@@ -141,7 +184,7 @@ def main() -> None:
                 chunks, clips_s = asyncio.run(drive_clips(recipe, payload, folder))
                 steps = CLIPS * REQUEST.num_inference_steps
                 lines.append(
-                    f"| {recipe.gangs[0].layout} | {chunks.number // CLIPS} | "
+                    f"| {recipe.gangs[0].layout}{what} | {chunks.number // CLIPS} | "
                     f"{steps / chunks.number:.1f} | {chunks.rank_s / steps:.3f} | "
                     f"{chunks.wall_s / CLIPS:.2f} | "
                     f"{100 * (1 - chunks.rank_s / chunks.wall_s):.2f} % | "
@@ -166,7 +209,9 @@ def _describe(machine: str) -> str:
         f"A clip of {REQUEST.num_inference_steps} steps, {REQUEST.width}x{REQUEST.height}, "
         f"{REQUEST.num_frames} frames, of the embedded model; the mean of {CLIPS} clips after one "
         "to warm up. Control: the share of the chunks' time, as who drives the gang sees it, that "
-        "the first rank did not spend on steps. An empty call: one to every rank that does "
+        f"the first rank did not spend on steps. A rank that waits does so for {WAIT_S:g} s a step, "
+        "as for a GPU; others make their steps on the cores that they share with who drives them. "
+        "An empty call: one to every rank that does "
         f"nothing, the median of {EMPTY_CALLS} in a row, so that no process has to be woken for "
         "it. A clip's time has its begin, its saves and its end as well. "
         f"Machine: {machine}\n\nMade by `python -m benchmarks.control --write`."

@@ -13,6 +13,7 @@ import ray
 
 from cluster import metrics
 from cluster.answers import ClipProgress
+from cluster.chunks import Chunks
 from cluster.gang import Gang
 from cluster.schedule import Task
 from cluster.tenants import Tenant
@@ -20,6 +21,8 @@ from pipeline.recipe import Recipe
 
 STORE_TIMEOUT_S = 300.0
 """For what waits for the store, which is no fault of the gang's: its own retries take minutes."""
+
+THEN = ", then "
 
 
 class HaltedError(Exception):
@@ -36,6 +39,8 @@ class Finished:
     """On this gang."""
     device_seconds: float
     """On all gangs that brought it here, as far as their work was saved."""
+    layout: str
+    """The gang's; of several, where it went on on gangs of others, all in turn."""
 
 
 @dataclass
@@ -50,9 +55,9 @@ class Drive:
     conditioning: Any
     """Refers to packed `Conditioning`."""
     halt: Callable[[], bool]
-    """Asked after every chunk whether the clip is to be left."""
-    give_way: Callable[[], Awaitable[None] | None]
-    """Asked after every chunk for something else to be done on the gang first.
+    """Asked towards the end of every chunk whether the clip is to be left."""
+    give_way: Callable[[], Callable[[], Awaitable[None]] | None]
+    """Asked towards the end of every chunk for something else to be done on the gang first.
 
     Meanwhile the clip's session stays in the ranks' memory, and is saved.
     """
@@ -70,19 +75,23 @@ class Drive:
         pool, every_s = self.recipe.pool, self.recipe.checkpoint.every_s
         gang, task, tenant = self.gang, self.task, self.tenant
         key, ranks = task.key, gang.shape.layout.ranks
-        timeout_s = pool.start_timeout_s
+        timeout_s = self._bound_first_step()
         began = time.perf_counter()
         saved = await tenant.load(key.clip_id)
         before_s = saved[0].device_seconds if saved else 0.0
         if saved and saved[0].kind == "latents":  # a gang was lost between their save and its word
-            return Finished(ray.put(saved[1]), 0.0, before_s)
+            return Finished(ray.put(saved[1]), 0.0, before_s, saved[0].layout)
         snapshot = ray.put(saved[1]) if saved else None
         now = await gang.start(key, task.request, self.conditioning, snapshot, timeout_s)
+        layout = str(gang.shape.layout)
+        if saved and not now.passed_over:
+            *before, last = saved[0].layout.split(THEN)
+            layout = THEN.join([*before, last] if last == layout else [*before, last, layout])
         if now.passed_over:
             tenant.warn(f"clip {key.clip_id[:16]} starts anew: {now.passed_over}")
-        timeout_s = self._bound_first_step()
-        saved_at, chunk, paused_s = time.perf_counter(), 1, 0.0
+        saved_at, paused_s = time.perf_counter(), 0.0
         self.progress = ClipProgress(now.step, now.num_steps, 0.0)
+        chunks = Chunks(gang, key, now, pool.chunk_s, self._bound, self._bound_first_step())
 
         def seconds() -> float:
             return time.perf_counter() - began - paused_s
@@ -90,38 +99,52 @@ class Drive:
         def spent() -> float:
             return before_s + seconds() * ranks
 
-        while not now.done:
-            before = now.step
-            now = await gang.advance(key, chunk, timeout_s)
-            made = now.step - before
-            tenant.steps += made
-            step_s = now.seconds / max(made, 1)
-            self.progress = ClipProgress(now.step, now.num_steps, step_s)
-            metrics.count_steps(task, str(gang.shape.layout), made, step_s)
-            gang.pace = self._count_tokens(), step_s
-            chunk = max(1, round(pool.chunk_s / max(step_s, 1e-6)))
-            timeout_s = self._bound(step_s * chunk)
-            halted = self.halt()
-            if not now.done and (halted or time.perf_counter() - saved_at >= every_s):
-                saved_at = time.perf_counter()
-                tenant.note_save(key.clip_id)
-                limit_s = max(timeout_s, STORE_TIMEOUT_S) if halted else timeout_s
-                wrong = await gang.save(key, tenant.checkpoints, spent(), limit_s, wait=halted)
-                tenant.warn(wrong)
-                if halted:
-                    raise HaltedError
-            if not now.done and (other := self.give_way()):
-                tenant.note_save(key.clip_id)
-                tenant.warn(await gang.save(key, tenant.checkpoints, spent(), timeout_s))
-                paused_at = time.perf_counter()
-                await other
-                saved_at = time.perf_counter()
-                paused_s += saved_at - paused_at
+        def is_save_due() -> bool:
+            return time.perf_counter() - saved_at >= every_s
+
+        def may_go_on() -> bool:
+            return not (self.halt() or is_save_due() or self.give_way())
+
+        try:
+            while not chunks.now.done:
+                if made := await chunks.make_next(may_go_on):
+                    tenant.steps += made
+                    self._tell(chunks, made)
+                if chunks.are_ahead or chunks.now.done:
+                    continue
+                halted = self.halt()
+                if halted or is_save_due():
+                    saved_at = time.perf_counter()
+                    tenant.note_save(key.clip_id)
+                    limit_s = max(chunks.timeout_s, STORE_TIMEOUT_S) if halted else chunks.timeout_s
+                    wrong = await gang.save(
+                        key, tenant.checkpoints, spent(), layout, limit_s, wait=halted
+                    )
+                    tenant.warn(wrong)
+                    if halted:
+                        raise HaltedError
+                if other := self.give_way():
+                    tenant.note_save(key.clip_id)
+                    limit_s = chunks.timeout_s
+                    tenant.warn(await gang.save(key, tenant.checkpoints, spent(), layout, limit_s))
+                    paused_at = time.perf_counter()
+                    await other()
+                    saved_at = time.perf_counter()
+                    paused_s += saved_at - paused_at
+        finally:
+            chunks.close()
         tenant.note_save(key.clip_id)
-        timeout_s = max(timeout_s, STORE_TIMEOUT_S)
-        latents, wrong = await gang.finish(key, tenant.checkpoints, spent(), timeout_s)
+        timeout_s = max(chunks.timeout_s, STORE_TIMEOUT_S)
+        latents, wrong = await gang.finish(key, tenant.checkpoints, spent(), layout, timeout_s)
         tenant.warn(wrong)
-        return Finished(latents, seconds(), spent())
+        return Finished(latents, seconds(), spent(), layout)
+
+    def _tell(self, chunks: Chunks, made: int) -> None:
+        """Tell how far the clip is, and how fast, to whoever asks."""
+        now, step_s, gang = chunks.now, chunks.step_s, self.gang
+        self.progress = ClipProgress(now.step, now.num_steps, step_s)
+        metrics.count_steps(self.task, str(gang.shape.layout), made, step_s)
+        gang.pace = self._count_tokens(), step_s
 
     def _count_tokens(self) -> int:
         asked = self.task.request

@@ -9,9 +9,11 @@ its share of the time.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from cluster import metrics
 from cluster.answers import PoolBrokenError
@@ -20,6 +22,7 @@ from cluster.gang import (
     ClipError,
     Gang,
     GangDiedError,
+    NoPlaceError,
     UnusableModelError,
     remove_gangs,
 )
@@ -32,10 +35,12 @@ from pipeline.recipe import GangShape, Recipe
 
 RESTART_PAUSE_S = 1.0
 MAX_FAILED_STARTS = 5
+PING_S = 5.0
+"""How often a gang without a clip is asked whether it lives."""
 
 
 class _BystanderError(GangDiedError):
-    """A gang was lost by an urgent clip that another one had given way to."""
+    """A gang was lost, and not by the clip that it has: before that, or by one it gave way to."""
 
 
 class Fleet:
@@ -54,6 +59,8 @@ class Fleet:
         """How many gangs were lost."""
         self.broken: str | None = None
         """Why no gang can be built, where none can, until it is started again."""
+        self._given_up: dict[int | None, tuple[str, float]] = {}
+        """Rooms that no gang can be built for: why, and until when nobody tries."""
         self._recipe = recipe
         self._name = name
         self._queue = queue
@@ -86,12 +93,24 @@ class Fleet:
     def start(self) -> None:
         """Make the gangs that nobody makes: all, or anew those that were given up."""
         self.broken = None
+        self._given_up = {}
         for shape in self._recipe.gangs:
             for number in range(shape.count):
                 name = f"{shape.name}-{number}"
                 if name not in self._servers or self._servers[name].done():
                     serving = self._serve(name, shape, is_kept=shape.is_kept(number))
                     self._servers[name] = asyncio.create_task(serving)
+
+    def find_refusal(self, room: int | None) -> str:
+        """Return why a clip gets no gang of this room; nothing if it may get one.
+
+        A room that was given up is tried again for clips that come once `start_timeout_s` is over.
+        """
+        why, until = self._given_up.get(room, ("", 0.0))
+        if why and time.monotonic() > until:
+            self.start()
+            return ""
+        return why
 
     async def close(self) -> None:
         """End all gangs."""
@@ -127,10 +146,12 @@ class Fleet:
                 self._give_up(str(error))
                 return
             except Exception as error:  # noqa: BLE001 - whatever stops a gang, another try follows
-                failed_starts += 1
-                alike = (each.shape.max_tokens == shape.max_tokens for each in self._gangs.values())
+                # Others' work goes on meanwhile: so does the wait for a place.
+                if not (isinstance(error, NoPlaceError) and self._queue.is_one_made()):
+                    failed_starts += 1
+                alike = (each.shape.max_tokens == room for each in self._gangs.values())
                 if failed_starts >= MAX_FAILED_STARTS and not any(alike):
-                    self._give_up(f"no gang like {name} can be started: {error}")
+                    self._give_up_room(room, f"no gang like {name} can be started: {error}")
                     return
                 self._warn(f"gang {name} could not be started: {error}")
                 await asyncio.sleep(RESTART_PAUSE_S * failed_starts)
@@ -144,9 +165,8 @@ class Fleet:
         """Give a gang clips until it is lost, leaves its node, or loses its patience; end it."""
         self._gangs[gang.name] = gang
         self.meter.hold(gang.name, gang.shape.layout.ranks, gang.held_since)
-        room = gang.shape.max_tokens
         try:
-            while job := await self._queue.take(room, lambda: self._classes(gang), patience_s):
+            while job := await self._take(gang, patience_s):
                 await self._run(gang, job)
         except GangDiedError as error:
             self.rebuilds += 1
@@ -161,6 +181,22 @@ class Fleet:
             self._owed.pop(gang, None)
             gang.kill()
 
+    async def _take(self, gang: Gang, patience_s: float | None) -> Job | None:
+        """Return a gang's next job; see meanwhile, now and then, that the gang lives.
+
+        None where none came within its patience.
+
+        Raises:
+            GangDiedError: it doesn't.
+        """
+        room, until = gang.shape.max_tokens, time.monotonic() + (patience_s or math.inf)
+        while True:
+            wait_s = min(PING_S, until - time.monotonic())
+            job = await self._queue.take(room, lambda: self._classes(gang), wait_s)
+            if job or time.monotonic() >= until:
+                return job
+            await gang.ping()
+
     async def _sleep(self, name: str, room: int | None) -> None:
         """Return once more clips wait than gangs are about to take one."""
         self._asleep.add(name)
@@ -168,6 +204,15 @@ class Fleet:
             await self._queue.wait_for_more(room, lambda: self._starting[room])
         finally:
             self._asleep.discard(name)
+
+    def _give_up_room(self, room: int | None, reason: str) -> None:
+        """Fail the clips that no gang can be built for; all of them: the pool is broken."""
+        self._given_up[room] = reason, time.monotonic() + self._recipe.pool.start_timeout_s
+        if self._given_up.keys() >= {each.max_tokens for each in self._recipe.gangs}:
+            self._give_up(reason)
+        else:
+            self._warn(f"clips of their size fail: {reason}")
+            self._queue.fail(room, reason)
 
     def _give_up(self, reason: str) -> None:
         self.broken = reason
@@ -180,6 +225,7 @@ class Fleet:
         try:
             if gang in self._leaving:
                 raise HaltedError
+            await self._check_alive(gang)
             job.drive = Drive(
                 self._recipe,
                 gang,
@@ -214,6 +260,12 @@ class Fleet:
             if job.over == "cancelled":
                 await asyncio.to_thread(job.tenant.checkpoints.discard, job.task.key.clip_id)
 
+    async def _check_alive(self, gang: Gang) -> None:
+        try:
+            await gang.ping()
+        except GangDiedError as error:  # before the clip came
+            raise _BystanderError(str(error)) from error
+
     async def _retry(self, gang: Gang, job: Job, reason: str) -> None:
         lost = job.lose(reason)
         if lost < self._recipe.pool.max_attempts:
@@ -228,15 +280,15 @@ class Fleet:
         """Return whose clips a gang takes, the first choice first."""
         return tuple(reversed(Urgency)) if self._is_owed(gang) else tuple(Urgency)
 
-    def _find_urgent(self, gang: Gang, task: Task) -> Awaitable[None] | None:
-        """Return what to await before a gang goes on with a clip; None where nothing is urgent."""
+    def _find_urgent(self, gang: Gang, task: Task) -> Callable[[], Awaitable[None]] | None:
+        """Return what to do before a gang goes on with a clip; None where nothing is urgent."""
         if (
             task.urgency is Urgency.ONLINE
             or self._is_owed(gang)
             or not self._queue.has(task.room, Urgency.ONLINE)
         ):
             return None
-        return self._run_urgent(gang)
+        return partial(self._run_urgent, gang)
 
     async def _run_urgent(self, gang: Gang) -> None:
         """Render the next urgent clip on a gang, which then owes batch its share of the time."""

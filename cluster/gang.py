@@ -37,6 +37,10 @@ class GangDiedError(Exception):
     """A rank died or hung: the gang is gone, its clips are not to blame."""
 
 
+class NoPlaceError(GangDiedError):
+    """The cluster has no place for it, or not yet."""
+
+
 class UnusableModelError(Exception):
     """The checkpoint can't be loaded, by this gang or any other."""
 
@@ -77,7 +81,8 @@ class Gang:
         `owner` is what `remove_gangs` knows this gang by.
 
         Raises:
-            GangDiedError: no resources, or no weights, within `pool.start_timeout_s`.
+            NoPlaceError: no resources within `pool.start_timeout_s`.
+            GangDiedError: no weights within that time.
             UnusableModelError: the checkpoint is at fault.
         """
         ranks = shape.layout.ranks
@@ -93,7 +98,10 @@ class Gang:
         gang = cls(name, title, shape, group)
         model, timeout_s = recipe.model, recipe.pool.start_timeout_s
         try:
-            await _wait(group.ready(), timeout_s, f"{name}: resources {ranks} x {bundle}")
+            try:
+                await _wait(group.ready(), timeout_s, f"{name}: resources {ranks} x {bundle}")
+            except GangDiedError as error:
+                raise NoPlaceError(str(error)) from error
             gang.held_since = time.monotonic()
             places = enumerate(_order_by_node(group, ranks))
             gang._ranks = [gang._start_rank(model, number, bundle) for number, bundle in places]
@@ -143,6 +151,7 @@ class Gang:
         key: ClipKey,
         checkpoints: Checkpoints,
         device_seconds: float,
+        layout: str,
         timeout_s: float,
         *,
         wait: bool = False,
@@ -151,24 +160,37 @@ class Gang:
 
         Returns what went wrong with saving, which doesn't harm the session.
         """
-        call = self._ranks[0].save.remote(key, checkpoints, device_seconds, wait)
+        call = self._ranks[0].save.remote(key, checkpoints, device_seconds, layout, wait)
         return await _wait(call, timeout_s, f"{self.name}: save")
 
     async def finish(
-        self, key: ClipKey, checkpoints: Checkpoints, device_seconds: float, timeout_s: float
+        self,
+        key: ClipKey,
+        checkpoints: Checkpoints,
+        device_seconds: float,
+        layout: str,
+        timeout_s: float,
     ) -> tuple[Any, str]:
         """Return a reference to the packed latents of a finished clip, once they are saved.
 
         With it, what went wrong with saving, if anything.
         """
         finish = self._ranks[0].finish.options(num_returns=2)
-        latents, wrong = finish.remote(key, checkpoints, device_seconds)
+        latents, wrong = finish.remote(key, checkpoints, device_seconds, layout)
         await self.drop(key, timeout_s)
         return latents, await _wait(wrong, timeout_s, f"{self.name}: finish")
 
     async def drop(self, key: ClipKey, timeout_s: float) -> None:
         """Forget a clip's session, finished or not."""
         await self._blame("drop", key, timeout_s=timeout_s)
+
+    async def ping(self) -> None:
+        """Return once every rank has answered.
+
+        Raises:
+            GangDiedError: one doesn't.
+        """
+        await self._call("ping", timeout_s=CHECK_TIMEOUT_S)
 
     def nodes(self) -> set[str]:
         """Return the ids of the nodes that the ranks are on."""

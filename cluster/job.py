@@ -61,7 +61,7 @@ class Job:
                 latents=[finished.latents],
                 reasons=self.losses,
                 gang=gang.name,
-                layout=str(gang.shape.layout),
+                layout=finished.layout,
                 attempts=len(self.losses) + 1,
                 denoise_s=finished.seconds,
                 device_seconds=finished.device_seconds,

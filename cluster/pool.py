@@ -108,6 +108,7 @@ class GangPool:
         if self._fleet.broken:
             raise PoolBrokenError(self._fleet.broken)
         task = Task(key, request, turn, shape.max_tokens)
+        refusal = self._fleet.find_refusal(shape.max_tokens)
         given = ray.put(conditioning)  # the pool's own: a client may die before the clip's turn
         job = Job(task, tenant, given)
         self._queue.add(job)
@@ -115,6 +116,8 @@ class GangPool:
             saved = await tenant.load(clip_id)
             if saved and saved[0].kind == "latents":
                 job.reuse(*saved)
+            elif refusal:
+                job.fail(refusal, attempts=0)
             else:
                 await self._queue.put(job)
             return await asyncio.shield(job.result)

@@ -54,13 +54,13 @@ class Queue:
         self,
         room: int | None,
         classes: Callable[[], tuple[Urgency, ...]],
-        patience_s: float | None,
+        patience_s: float,
     ) -> Job | None:
         """Return the next job for a gang of this room; None where none came within its patience.
 
         `classes` is asked whenever there may be one.
         """
-        until = asyncio.get_running_loop().time() + patience_s if patience_s else None
+        until = asyncio.get_running_loop().time() + patience_s
         is_over = False
         async with self._added:
             while True:
@@ -101,6 +101,16 @@ class Queue:
         """Raise at whoever awaits any of the jobs."""
         for job in self._jobs.values():
             job.give_up(error)
+
+    def fail(self, room: int | None, reason: str) -> None:
+        """Fail the jobs for gangs of this room; they have lost none."""
+        for job in self._jobs.values():
+            if job.task.room == room:
+                job.fail(reason, attempts=0)
+
+    def is_one_made(self) -> bool:
+        """Return whether any gang has a job."""
+        return not all(job.off_gang.is_set() for job in self._jobs.values())
 
     def measure(self) -> None:
         """Tell how many jobs wait, for how long, and how many run."""

@@ -110,6 +110,9 @@ class RankWorker:
         if device == "cpu":
             step_back()
 
+    def ping(self) -> None:
+        """Answer: this process lives."""
+
     def check(self) -> str:
         """Return the device's name after using it; raises when the device is broken."""
         import torch
@@ -149,7 +152,12 @@ class RankWorker:
         return Progress(session.step, session.num_steps, time.perf_counter() - began)
 
     def save(
-        self, key: ClipKey, checkpoints: Checkpoints, device_seconds: float, wait: bool = False
+        self,
+        key: ClipKey,
+        checkpoints: Checkpoints,
+        device_seconds: float,
+        layout: str,
+        wait: bool = False,
     ) -> str:
         """Write a session's snapshot to its output; without `wait` in the background, if none is.
 
@@ -160,12 +168,12 @@ class RankWorker:
             return ""
         wrong = self._settle_save()
         session = self._sessions[key]
-        save = partial(checkpoints.save, device_seconds=device_seconds)
+        save = partial(checkpoints.save, device_seconds=device_seconds, layout=layout)
         self._begin_save(save, key, "snapshot", session.step, session.snapshot())
         return (self._settle_save() if wait else "") or wrong
 
     def finish(
-        self, key: ClipKey, checkpoints: Checkpoints, device_seconds: float
+        self, key: ClipKey, checkpoints: Checkpoints, device_seconds: float, layout: str
     ) -> tuple[bytes, str]:
         """Return a finished session's latents, packed and saved, and forget the session.
 
@@ -174,7 +182,7 @@ class RankWorker:
         session = self._sessions.pop(key)
         latents = session.latents().to_bytes()
         wrong = self._settle_save()
-        save = partial(checkpoints.save, device_seconds=device_seconds)
+        save = partial(checkpoints.save, device_seconds=device_seconds, layout=layout)
         self._begin_save(save, key, "latents", session.step, latents)
         return latents, self._settle_save() or wrong
 
@@ -186,7 +194,7 @@ class RankWorker:
         step: int,
         payload: bytes,
     ) -> None:
-        save = partial(save, key.clip_id, kind, step, payload, layout=str(self._shape.layout))
+        save = partial(save, key.clip_id, kind, step, payload)
         self._saving = key, self._saver.submit(save)
         metrics.CHECKPOINT_BYTES.inc(len(payload), {"kind": kind})
 

@@ -41,9 +41,9 @@ class TimedGang(Gang):
 
     limits_s: list[float]
 
-    async def start(self, key: ClipKey, *_: Any) -> Progress:
+    async def start(self, key: ClipKey, *args: Any) -> Progress:
         """Begin a clip."""
-        self.made, self.limits_s = 0, []
+        self.made, self.limits_s = 0, [args[-1]]
         return Progress(0, REQUEST.num_inference_steps, 0.0)
 
     async def advance(self, key: ClipKey, max_steps: int, timeout_s: float) -> Progress:
@@ -58,7 +58,7 @@ class TimedGang(Gang):
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_first_step_is_watched_by_what_the_gang_made_before(tmp_path: Path) -> None:
+def test_a_clips_beginning_is_watched_by_what_the_gang_made_before(tmp_path: Path) -> None:
     recipe = find_recipe(overrides=["pool.step_timeout_min_s=30", "pool.step_timeout_factor=20"])
     gang = TimedGang("single-0", "single-0", recipe.gangs[0], NO_GROUP)
 
@@ -69,12 +69,32 @@ def test_a_first_step_is_watched_by_what_the_gang_made_before(tmp_path: Path) ->
         await Drive(recipe, gang, task, tenant, None, lambda: False, lambda: None).run()
         return gang.limits_s
 
-    first, *later = asyncio.run(denoise("a"))
-    assert first == recipe.pool.start_timeout_s, "weights may still be on their way"
-    assert set(later) == {30.0}
-    assert asyncio.run(denoise("b"))[0] == 30.0
-    assert asyncio.run(denoise("c", width=128))[0] == 20.0 * 4
-    assert asyncio.run(denoise("d"))[0] == 30.0
+    start, first, *later = asyncio.run(denoise("a"))
+    assert start == first == recipe.pool.start_timeout_s, "weights may still be on their way"
+    assert set(later) == {30.0, 60.0}, (
+        "a chunk that is given before the last has ended waits for it"
+    )
+    assert asyncio.run(denoise("b"))[:2] == [30.0, 30.0]
+    assert asyncio.run(denoise("c", width=128))[:2] == [20.0 * 4, 20.0 * 4]
+    assert asyncio.run(denoise("d"))[:2] == [30.0, 30.0]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_clip_that_went_on_on_a_gang_of_another_layout_tells_of_both(tmp_path: Path) -> None:
+    recipe, saves = find_recipe(), Checkpoints(ObjectStore(tmp_path), "f" * 64)
+    gang = TimedGang("single-0", "single-0", recipe.gangs[0], NO_GROUP)
+
+    async def denoise(layout: str) -> str:
+        tenant = Tenant(saves, 0)
+        saves.save(CLIP, "snapshot", 4, b"", layout=layout)
+        await tenant.open()
+        task = Task(ClipKey(tenant.output, CLIP), REQUEST)
+        drive = Drive(recipe, gang, task, tenant, None, lambda: False, lambda: None)
+        return (await drive.run()).layout
+
+    assert asyncio.run(denoise("tensor=2")) == "tensor=2, then 1"
+    assert asyncio.run(denoise("tensor=2, then 1")) == "tensor=2, then 1"
+    assert asyncio.run(denoise("1")) == "1"
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -1,0 +1,128 @@
+"""Gangs that are lost while they have no clip, or can't be made at all: no clip is to blame."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import replace
+
+import psutil
+import pytest
+import ray
+import torch
+
+from cluster import fleet as fleet_module
+from cluster.answers import ClipKey, Rendered
+from cluster.client import join_pool
+from cluster.fleet import Fleet
+from cluster.job import Job
+from cluster.queue import Queue
+from cluster.schedule import Task
+from cluster.tenants import Tenant as PoolsTenant
+from jobs.recipes import find_recipe
+from pipeline.checkpoints import Checkpoints
+from pipeline.denoise import Denoiser
+from pipeline.encode import Encoder
+from pipeline.graph import Graph
+from pipeline.identity import digest
+from pipeline.recipe import resolve_checkpoint
+from pipeline.store import ObjectStore
+from tests.support.command import wait_until
+from tests.support.leaks import check_leaks
+from tests.support.pools import WAIT_S, Clip, Tenant, make_clip
+
+RECIPE = find_recipe(overrides=["gangs.0.count=1"])
+PLACE_S = 20
+"""How long a place for a gang is waited for, and for its weights."""
+WIDE_AND_SINGLE = find_recipe(
+    overrides=[
+        "gangs=[{name='wide', tensor=2, num_cpus=1000}, {name='single', max_tokens=16}]",
+        f"pool.start_timeout_s={PLACE_S}",
+    ]
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_leaks(ray_cluster: None) -> Iterator[None]:
+    """Look for leaks at the module's end: its tests share a pool, which takes long to start."""
+    yield
+    check_leaks()
+
+
+@pytest.fixture(scope="module")
+def clip() -> Clip:
+    torch.set_num_threads(1)
+    graph = Graph(RECIPE.model, resolve_checkpoint(RECIPE.model))
+    return make_clip("idle", 2, Encoder(graph), Denoiser(graph))
+
+
+@pytest.fixture(scope="module")
+def pool(no_leaks: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tenant]:
+    saves = Checkpoints(ObjectStore(tmp_path_factory.mktemp("saves")), "f" * 64)
+    tenant = Tenant(join_pool(RECIPE, saves))
+    yield tenant
+    tenant.leave()
+
+
+def kill_rank() -> None:
+    """Kill the pool's one rank, and see it gone."""
+    processes = psutil.Process().children(recursive=True)
+    (rank,) = (each for each in processes if "RankWorker" in "".join(each.cmdline()[:1]))
+    rank.kill()
+    psutil.wait_procs([rank], WAIT_S)
+
+
+def test_a_clip_pays_for_no_gang_that_died_before_it_came(pool: Tenant, clip: Clip) -> None:
+    wait_until(lambda: pool.look().gangs_ready, WAIT_S, "a gang")
+    kill_rank()
+    end = ray.get(pool.render(clip), timeout=WAIT_S)
+    assert (end.attempts, end.reasons) == (1, ())
+    assert ray.get(end.latents[0]) == clip.latents
+    assert pool.look().rebuilds == 1
+
+
+def test_a_gang_that_dies_idle_is_made_anew_before_anybody_needs_it(
+    pool: Tenant, clip: Clip
+) -> None:
+    wait_until(lambda: pool.look().gangs_ready, WAIT_S, "a gang")
+    before = pool.look().rebuilds
+    kill_rank()
+    wait_until(lambda: pool.look().rebuilds > before, WAIT_S, "the loss to be seen")
+    wait_until(lambda: pool.look().gangs_ready, WAIT_S, "another gang")
+    end = ray.get(pool.render(replace(clip, key=digest("after"))), timeout=WAIT_S)
+    assert end.attempts == 1
+
+
+def test_a_gang_that_finds_no_place_fails_the_clips_that_need_it_alone(
+    pool: Tenant, clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_module, "MAX_FAILED_STARTS", 1)
+    small, large = asyncio.run(render_both(pool.client.checkpoints, clip))
+    assert ray.get(small.latents[0]) == clip.latents
+    assert large.latents == []
+    (reason,) = large.reasons
+    assert reason.startswith("no gang like wide-0 can be started: wide-0: resources 2 x ")
+    assert large.attempts == 0, "it may be tried again"
+
+
+async def render_both(saves: Checkpoints, clip: Clip) -> list[Rendered]:
+    """Ask a fleet for a clip that is small enough for its gang, and then for one that isn't."""
+    queue, warnings = Queue(), list[str]()
+    fleet = Fleet(WIDE_AND_SINGLE, "test-fleet", queue, warnings.append)
+    tenant = PoolsTenant(saves, 0)
+    await tenant.open()
+    fleet.start()
+    jobs = list[Job]()
+    for name, room in (("large", None), ("small", 16)):
+        task = Task(ClipKey(tenant.output, digest(name)), clip.request, None, room)
+        jobs.append(Job(task, tenant, ray.put(clip.conditioning)))
+        queue.add(jobs[-1])
+        await queue.put(jobs[-1])
+    try:
+        async with asyncio.timeout(WAIT_S):
+            large = await jobs[0].result
+            assert fleet.find_refusal(None) == large.reasons[-1]
+            assert not fleet.broken
+            return [await jobs[1].result, large]
+    finally:
+        await fleet.close()
