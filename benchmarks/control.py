@@ -209,11 +209,11 @@ def _describe(machine: str) -> str:
         f"A clip of {REQUEST.num_inference_steps} steps, {REQUEST.width}x{REQUEST.height}, "
         f"{REQUEST.num_frames} frames, of the embedded model; the mean of {CLIPS} clips after one "
         "to warm up. Control: the share of the chunks' time, as who drives the gang sees it, that "
-        f"the first rank did not spend on steps. A rank that waits does so for {WAIT_S:g} s a step, "
-        "as for a GPU; others make their steps on the cores that they share with who drives them. "
-        "An empty call: one to every rank that does "
-        f"nothing, the median of {EMPTY_CALLS} in a row, so that no process has to be woken for "
-        "it. A clip's time has its begin, its saves and its end as well. "
+        f"the first rank did not spend on steps. A rank that waits does so for {WAIT_S:g} s a "
+        "step, as for a GPU; others make their steps on the cores that they share with who drives "
+        "them. An empty call: one to every rank that does nothing, the median of "
+        f"{EMPTY_CALLS} in a row, so that no process has to be woken for it. A clip's time has its "
+        "begin, its saves and its end as well. "
         f"Machine: {machine}\n\nMade by `python -m benchmarks.control --write`."
     )
 
