@@ -23,6 +23,7 @@ from pipeline.request import RenderRequest
 
 if TYPE_CHECKING:
     from pipeline.denoise import DenoiseSession
+    from pipeline.parallel.place import Place
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class RankWorker:
         self._saver = ThreadPoolExecutor(1, "saver")
         self._saving: tuple[ClipKey, Future[Any]] | None = None  # a clip, and its save
         self._store: Any = None
+        self._place: Place | None = None  # of several ranks
         self._sessions: dict[ClipKey, DenoiseSession] = {}
 
     def host(self, timeout_s: float) -> tuple[str, int]:
@@ -81,8 +83,15 @@ class RankWorker:
 
         timeout = timedelta(seconds=timeout_s)
         store = self._store or cast(Any, dist).TCPStore(*address, is_master=False, timeout=timeout)
+        if self._shape.num_gpus:
+            import torch
+
+            torch.cuda.set_device(0)  # the one that Ray lets it see
+        # Without `device_id`, which would connect every axis of the mesh, those of one rank too:
+        # `Place.check` connects those that are used. Ranks tell each other sizes by gloo, which
+        # keeps no GPU waiting.
         dist.init_process_group(
-            "nccl" if self._shape.num_gpus else "gloo",
+            "cpu:gloo,cuda:nccl" if self._shape.num_gpus else "gloo",
             store=store,
             rank=self._rank,
             world_size=self._shape.layout.ranks,
@@ -105,8 +114,9 @@ class RankWorker:
         torch.set_num_threads(self._shape.threads)
         graph = Graph(self._model, resolve_checkpoint(self._model))
         layout, device = self._shape.layout, self._shape.device
-        place = Place.find(layout, device) if layout.ranks > 1 else None
-        self._denoiser = Denoiser(graph, device, place)
+        self._place = Place.find(layout, device) if layout.ranks > 1 else None
+        self._denoiser = Denoiser(graph, device, self._place)
+        self.check()
         if device == "cpu":
             step_back()
 
@@ -114,12 +124,18 @@ class RankWorker:
         """Answer: this process lives."""
 
     def check(self) -> str:
-        """Return the device's name after using it; raises when the device is broken."""
+        """Return the device's name after using it and, in a gang, reaching the other ranks.
+
+        Raises:
+            RuntimeError: the device, or a connection, is broken.
+        """
         import torch
 
         probe = torch.ones(2, device=self._denoiser.device).sum().item()
         if probe != 2:
             raise RuntimeError(f"{self._denoiser.device}: 1 + 1 gave {probe}")
+        if self._place:
+            self._place.check(self._denoiser.device)
         return str(torch.device(self._denoiser.device))
 
     def start(

@@ -38,7 +38,7 @@ from transformers.utils import logging as transformers_logging
 
 from pipeline.errors import UnreachableError, UsageError
 from pipeline.parallel.context import find_context_plan
-from pipeline.parallel.loading import load_share
+from pipeline.parallel.loading import check_names, load_share
 from pipeline.parallel.place import Place
 from pipeline.recipe import ModelSpec
 from pipeline.request import RenderRequest
@@ -120,6 +120,7 @@ class Graph:
     def load(self, stage: StageName, device: str = "cpu", place: Place | None = None) -> Stage:
         """Return one stage's blocks with that stage's weights on `device`.
 
+        Main memory holds one component at a time: each is on its device before the next is read.
         At a place in a gang, a transformer's layers are this rank's share of them.
 
         Raises:
@@ -139,12 +140,11 @@ class Graph:
                 # device.
                 pipeline._component_specs.pop(name)  # pyright: ignore[reportPrivateUsage]
                 continue
-            pipeline.update_components(**{name: self._load_component(spec, place)})
+            pipeline.update_components(**{name: self._load_component(spec, device, place)})
         for name, changes in self.model.components.items():
             if name in pipeline.components:
                 changed = _with_settings(name, getattr(pipeline, name), changes)
                 pipeline.update_components(**{name: changed})
-        pipeline.to(device)
         self._add_skeletons(pipeline)
         return Stage(blocks, pipeline)
 
@@ -155,28 +155,31 @@ class Graph:
         names = {each.name for each in inputs if each.name} | SIZE_INPUTS
         return names, {each.kwargs_type for each in inputs if each.kwargs_type}
 
-    def _load_component(self, spec: Any, place: Place | None) -> Any:
+    def _load_component(self, spec: Any, device: str, place: Place | None) -> Any:
         # An index may name another repository: what renders is what was fingerprinted. And a
         # tokenizer without files would load as an empty one.
         source = {"pretrained_model_name_or_path": str(self.checkpoint)}
-        if not (self.checkpoint / spec.subfolder).is_dir():
+        folder = self.checkpoint / spec.subfolder
+        if not folder.is_dir():
             raise UsageError(f"model.checkpoint: {self.checkpoint.name} has no {spec.subfolder}")
         options: dict[str, Any] = {}
-        if isinstance(spec.type_hint, type) and issubclass(spec.type_hint, torch.nn.Module):
+        kind = spec.type_hint
+        if isinstance(kind, type) and issubclass(kind, torch.nn.Module):
             dtype = getattr(torch, self.model.dtypes.get(spec.name, self.model.dtype))
             if place and spec.name.startswith(TRANSFORMER):
                 if place.context:
-                    find_context_plan(spec.type_hint)  # before anything is read
+                    find_context_plan(kind)  # before anything is read
                 if place.tensor:
-                    folder = self.checkpoint / spec.subfolder
-                    return load_share(cast(Any, spec.type_hint), folder, dtype, place.tensor)
+                    return load_share(cast(Any, kind), folder, dtype, place.tensor, device)
             options = {"dtype": dtype, "use_safetensors": True}
         try:
             component = spec.load(**source, **options)
         except (OSError, ValueError) as error:
             raise self._cannot_load(spec.name, error) from error
         if isinstance(component, torch.nn.Module):
-            component.eval().requires_grad_(False)
+            if spec.name.startswith(TRANSFORMER):
+                check_names(cast(Any, component), folder)
+            component.eval().requires_grad_(False).to(device)
         return component
 
     def _add_skeletons(self, pipeline: ModularPipeline) -> None:

@@ -20,18 +20,19 @@ from typing import Any, Self, cast
 
 import torch
 import torch.distributed as dist
-from diffusers.hooks.context_parallel import apply_context_parallel
+from diffusers.hooks.context_parallel import ContextParallelSplitHook
+from diffusers.hooks.hooks import HookRegistry
 from diffusers.models._modeling_parallel import (
     ContextParallelConfig,
     ContextParallelInput,
     ParallelConfig,
-    gather_size_by_comm,
 )
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import functional
 
 from pipeline.parallel.joint import JointAttention
+from pipeline.parallel.lengths import find_lengths
 from pipeline.parallel.plans import check_context, look_up
 from pipeline.parallel.tensor import find_modules
 
@@ -51,6 +52,8 @@ class ContextPlan:
 
 
 TOKENS = ContextParallelInput(split_dim=1, expected_dims=3, split_output=False)
+TIMES = ContextParallelInput(split_dim=1, expected_dims=2, split_output=False)
+"""A timestep for each token, where some of a clip are given; one for all has fewer dimensions."""
 
 
 def _angles(dims: int, tokens: int) -> Mapping[Any, ContextParallelInput]:
@@ -59,14 +62,16 @@ def _angles(dims: int, tokens: int) -> Mapping[Any, ContextParallelInput]:
     return {0: table, 1: table}
 
 
-_WAN = {"rope": _angles(4, 1), "blocks.0": {"hidden_states": TOKENS}}
+_ROPE_AND_BLOCKS = {"rope": _angles(4, 1), "blocks.0": {"hidden_states": TOKENS}}
 _HELIOS = ("blocks.*.attn1", "blocks.*.attn2", "blocks.*.ffn")
 PLANS: Mapping[str, ContextPlan] = {
-    "WanTransformer3DModel": ContextPlan(attentions=("blocks.*.attn1",), splits=_WAN),
+    "WanTransformer3DModel": ContextPlan(
+        attentions=("blocks.*.attn1",), splits={"": {"timestep": TIMES}, **_ROPE_AND_BLOCKS}
+    ),
     "WanVACETransformer3DModel": ContextPlan(
         attentions=("blocks.*.attn1", "vace_blocks.*.attn1"),
         splits={
-            **_WAN,
+            **_ROPE_AND_BLOCKS,
             "vace_blocks.*": {"hidden_states": TOKENS},
             # The next ones get the control of the one before, which is split already.
             "vace_blocks.0": {"control_hidden_states": TOKENS},
@@ -74,12 +79,12 @@ PLANS: Mapping[str, ContextPlan] = {
     ),
     "LTXVideoTransformer3DModel": ContextPlan(
         attentions=("transformer_blocks.*.attn1",),
-        splits={"": {"hidden_states": TOKENS}, "rope": _angles(3, 1)},
+        splits={"": {"hidden_states": TOKENS, "timestep": TIMES}, "rope": _angles(3, 1)},
     ),
     "LTX2VideoTransformer3DModel": ContextPlan(  # sound is whole on each rank
         attentions=("transformer_blocks.*.attn1", "transformer_blocks.*.video_to_audio_attn"),
         splits={
-            "": {"hidden_states": TOKENS},
+            "": {"hidden_states": TOKENS, "timestep": TIMES},
             "rope": _angles(4, 2),
             "cross_attn_rope": _angles(4, 2),
         },
@@ -117,11 +122,21 @@ class ContextGroup:
         Tokens needn't divide by the degree, heads needn't quite (`degrees.check_degrees`): ranks
         then hold unequal shares.
         """
-        context = ContextParallelConfig(ulysses_degree=degree, ulysses_anything=True)
-        config = ParallelConfig(context_parallel_config=context)
+        config = ParallelConfig(
+            context_parallel_config=ContextParallelConfig(ulysses_degree=degree)
+        )
         device = torch.device(mesh.device_type)
         config.setup(dist.get_rank(), dist.get_world_size(), device, mesh=mesh)
         return cls(config)
+
+    @property
+    def group(self) -> dist.ProcessGroup:
+        """Its processes."""
+        return self._ulysses._ulysses_mesh.get_group()
+
+    @property
+    def _ulysses(self) -> ContextParallelConfig:
+        return cast(ContextParallelConfig, self.config.context_parallel_config)
 
     def split_transformer(self, model: nn.Module) -> None:
         """Let `model` work on this rank's tokens and return all ranks', in place.
@@ -132,14 +147,23 @@ class ContextGroup:
         """
         plan = find_context_plan(type(model))
         check_context(type(model).__name__, cast(Any, model).config)
+        config = self._ulysses
         attentions = [each for _, each in find_modules(model, plan.attentions)]
         for attention in attentions:
             if plan.processor:
                 attention.set_processor(plan.processor(self.config))
             else:
                 attention.processor._parallel_config = self.config
-        config = cast(ContextParallelConfig, self.config.context_parallel_config)
-        apply_context_parallel(model, config, cast(Any, plan.splits))
+        heads_differ = any(each.heads % config.ulysses_degree for each in attentions)
+
+        def begin(*_: Any) -> None:
+            config.ulysses_anything = heads_differ
+
+        model.register_forward_pre_hook(begin)
+        for pattern, inputs in plan.splits.items():
+            for _, module in find_modules(model, [pattern]):
+                registry = HookRegistry.check_if_exists_or_initialize(module)
+                registry.register_hook(_Split(cast(Any, inputs), config), f"split {pattern}")
         for _, module in find_modules(model, plan.gathers):
             module.register_forward_hook(self._gather)
 
@@ -148,14 +172,28 @@ class ContextGroup:
 
         share: (batch, this rank's tokens, channels). Returns (batch, tokens, channels).
         """
-        config = cast(ContextParallelConfig, self.config.context_parallel_config)
-        group = config._ulysses_mesh.get_group()
-        lengths = gather_size_by_comm(share.shape[1], group)
+        lengths = find_lengths(self._ulysses, share.shape[1])
         padded = functional.pad(share, (0, 0, 0, max(lengths) - share.shape[1]))
         shares = [torch.empty_like(padded) for _ in lengths]
-        dist.all_gather(shares, padded.contiguous(), group=group)
+        dist.all_gather(shares, padded.contiguous(), group=self.group)
         whole = zip(shares, lengths, strict=True)
         return torch.cat([each[:, :length] for each, length in whole], dim=1)
+
+
+class _Split(ContextParallelSplitHook):
+    """diffusers' hook, which also notes of a forward that shares differ.
+
+    Around each attention they then go by `ulysses_anything`, whose ranks first tell each other how
+    many tokens they have; equal ones go without. All see the same whole lengths, so all agree.
+    """
+
+    def _prepare_cp_input(self, x: Tensor, cp_input: ContextParallelInput) -> Tensor:
+        if x.dim() != cp_input.expected_dims:
+            return x
+        config: Any = self.parallel_config
+        if x.shape[cp_input.split_dim] % config.ulysses_degree:
+            config.ulysses_anything = True
+        return super()._prepare_cp_input(x, cp_input)
 
 
 def find_context_plan(kind: type) -> ContextPlan:

@@ -15,10 +15,12 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from diffusers.models._modeling_parallel import ParallelConfig, gather_size_by_comm
+from diffusers.models._modeling_parallel import ParallelConfig
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
+
+from pipeline.parallel.lengths import find_lengths
 
 _Heads = tuple[Tensor, Tensor, Tensor]
 
@@ -71,7 +73,7 @@ class JointAttention:
     def _mask(self, text: Tensor, image_tokens: int) -> Tensor:
         """Return which of all ranks' tokens are attended to, in their order: (batch, 1, 1, all)."""
         context: Any = self._parallel_config.context_parallel_config
-        lengths = gather_size_by_comm(image_tokens, context._ulysses_mesh.get_group())
+        lengths = find_lengths(context, image_tokens)
         shares = text.bool().tensor_split(len(lengths), dim=1)
         parts: list[Tensor] = []
         for length, share in zip(lengths, shares, strict=True):

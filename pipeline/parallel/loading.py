@@ -1,4 +1,8 @@
-"""Load a transformer of which this rank holds a share: only that share is ever read."""
+"""Load a transformer of which this rank holds a share: only that share is ever read.
+
+Wherever a model is loaded from, whole or in shares, its files must hold the weights of its class
+and configuration, all of them and no others: `check_names`.
+"""
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportMissingTypeStubs=false
@@ -11,7 +15,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import init_empty_weights
@@ -28,12 +32,17 @@ PIECE_BYTES = 16 << 20
 
 
 def load_share(
-    kind: type[ModelMixin], folder: Path, dtype: torch.dtype, group: TensorGroup
+    kind: type[ModelMixin],
+    folder: Path,
+    dtype: torch.dtype,
+    group: TensorGroup,
+    device: str = "cpu",
 ) -> ModelMixin:
-    """Return this rank's share of the transformer in `folder`, on the CPU, for inference.
+    """Return this rank's share of the transformer in `folder`, on `device`, for inference.
 
     The model is made without memory, cut, and then filled: each rank reads its slices alone from
-    the safetensors files. Parameters that diffusers keeps in float32 are kept so here.
+    the safetensors files, straight onto its device. Parameters that diffusers keeps in float32 are
+    kept so here.
 
     Raises:
         UsageError: there is no plan for the class, the degree doesn't divide, or the files don't
@@ -44,28 +53,44 @@ def load_share(
     with no_init_weights(), init_empty_weights(include_buffers=False):
         model = made.from_config(made.load_config(str(folder)))
     cuts = cut_transformer(model, plan, group)
+    check_names(model, folder)
     wide = set(made._keep_in_fp32_modules or ())
-    # Patterns of weights that published files have and nothing uses; diffusers passes them over.
-    unused = made._keys_to_ignore_on_load_unexpected or ()
-    missing = set(model.state_dict())
+    known = set(model.state_dict())
 
     def held(name: str, stored: torch.dtype) -> torch.dtype:
         if not stored.is_floating_point:
             return stored
         return torch.float32 if wide & set(name.split(".")) else dtype
 
-    for name, value in _read_slices(folder, cuts, group, held):
-        if name not in missing:
-            if any(re.search(each, name) for each in unused):
-                continue
-            raise UsageError(f"model.checkpoint: {folder.name} has an unknown weight {name}")
-        owner, _, own = name.rpartition(".")
-        _put(model.get_submodule(owner), own, value)
-        missing.discard(name)
+    for name, value in _read_slices(folder, cuts, group, held, device):
+        if name in known:
+            owner, _, own = name.rpartition(".")
+            _put(model.get_submodule(owner), own, value)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def check_names(model: ModelMixin, folder: Path) -> None:
+    """Check that a model's files hold its weights and no others, by their names.
+
+    diffusers would leave out what it doesn't know, and go on: what such a model renders is wrong
+    where a configuration isn't that of its weights.
+
+    Raises:
+        UsageError: the files hold weights that the model has not, or lack some.
+    """
+    # Patterns of weights that published files have and nothing uses; diffusers passes them over.
+    unused = cast(Any, model)._keys_to_ignore_on_load_unexpected or ()
+    missing = set(model.state_dict())
+    for path in _find_files(folder):
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+        for name in names:
+            if name not in missing and not any(re.search(each, name) for each in unused):
+                raise UsageError(f"model.checkpoint: {folder.name} has an unknown weight {name}")
+            missing.discard(name)
     if missing:
         some = ", ".join(sorted(missing)[:3])
         raise UsageError(f"model.checkpoint: {folder.name} lacks {len(missing)} weights: {some}")
-    return model.eval().requires_grad_(False)
 
 
 def _read_slices(
@@ -73,6 +98,7 @@ def _read_slices(
     cuts: Mapping[str, int],
     group: TensorGroup,
     held: Callable[[str, torch.dtype], torch.dtype],
+    device: str,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield every weight's name and this rank's part of it, in the dtype that it is `held` in."""
     for path in _find_files(folder):
@@ -84,7 +110,7 @@ def _read_slices(
             if name in cuts:
                 part = shape[cuts[name]] // group.size
                 spans[cuts[name]] = slice(group.rank * part, (group.rank + 1) * part)
-            yield name, _read(path, name, shape, spans, partial(held, name))
+            yield name, _read(path, name, shape, spans, partial(held, name), device)
 
 
 def _read(
@@ -93,8 +119,9 @@ def _read(
     shape: Sequence[int],
     spans: Sequence[slice],
     held: Callable[[torch.dtype], torch.dtype],
+    device: str,
 ) -> Tensor:
-    """Return a part of a weight, copied piece by piece.
+    """Return a part of a weight on `device`, copied piece by piece.
 
     The file is mapped anew for each piece: of what was read, as it was stored, nothing stays
     resident. A weight of Wan 2.1 14B has 283 MB in float32.
@@ -102,7 +129,7 @@ def _read(
     if not spans:
         with safe_open(path, framework="pt") as file:
             number = file.get_tensor(name)
-        return number.to(held(number.dtype), copy=True)
+        return number.to(device, held(number.dtype), copy=True)
     rows, *rest = spans
     made = torch.empty(0)
     step = max(1, PIECE_BYTES // (torch.float32.itemsize * math.prod(shape[1:])))
@@ -112,7 +139,7 @@ def _read(
             piece: Tensor = file.get_slice(name)[slice(first, last), *rest]
             if first == rows.start:
                 size = (rows.stop - rows.start, *piece.shape[1:])
-                made = torch.empty(size, dtype=held(piece.dtype))
+                made = torch.empty(size, dtype=held(piece.dtype), device=device)
             made[first - rows.start : last - rows.start] = piece
             del piece
     return made

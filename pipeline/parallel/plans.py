@@ -16,10 +16,11 @@ from typing import Any, Literal, TypeVar
 from pipeline.errors import UsageError
 
 _Plan = TypeVar("_Plan")
-Role = Literal["column", "row", "norm", "per_head"]
-"""How a part of an attention or feed-forward is cut.
+Role = Literal["column", "gathered", "row", "norm", "per_head"]
+"""How a part is cut.
 
 column: a linear layer by its outputs; nothing is exchanged.
+gathered: the same; then each rank gets all outputs. For what makes one vector of many a clip.
 row: a linear layer by its inputs; the ranks' outputs are summed.
 norm: an RMS norm across all heads by its channels; the sums of squares are summed.
 per_head: a parameter with one number a head.
@@ -34,6 +35,9 @@ class TensorPlan:
     feed_forwards: tuple[str, ...]
     rotary: tuple[str, ...] = ()
     """Arguments of an attention's call with rotary angles that differ by head: cut like heads."""
+    modulations: tuple[str, ...] = ()
+    """Norms whose shifts and scales a layer of their own makes of the timestep. Where all blocks
+    share that layer it is small, and whole on every rank."""
 
 
 ATTENTION: Mapping[str, Role] = {
@@ -56,12 +60,14 @@ ATTENTION: Mapping[str, Role] = {
 
 FEED_FORWARD: Mapping[str, Role] = {"net.0.proj": "column", "net.2": "row"}
 
+MODULATION: Mapping[str, Role] = {"linear": "gathered"}
+
 PLANS: Mapping[str, TensorPlan] = {
     "WanTransformer3DModel": TensorPlan(
         attentions=("blocks.*.attn1", "blocks.*.attn2"),
         feed_forwards=("blocks.*.ffn",),
     ),
-    "WanVACETransformer3DModel": TensorPlan(
+    "WanVACETransformer3DModel": TensorPlan(  # `proj_out` of its blocks would be exchanged by token
         attentions=(
             "blocks.*.attn1",
             "blocks.*.attn2",
@@ -90,6 +96,7 @@ PLANS: Mapping[str, TensorPlan] = {
     "HunyuanVideo15Transformer3DModel": TensorPlan(
         attentions=("transformer_blocks.*.attn",),
         feed_forwards=("transformer_blocks.*.ff", "transformer_blocks.*.ff_context"),
+        modulations=("transformer_blocks.*.norm1", "transformer_blocks.*.norm1_context"),
     ),
     "HeliosTransformer3DModel": TensorPlan(
         attentions=("blocks.*.attn1", "blocks.*.attn2"),

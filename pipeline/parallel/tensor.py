@@ -22,6 +22,7 @@ from torch.nn import functional
 from pipeline.parallel.plans import (
     ATTENTION,
     FEED_FORWARD,
+    MODULATION,
     PLANS,
     Role,
     TensorPlan,
@@ -48,6 +49,27 @@ class TensorGroup:
         """Add up the ranks' tensors, in place, and return the sum."""
         dist.all_reduce(tensor, group=self.group)
         return tensor
+
+    def join(self, share: Tensor) -> Tensor:
+        """Return the ranks' shares of a last dimension side by side."""
+        shares = [torch.empty_like(share) for _ in range(self.size)]
+        dist.all_gather(shares, share.contiguous(), group=self.group)
+        return torch.cat(shares, dim=-1)
+
+
+class GatheredLinear(nn.Module):
+    """A linear layer of which each rank has a share of the outputs. x: (..., in) → (..., out)."""
+
+    def __init__(self, whole: nn.Linear, group: TensorGroup) -> None:
+        """Take over a layer's parameters, which are cut by `cut_transformer`."""
+        super().__init__()
+        self.weight = whole.weight
+        self.bias: nn.Parameter | None = whole.bias
+        self._group = group
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Make this rank's outputs, and get the others'."""
+        return self._group.join(functional.linear(x, self.weight, self.bias))
 
 
 class RowLinear(nn.Module):
@@ -110,6 +132,7 @@ def cut_transformer(model: nn.Module, plan: TensorPlan, group: TensorGroup) -> d
     parts = [
         *_parts(attentions, ATTENTION),
         *_parts(feed_forwards, FEED_FORWARD),
+        *_parts(dict(find_modules(model, plan.modulations)), MODULATION),
     ]
     _check_degree(attentions, feed_forwards, group.size)
     cuts: dict[str, int] = {}
@@ -169,7 +192,7 @@ def _check_degree(
 
 
 def _cut(model: nn.Module, owner: str, part: str, role: Role, group: TensorGroup) -> dict[str, int]:
-    """Cut one part of an attention or feed-forward; return what was cut, and along what."""
+    """Cut one part of a model; return what was cut, and along what."""
     name = f"{owner}.{part}"
     parent_name, _, own = name.rpartition(".")
     parent = model.get_submodule(parent_name)
@@ -182,6 +205,10 @@ def _cut(model: nn.Module, owner: str, part: str, role: Role, group: TensorGroup
             whole.out_features //= group.size
             dims = {"weight": 0, "bias": 0}
             module = whole
+        case "gathered":  # of whole heads' channels: they divide where the heads do
+            module = GatheredLinear(whole, group)
+            setattr(parent, own, module)
+            dims = {"weight": 0, "bias": 0}
         case "row":
             module = RowLinear(whole, group)
             setattr(parent, own, module)

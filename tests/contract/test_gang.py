@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
+from pathlib import Path
 
 import pytest
 import ray
@@ -55,3 +58,50 @@ async def refuse_alone(conditioning: bytes) -> None:
             await gang.advance(key, 1, STEP_S)
     finally:
         gang.kill()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_gang_whose_ranks_lost_each_other_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their devices work on: else each clip in turn would be blamed."""
+    monkeypatch.setattr(gang_module, "CHECK_TIMEOUT_S", 30.0)
+    graph = Graph(RECIPE.model, resolve_checkpoint(RECIPE.model))
+    asyncio.run(part(Encoder(graph).encode(REQUEST).to_bytes()))
+    check_leaks()
+
+
+async def part(conditioning: bytes) -> None:
+    gang = await Gang.create("pair-0", "test-gang", PAIR, RECIPE)
+    try:
+        key = ClipKey("memory://out", "a")
+        await gang.start(key, REQUEST, ray.put(conditioning), None, START_S)
+        await cut_connections(gang)
+        with pytest.raises(GangDiedError, match="pair-0: device: "):
+            await gang.advance(key, 1, STEP_S)
+    finally:
+        gang.kill()
+
+
+async def cut_connections(gang: Gang) -> None:
+    """End what the ranks of a pair exchange tensors by; Ray's connections stay."""
+
+    def list_ports(_: object) -> set[int]:
+        return {each.getsockname()[1] for each in sockets()}
+
+    def cut(_: object, ports: set[int]) -> None:
+        for each in sockets():
+            try:
+                peer = each.getpeername()
+            except OSError:  # it only listens
+                continue
+            if peer[1] in ports:
+                each.shutdown(socket.SHUT_RDWR)
+
+    def sockets() -> list[socket.socket]:
+        """Copies of this process's sockets over TCP."""
+        files = (each for each in Path("/proc/self/fd").iterdir() if each.is_socket())
+        every = [socket.socket(fileno=os.dup(int(each.name))) for each in files]
+        return [each for each in every if each.family in (socket.AF_INET, socket.AF_INET6)]
+
+    first, second = (ray.get_actor(f"{gang.title}/{number}") for number in range(2))
+    ports = await first.__ray_call__.remote(list_ports)
+    await second.__ray_call__.remote(cut, ports)

@@ -12,10 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.modular_pipelines import ComponentSpec
+from diffusers.modular_pipelines import ComponentSpec, ModularPipeline
+from safetensors.torch import load_file, save_file
 
 from pipeline.errors import UnreachableError, UsageError
 from pipeline.graph import Graph
+from pipeline.parallel.loading import WEIGHTS
+from pipeline.parallel.place import Place
+from pipeline.parallel.tensor import TensorGroup
 from pipeline.recipe import ModelSpec
 from pipeline.state import session_copy
 from tests.support.families import FAMILIES
@@ -91,6 +95,43 @@ def test_weights_are_for_inference(wan: Path) -> None:
             if isinstance(component, torch.nn.Module):
                 assert not component.training
                 assert not any(each.requires_grad for each in component.parameters())
+
+
+@pytest.mark.parametrize("place", [None, Place(tensor=TensorGroup(0, 2))], ids=["whole", "shared"])
+def test_an_expert_is_on_its_device_before_the_next_is_read(
+    checkpoint_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, place: Place | None
+) -> None:
+    """A gang's rank never has both in main memory; on the meta device nothing is in any."""
+    folder = checkpoint_of("wan22")
+    seen = list[torch.nn.Module]()
+    update = ModularPipeline.update_components
+
+    def note(pipeline: ModularPipeline, **components: Any) -> None:
+        for each in components.values():
+            if isinstance(each, torch.nn.Module):
+                seen.append(each)
+                assert all(value.is_meta for value in each.state_dict().values())
+        update(pipeline, **components)
+
+    monkeypatch.setattr(ModularPipeline, "update_components", note)
+    stage = graph_of(folder).load("denoise", "meta", place)
+    assert stage.transformers() == seen
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("place", [None, Place(tensor=TensorGroup(0, 2))], ids=["whole", "shared"])
+def test_weights_that_are_not_the_models_are_refused_in_every_layout(
+    copy: Path, place: Place | None
+) -> None:
+    file = copy / "transformer" / WEIGHTS
+    state = load_file(file)
+    save_file({**state, "blocks.0.norm_x.weight": torch.ones(4)}, file)
+    with pytest.raises(UsageError, match=r"unknown weight blocks\.0\.norm_x"):
+        graph_of(copy).load("denoise", "cpu", place)
+    state.pop("proj_out.weight")
+    save_file(state, file)
+    with pytest.raises(UsageError, match="proj_out"):
+        graph_of(copy).load("denoise", "cpu", place)
 
 
 def test_an_experts_absence_is_no_error(checkpoint_of: Callable[[str], Path]) -> None:

@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 
 from jobs.recipes import FOLDER, find_recipe, list_recipes
+from pipeline.denoise import Denoiser
 from pipeline.graph import Graph, StageName
+from pipeline.handoff import Latents
 from pipeline.opening import CONDITIONS
 from pipeline.recipe import Recipe
 from pipeline.rules import Rules
 from tests.support.families import FAMILIES
+from tests.support.staged import Staged, assert_same, finish, request_of
 
 GPUS = {
     "tiny-cpu": 0,
@@ -76,6 +79,25 @@ def test_its_model_section_fits_the_family(name: str, checkpoint_of: Callable[[s
                 assert {key: settings[key] for key in changes} == changes
         if stage == "decode" and "vae" in model.dtypes:
             assert str(components["vae"].dtype) == f"torch.{model.dtypes['vae']}"
+
+
+def test_ltx2_leaves_out_a_pass_that_changes_nothing(checkpoint_of: Callable[[str], Path]) -> None:
+    """Of four passes a step three: that with the prompt, that without, and that of each alone."""
+    family, folder = FAMILIES["ltx2"], checkpoint_of("ltx2")
+    request = request_of(family, num_inference_steps=2)
+    conditioning = Staged(family, folder).encode(request)
+    model = recipe_of("ltx2").model.model_copy(update={"dtype": "float32"})
+    made: list[Latents] = []
+    passes: list[int] = []
+    for components in ({}, model.components):
+        denoiser = Denoiser(Graph(model.model_copy(update={"components": components}), folder))
+        (transformer,) = denoiser.stage.transformers()
+        calls: list[object] = []
+        transformer.register_forward_hook(lambda *_, calls=calls: calls.append(None))
+        made.append(finish(denoiser.start(request, conditioning)))
+        passes.append(len(calls))
+    assert passes == [8, 6]
+    assert_same(dict(made[0].values), dict(made[1].values))
 
 
 @every_recipe

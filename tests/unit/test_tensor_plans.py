@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import diffusers
 import pytest
 import torch
 import torch.distributed as dist
@@ -202,6 +203,17 @@ def test_a_share_of_all_is_what_diffusers_loads(
     for key, value in whole.state_dict().items():
         assert share[key].dtype == value.dtype, key
         assert torch.equal(share[key], value), key
+
+
+@pytest.mark.parametrize("name", list(PLANS))
+def test_of_a_models_real_size_little_stays_whole(name: str) -> None:
+    """Of each class's own defaults two ranks hold a half each, and at most 3 % more."""
+    kind: type[Any] = getattr(diffusers, name)
+    with torch.device("meta"):
+        model = kind()
+    whole = model.num_parameters()
+    cut_transformer(model, find_plan(kind), TensorGroup(0, 2))
+    assert 2 * model.num_parameters() <= 1.03 * whole
 
 
 @pytest.mark.parametrize("size", [2, 4])
