@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+import psutil
 import ray
 
 from cluster import metrics
@@ -87,6 +89,7 @@ class RankWorker:
             import torch
 
             torch.cuda.set_device(0)  # the one that Ray lets it see
+        _talk_by_ray_network()
         # Without `device_id`, which would connect every axis of the mesh, those of one rank too:
         # `Place.check` connects those that are used. Ranks tell each other sizes by gloo, which
         # keeps no GPU waiting.
@@ -231,3 +234,15 @@ class RankWorker:
         session = self._sessions.pop(key, None)
         if session:
             session.close()
+
+
+def _talk_by_ray_network() -> None:
+    """Have gloo connect ranks by the network that Ray's nodes have, unless the user names one.
+
+    By itself it takes the address that this host's name stands for: often 127.0.0.1, which is no
+    other host's.
+    """
+    ip = cast(str, cast(Any, ray.util).get_node_ip_address())
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(each.address == ip for each in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)

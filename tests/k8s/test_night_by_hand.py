@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,17 +13,9 @@ from ray.util.metrics import Counter
 from cluster import metrics
 from tests.k8s.night_by_hand import NUM_CLIPS
 from tests.support.command import ROOT, make_environment
+from tests.support.isolated import ISOLATED, need_namespaces
 
 pytestmark = pytest.mark.timeout(900)
-
-ISOLATED = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
-TOOLS = ("unshare", "nsenter", "ip", "pgrep", "kubectl")
-
-
-def can_isolate() -> bool:
-    """Return whether this system lets us have networks of our own."""
-    call = [*ISOLATED, "ip", "link", "add", "pods", "type", "bridge"]
-    return subprocess.run(call, capture_output=True, check=False).returncode == 0
 
 
 def is_counter(metric: object) -> bool:
@@ -33,9 +23,7 @@ def is_counter(metric: object) -> bool:
 
 
 def test_a_night_with_a_worker_taken_back_and_the_endpoint(tmp_path: Path) -> None:
-    missing = [each for each in TOOLS if not shutil.which(each)]
-    if missing or os.getuid() != 0 or not can_isolate():
-        pytest.skip(f"needs root, network namespaces, and {', '.join(TOOLS)}")
+    need_namespaces("kubectl")
     done = subprocess.run(
         [*ISOLATED, sys.executable, "-m", "tests.k8s.night_by_hand", tmp_path],
         cwd=ROOT, env=make_environment(), capture_output=True, text=True, check=False,
