@@ -23,6 +23,7 @@ from pyarrow import lib
 
 from pipeline.arrow import open_bytes
 from pipeline.errors import UsageError
+from pipeline.labels import clean_label
 
 PARQUET_MARK = b"PAR1"
 FORMATS = {
@@ -96,7 +97,7 @@ def read_file(file: Any, suffix: str, shown: str, known: Sequence[str]) -> Colum
     labels = {ROW_MARK: pa.chunked_array([pa.nulls(table.num_rows)])}
     for name in names:
         if name not in known and not _PANDAS_INDEX.fullmatch(name):
-            labels[name] = _clean_label(table[name], f"{shown}: label {name!r}")
+            labels[name] = clean_label(table[name], f"{shown}: label {name!r}")
     return Columns(table.num_rows, tuple(names), cells, pa.table(labels))
 
 
@@ -234,18 +235,3 @@ def _list_cells(column: pa.ChunkedArray) -> list[Any]:
         return column.cast(pa.large_binary()).to_pylist()
     except pa.ArrowException:  # nested: of no use in a known column, so its type says enough
         return [{} if valid else None for valid in column.is_valid().to_pylist()]
-
-
-def _clean_label(column: pa.ChunkedArray, shown: str) -> pa.ChunkedArray:
-    """Return a label without a dictionary and with only UTF-8 text."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    try:
-        column.validate(full=True)
-        return column
-    except pa.ArrowInvalid as error:
-        if pa.types.is_nested(column.type):
-            raise UsageError(f"{shown} holds text that is not UTF-8") from error
-    cells = column.cast(pa.large_binary()).to_pylist()
-    texts = [None if cell is None else cell.decode("utf-8", "replace") for cell in cells]
-    return pa.chunked_array([pa.array(texts, column.type)])
