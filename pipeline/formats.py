@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, cast
 
 import numpy as np
@@ -22,6 +23,7 @@ import pyarrow.parquet as pq
 from pyarrow import lib
 
 from pipeline.arrow import open_bytes
+from pipeline.cells import Moment, SingleFloat, find_lost_digits
 from pipeline.errors import UsageError
 from pipeline.labels import clean_label
 
@@ -45,6 +47,7 @@ _LOSSLESS = {
     pa.time32("s"): re.compile(r"\d\d:\d\d:\d\d"),
 }
 """Text in a CSV that these types say all of: not 007, +49 30 or an id of 20 digits, nor 16:10."""
+_NARROW = {pa.float16(): np.float16, pa.float32(): np.float32}
 _PANDAS_INDEX = re.compile(r"__index_level_\d+__")  # an unnamed index: nobody's label
 _MAX_BLOCK = 2**31 - 1
 _HEADER_BYTES = 2**16
@@ -223,10 +226,16 @@ def _replace_broken(text: str) -> str:
 
 def _list_cells(column: pa.ChunkedArray) -> list[Any]:
     """Return a column as Python values; where its text is not UTF-8, as bytes."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if pa.types.is_temporal(column.type):
-        return column.cast(pa.string()).to_pylist()
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return _list_cells(column.cast(kind.value_type))
+    if pa.types.is_duration(kind):
+        return _list_durations(column)
+    if pa.types.is_temporal(kind):
+        texts = column.cast(pa.string()).to_pylist()
+        return [text and Moment(text, str(kind)) for text in texts]
+    if kind in _NARROW:
+        return [None if cell is None else _widen(cell, kind) for cell in column.to_pylist()]
     try:
         return column.to_pylist()
     except UnicodeDecodeError:
@@ -235,3 +244,19 @@ def _list_cells(column: pa.ChunkedArray) -> list[Any]:
         return column.cast(pa.large_binary()).to_pylist()
     except pa.ArrowException:  # nested: of no use in a known column, so its type says enough
         return [{} if valid else None for valid in column.is_valid().to_pylist()]
+
+
+def _list_durations(column: pa.ChunkedArray) -> list[Moment | None]:
+    kind = column.type
+    places = {"s": 0, "ms": -3, "us": -6, "ns": -9}[kind.unit]
+    counts = column.cast(pa.int64()).to_pylist()
+    found = (None if count is None else Decimal(count).scaleb(places) for count in counts)
+    return [
+        None if each is None else Moment(f"{float(each):.12g} s", str(kind), each) for each in found
+    ]
+
+
+def _widen(cell: float, kind: pa.DataType) -> float:
+    """Return the number that a narrow float is written as: 3.3, not the 3.2999999523 it holds."""
+    number = float(str(_NARROW[kind](cell)))
+    return SingleFloat(number) if find_lost_digits(SingleFloat(number)) else number

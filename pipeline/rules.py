@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from pipeline.cells import Problem, parse_number, read_text, show
+from pipeline.cells import Moment, Problem, find_lost_digits, parse_number, read_text, show
 from pipeline.errors import UsageError
 from pipeline.recipe import Limits, Recipe
 from pipeline.request import MAX_SEED
 
 MIN_FPS = 1.0
-EXACT_FLOAT = 2**53
-"""Floats count every whole number up to here, and lose digits beyond."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +80,9 @@ class NumberRule:
         if isinstance(number, str):
             return None, Problem(self.column, number, self.expected, self.fallback)
         if self.whole and isinstance(number, float) and number.is_integer():
-            if abs(number) > EXACT_FLOAT and self.low <= number <= self.high:
-                hint = f"floats lose digits beyond {EXACT_FLOAT}; make the column integer"
+            lost = find_lost_digits(number)
+            if lost and self.low <= number <= self.high:
+                hint = f"{lost}; make the column integer"
                 return None, Problem(self.column, f"the float {show(number)}", self.expected, hint)
             number = int(number)
         if self._allows(number):
@@ -209,7 +208,8 @@ class Rules:
 
         Where the row has `num_frames` as well, as `given`, the two must agree.
         """
-        seconds = parse_number(cell)
+        is_duration = isinstance(cell, Moment) and cell.seconds is not None
+        seconds = parse_number(cell.seconds if is_duration else cell)
         if seconds is None:
             return None, None
         frames = self.num_frames
