@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
@@ -53,6 +53,16 @@ _MAX_BLOCK = 2**31 - 1
 _HEADER_BYTES = 2**16
 
 
+class Part(NamedTuple):
+    """The share of one file in a source's rows."""
+
+    shown: str
+    """The file as messages name it."""
+    num_rows: int
+    names: tuple[str, ...]
+    """Its columns."""
+
+
 @dataclass(frozen=True)
 class Columns:
     """Rows of a file or source: the cells of each known column that it has, and its labels."""
@@ -62,6 +72,8 @@ class Columns:
     """All columns, as the file has them."""
     cells: dict[str, list[Any]]
     labels: pa.Table
+    parts: tuple[Part, ...] = ()
+    """The files that the rows of a source come from, in their order."""
 
 
 def read_file(file: Any, suffix: str, shown: str, known: Sequence[str]) -> Columns:
