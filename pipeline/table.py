@@ -19,10 +19,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.arrow import build_array
 from pipeline.cells import Problem, read_id
 from pipeline.columns import KNOWN_COLUMNS, REQUEST_COLUMNS, RESERVED, ROW_TYPES
 from pipeline.errors import UsageError
-from pipeline.formats import Columns, Part, build_array
+from pipeline.formats import Columns, Part
 from pipeline.identity import derive_seed
 from pipeline.plan import Plan, PlannedTable, Reason, merge_reasons
 from pipeline.recipe import Recipe

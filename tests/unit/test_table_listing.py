@@ -120,7 +120,7 @@ def test_an_id_of_several_files_is_found_in_its_own(tmp_path: Path) -> None:
 
 def test_a_file_without_prompts_is_named(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", "a")
-    (tmp_path / "config.json").write_text('{"compilerOptions": {}}')
+    (tmp_path / "config.json").write_text('{"name": "ads"}')
     with pytest.raises(UsageError, match=r"config\.json has no column 'prompt'; its columns are"):
         make_plan(tmp_path)
     (tmp_path / "config.json").write_text("\n")

@@ -220,6 +220,19 @@ def test_a_csv_label_loses_nothing_to_its_type(tmp_path: Path) -> None:
     assert [schema.field(name).type for name in ("at", "on")] == [pa.time32("s"), pa.date32()]
 
 
+def test_csv_columns_without_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "ads.csv"
+    frame = pd.DataFrame({"prompt": PROMPTS, "bid": [1, 2, 3]})
+    frame.to_csv(path)  # its index as a first column
+    plan = make_plan(path)
+    assert cells(plan, "prompt", "bid") == list(zip(PROMPTS, [1, 2, 3], strict=True))
+    assert plan.tables[0].rows.column_names[-1] == "bid"
+    path.write_text('prompt,bid,,\na red cup,1,,\na blue shoe,2,"",\n')  # as Excel leaves it
+    plan = make_plan(path)
+    assert cells(plan, "prompt", "bid") == [("a red cup", 1), ("a blue shoe", 2)]
+    assert plan.tables[0].rows.column_names[-1] == "bid"
+
+
 def test_a_label_that_is_text_in_one_csv_is_text_in_all(tmp_path: Path) -> None:
     (tmp_path / "1.csv").write_text("prompt,sku,launch,bid\na,12,2026-01-01,1\n")
     (tmp_path / "2.csv").write_text("prompt,sku,launch,bid,tag\nb,A1,soon,2.5,\n")
