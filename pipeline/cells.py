@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -154,6 +155,11 @@ def read_id(cell: Any) -> tuple[str | None, Problem | None]:
         cell = str(cell)
     text, problem = read_text(cell, "id", MAX_ID_CHARS)
     return text or None, problem
+
+
+def is_invisible(text: str) -> bool:
+    """Return whether text has no character that shows: a zero-width space, a byte-order mark."""
+    return all(unicodedata.category(each) in ("Cf", "Zl", "Zp", "Zs", "Cc") for each in text)
 
 
 def show(value: Any) -> str:

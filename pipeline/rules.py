@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from pipeline.cells import Moment, Problem, find_lost_digits, parse_number, read_text, show
+from pipeline.cells import (
+    Moment,
+    Problem,
+    find_lost_digits,
+    is_invisible,
+    parse_number,
+    read_text,
+    show,
+)
 from pipeline.errors import UsageError
 from pipeline.recipe import Limits, Recipe
 from pipeline.request import MAX_SEED
@@ -46,14 +54,18 @@ class NumberRule:
     @property
     def expected(self) -> str:
         """The rule in words: `4k+1 from 5 to 81`."""
-        span = f"from {show(self.lowest)} to {show(self.highest)}"
+        return f"{self.grid} from {show(self.lowest)} to {show(self.highest)}"
+
+    @property
+    def grid(self) -> str:
+        """The numbers allowed, but for how large: `4k+1`."""
         if not self.whole:
-            return f"a number {span}"
+            return "a number"
         if self.step == 1:
-            return f"a whole number {span}"
+            return "a whole number"
         if self.offset:
-            return f"{self.step}k+{self.offset} {span}"
-        return f"a multiple of {self.step} {span}"
+            return f"{self.step}k+{self.offset}"
+        return f"a multiple of {self.step}"
 
     def snap(self, number: float) -> float:
         """Return the nearest number on the rule's grid, whether or not it is in range."""
@@ -117,13 +129,15 @@ class Rules:
     limits: Limits
     max_tokens: int | None
     """The largest clip that a gang takes, in tokens; None: any."""
+    default_frames: int
+    """What the recipe has where a row gives neither `num_frames` nor `seconds`."""
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> Rules:
         """Return a recipe's rules.
 
         Raises:
-            UsageError: the recipe's own [request] breaks its [limits].
+            UsageError: the recipe's own [request] breaks its [limits], or those exclude all.
         """
         limits, request = recipe.limits, recipe.request
 
@@ -148,7 +162,15 @@ class Rules:
             guidance_scale=rule("guidance_scale", 0, limits.max_guidance_scale, whole=False),
             limits=limits,
             max_tokens=recipe.max_tokens,
+            default_frames=request.num_frames,
         )
+        for each in rules.with_default():
+            if each.lowest > each.highest:
+                low, high = show(each.low), show(each.high)
+                raise UsageError(
+                    f"recipe {recipe.name}: its limits leave no {each.column}: from {low} to "
+                    f"{high} nothing is {each.grid}; widen them"
+                )
         problems = [each.read(getattr(request, each.column))[1] for each in rules.with_default()]
         problems.append(rules.read_negative_prompt(request.negative_prompt)[1])
         problems.append(rules.check_size(request.width, request.height))
@@ -166,7 +188,7 @@ class Rules:
     def read_prompt(self, cell: Any) -> tuple[str | None, Problem | None]:
         """Return a cell's prompt and its problem; a missing or blank one is a problem."""
         text, problem = read_text(cell, "prompt", self.limits.max_prompt_chars)
-        if problem or text:
+        if problem or (text and not is_invisible(text)):
             return text, problem
         return None, Problem("prompt", "null" if cell is None else "blank text", "some text")
 
@@ -228,10 +250,11 @@ class Rules:
             f"{low} to {high} at {show(fps)} fps "
             f"({show(frames.lowest)} to {show(frames.highest)} frames)"
         )
-        if isinstance(seconds, str):
-            return None, Problem("seconds", seconds, expected)
-        hint = "" if math.isnan(count) else f"nearest is {frames.nearest(count) / fps:.6g}"
-        return None, Problem("seconds", show(seconds), expected, hint)
+        hint = f"the recipe has {self.default_frames / fps:.6g}"
+        if not math.isnan(count):
+            hint = f"nearest is {frames.nearest(count) / fps:.6g}"
+        got = seconds if isinstance(seconds, str) else show(seconds)
+        return None, Problem("seconds", got, expected, hint)
 
 
 @lru_cache(maxsize=1024)

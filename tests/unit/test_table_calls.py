@@ -150,6 +150,18 @@ def test_a_recipe_that_breaks_its_own_limits(tmp_path: Path) -> None:
     assert "nearest is 192x192" in refuse(path, recipe=change(width=256, height=256))
 
 
+def test_a_recipe_whose_limits_exclude_everything(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", prompt=["a"])
+    for limits, says in (
+        ({"max_side": 15, "min_side": 1}, "no width: from 1 to 15 nothing is a multiple of 16"),
+        ({"min_frames": 90}, "no num_frames: from 90 to 81 nothing is 4k+1"),
+        ({"max_fps": 0.5}, "no fps: from 1 to 0.5 nothing is a number"),
+    ):
+        changed = RECIPE.limits.model_copy(update=limits)
+        message = refuse(path, recipe=RECIPE.model_copy(update={"limits": changed}))
+        assert says in message
+
+
 def test_totals_count_a_repeated_clip_once(tmp_path: Path) -> None:
     a = write(tmp_path / "a.parquet", prompt=["x", "y", " x ", ""], num_frames=[17, 33, 17, 5])
     b = write(tmp_path / "b.parquet", prompt=["x"])
