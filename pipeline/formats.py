@@ -63,6 +63,8 @@ class Columns:
     labels: pa.Table
     parts: tuple[Part, ...] = ()
     """The files that the rows of a source come from, in their order."""
+    notes: tuple[str, ...] = ()
+    """What may not be as it was meant, a line each."""
 
 
 def read_file(file: Any, suffix: str, shown: str, known: Sequence[str]) -> Columns:

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 
 from pipeline.errors import UsageError
@@ -27,6 +29,68 @@ def clean_label(column: pa.ChunkedArray, shown: str) -> pa.ChunkedArray:
     cells = column.cast(pa.large_binary()).to_pylist()
     texts = [None if cell is None else cell.decode("utf-8", "replace") for cell in cells]
     return pa.chunked_array([pa.array(texts, column.type)])
+
+
+def join_labels(
+    tables: Sequence[pa.Table], untyped: Sequence[bool], shown: Sequence[str]
+) -> pa.Table:
+    """Return several files' labels as one table, in the least type that holds all of each.
+
+    A label that is text in any file is text in all that are `untyped`, as CSV is: there it only
+    looked like a number or date.
+
+    Raises:
+        UsageError: a label has types in two files that none holds both of; they are named, as
+            `shown` says.
+    """
+    texts = {
+        field.name
+        for each in tables
+        for field in each.schema
+        if field.type in (pa.string(), pa.large_string())
+    }
+
+    def agree(field: pa.Field) -> pa.Field:
+        is_text = field.name in texts and not pa.types.is_nested(field.type)
+        return field.with_type(pa.string()) if is_text else field
+
+    agreed = [
+        each.cast(pa.schema(map(agree, each.schema))) if typeless else each
+        for each, typeless in zip(tables, untyped, strict=True)
+    ]
+    try:
+        return pa.concat_tables(agreed, promote_options="permissive")
+    except pa.ArrowException as error:
+        conflict = _find_conflict([each.schema for each in agreed], shown)
+        reason = str(error).partition("\n")[0][:160]
+        raise UsageError(
+            conflict or f"labels of {shown[0]} and {shown[-1]} have no type in common: {reason}"
+        ) from error
+
+
+def _find_conflict(schemas: Sequence[pa.Schema], shown: Sequence[str]) -> str | None:
+    """Return which label's types in which two files have none in common."""
+    seen: dict[str, list[tuple[pa.Field, str]]] = {}
+    for schema, file in zip(schemas, shown, strict=True):
+        for field in schema:
+            others = seen.setdefault(field.name, [])
+            for other, its_file in others:
+                if not _have_common_type(field, other):
+                    return (
+                        f"label {field.name!r} is {other.type} in {its_file}, and {field.type} in "
+                        f"{file}; make it the same type in both"
+                    )
+            if all(field.type != other.type for other, _ in others):
+                others.append((field, file))
+    return None
+
+
+def _have_common_type(one: pa.Field, other: pa.Field) -> bool:
+    try:
+        pa.unify_schemas([pa.schema([one]), pa.schema([other])], promote_options="permissive")
+    except pa.ArrowException:
+        return False
+    return True
 
 
 def plain_type(kind: pa.DataType, *, nested: bool = False) -> pa.DataType:

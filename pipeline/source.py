@@ -13,7 +13,7 @@ import posixpath
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 from urllib.parse import unquote
 
@@ -23,6 +23,7 @@ from fsspec.core import url_to_fs
 
 from pipeline.errors import UsageError
 from pipeline.formats import FORMATS, ROW_MARK, Columns, Part, read_file
+from pipeline.labels import join_labels
 from pipeline.listing import (
     MAGIC,
     Listing,
@@ -110,7 +111,8 @@ def read_source(source: Source, known: Sequence[str]) -> Columns:
             parts = list(threads.map(read, source.files, source.shown_files))
     folders = _read_folders(source)
     pairs = zip(parts, folders, strict=True)
-    return _join([_add_folders(part, keys, known) for part, keys in pairs], source)
+    joined = _join([_add_folders(part, keys, known) for part, keys in pairs], source)
+    return replace(joined, notes=_note_folders(source, parts[0], folders[0], known))
 
 
 def _find(given: str) -> Source:
@@ -172,6 +174,16 @@ def _read_folders(source: Source) -> list[dict[str, int | str | None]]:
     ]
 
 
+def _note_folders(
+    source: Source, part: Columns, folders: dict[str, int | str | None], known: Sequence[str]
+) -> tuple[str, ...]:
+    """Return a line where a single file is given, and its folders say more than it seems to."""
+    said = [f"{key}={folders[key]}" for key in folders if key in known and key not in part.names]
+    if not said or source.uri not in map(source.filesystem.unstrip_protocol, source.files):
+        return ()
+    return (f"{', '.join(said)} of each row comes from the folders that {source.given} is in",)
+
+
 def _add_folders(
     part: Columns, folders: dict[str, int | str | None], known: Sequence[str]
 ) -> Columns:
@@ -195,32 +207,13 @@ def _join(parts: list[Columns], source: Source) -> Columns:
     for part in parts:
         for name, column in cells.items():
             column.extend(part.cells.get(name) or [None] * part.num_rows)
-    tables = [part.labels for part in parts]
-    if all(FORMATS[suffix_of(path)] != "Parquet" for path in source.files):
-        tables = _agree_on_text(tables)
-    try:
-        labels = pa.concat_tables(tables, promote_options="permissive")
-    except pa.ArrowException as error:
-        reason = str(error).partition("\n")[0][:160]
-        raise UsageError(
-            f"{source.given}: a label's types differ between files: {reason}"
-        ) from error
+    untyped = [FORMATS[suffix_of(path)] != "Parquet" for path in source.files]
+    labels = join_labels([part.labels for part in parts], untyped, source.shown_files)
     files = tuple(
         Part(shown, part.num_rows, part.names)
         for shown, part in zip(source.shown_files, parts, strict=True)
     )
     return Columns(labels.num_rows, names, cells, labels.drop_columns([ROW_MARK]), files)
-
-
-def _agree_on_text(tables: list[pa.Table]) -> list[pa.Table]:
-    """Make a label text in all files where it looked like a number or date in some only."""
-    texts = {field.name for each in tables for field in each.schema if field.type == pa.string()}
-
-    def agree(field: pa.Field) -> pa.Field:
-        is_text = field.name in texts and not pa.types.is_nested(field.type)
-        return field.with_type(pa.string()) if is_text else field
-
-    return [each.cast(pa.schema(map(agree, each.schema))) for each in tables]
 
 
 def _reach(shown: str, action: Callable[[], T]) -> T:

@@ -118,7 +118,7 @@ def _plan_table(
         name=source.name,
         rows=pa.table(rows),
         reasons=_group_reasons(problems, columns.parts),
-        hints=(*source.notes, *_find_hints(columns.labels.column_names)),
+        hints=(*source.notes, *columns.notes, *_find_hints(columns.labels.column_names)),
         files=tuple((part.shown, part.num_rows) for part in columns.parts),
     )
 

@@ -114,9 +114,17 @@ def test_no_rows(tmp_path: Path) -> None:
 
 
 def test_labels_of_no_common_type(tmp_path: Path) -> None:
-    write(tmp_path / "a.parquet", prompt=["a"], x=[1])
-    write(tmp_path / "b.parquet", prompt=["b"], x=["one"])
-    assert "a label's types differ between files" in refuse(tmp_path)
+    write(tmp_path / "0.parquet", prompt=["0"], x=pa.nulls(1))
+    a = write(tmp_path / "a.parquet", prompt=["a"], x=[1])
+    b = write(tmp_path / "b.parquet", prompt=["b"], x=["one"])
+    assert refuse(tmp_path) == (
+        f"label 'x' is int64 in {a}, and string in {b}; make it the same type in both"
+    )
+    write(b, prompt=["b"], x=[{"y": 1}])
+    assert f"in {a}, and struct<y: int64> in {b}" in refuse(tmp_path)
+    write(a, prompt=["a"], x=[2**53 + 1])
+    write(b, prompt=["b"], x=[0.5])
+    assert "0.parquet and " in refuse(tmp_path)
 
 
 def test_the_same_table_twice(tmp_path: Path) -> None:

@@ -244,6 +244,25 @@ def test_a_label_that_is_text_in_one_csv_is_text_in_all(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
+def test_a_label_that_is_text_in_parquet_is_text_in_csv(tmp_path: Path, kind: Any) -> None:
+    columns = {"prompt": ["a"], "sku": pa.array(["007"], kind), "bid": [1]}
+    pq.write_table(pa.table(columns), tmp_path / "1.parquet")
+    (tmp_path / "2.csv").write_text("prompt,sku,bid\nb,8,2.5\n")
+    assert cells(make_plan(tmp_path), "sku", "bid") == [("007", 1), ("8", 2.5)]
+
+
+def test_what_the_folders_of_one_file_say_is_noted(tmp_path: Path) -> None:
+    folder = tmp_path / "run=7" / "seed=42"
+    folder.mkdir(parents=True)
+    pq.write_table(pa.table({"prompt": ["a"]}), folder / "ads.parquet")
+    (table,) = make_plan(folder / "ads.parquet").tables
+    assert table.hints == (
+        f"seed=42 of each row comes from the folders that {folder}/ads.parquet is in",
+    )
+    assert make_plan(folder).tables[0].hints == ()
+
+
 def test_json_that_parquet_has_no_type_for_is_text(tmp_path: Path) -> None:
     path = tmp_path / "ads.jsonl"
     path.write_text('{"prompt": "a", "meta": {}, "item": {"sku": {}}, "tags": []}\n')
