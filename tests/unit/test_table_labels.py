@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.contact_sheet import render_contact_sheet
+from pipeline.errors import UsageError
 from pipeline.ledger import Ledger
 from pipeline.manifest import write_manifest
 from pipeline.store import ObjectStore
@@ -107,6 +108,28 @@ def test_a_label_of_any_type_goes_the_whole_way(tmp_path: Path, values: pa.Array
     assert render_contact_sheet([manifest], "Run")
     found = duckdb.sql(f"select count(label) from '{tmp_path}/out/manifest/ads.parquet'").fetchall()
     assert found == [(sum(each is not None for each in expected),)]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array([pa.MonthDayNano([1, 2, 3]), None]),
+        pa.RunEndEncodedArray.from_arrays(pa.array([1, 2], pa.int32()), pa.array(["x", None])),
+        pa.UnionArray.from_sparse(pa.array([0, 1], pa.int8()), [pa.array([1, 2])] * 2),
+        pa.array([{}, None], pa.struct([])),
+    ],
+    ids=lambda values: str(values.type)[:60],
+)
+def test_a_label_that_parquet_has_no_type_for_leaves_nothing(
+    tmp_path: Path, values: pa.Array
+) -> None:
+    pq.write_table(pa.table({"prompt": ["a", None]}), tmp_path / "a.parquet")
+    rows = make_plan(tmp_path / "a.parquet").tables[0].rows.append_column("label", values)
+    ledger = Ledger(ObjectStore(tmp_path / "out"))
+    ledger.open_output(IDENTITY)
+    with pytest.raises(UsageError, match="a label that Parquet can't hold"):
+        ledger.save_rows("ads", rows)
+    assert ledger.list_tables("rows") == []
 
 
 def plain(value: Any) -> Any:
