@@ -65,9 +65,14 @@ class Source:
         return f"{slug}-{hashlib.sha256(self.uri.encode('utf-8', 'replace')).hexdigest()[:8]}"
 
     @property
+    def is_file(self) -> bool:
+        """Whether it is a file that is named, not a folder or glob with files."""
+        return self.uri in map(self.filesystem.unstrip_protocol, self.files)
+
+    @property
     def shown_files(self) -> tuple[str, ...]:
         """Every file as messages name it."""
-        if len(self.files) == 1:
+        if self.is_file:
             return (self.given,)
         return tuple(show_path(self.filesystem, file) for file in self.files)
 
@@ -105,7 +110,7 @@ def read_source(source: Source, known: Sequence[str]) -> Columns:
         return _reach(shown, read_open)
 
     if len(source.files) == 1:
-        parts = [read(source.files[0], source.given)]
+        parts = [read(source.files[0], source.shown_files[0])]
     else:
         with ThreadPoolExecutor(READ_THREADS) as threads:
             parts = list(threads.map(read, source.files, source.shown_files))
@@ -179,7 +184,7 @@ def _note_folders(
 ) -> tuple[str, ...]:
     """Return a line where a single file is given, and its folders say more than it seems to."""
     said = [f"{key}={folders[key]}" for key in folders if key in known and key not in part.names]
-    if not said or source.uri not in map(source.filesystem.unstrip_protocol, source.files):
+    if not said or not source.is_file:
         return ()
     return (f"{', '.join(said)} of each row comes from the folders that {source.given} is in",)
 

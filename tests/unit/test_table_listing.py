@@ -108,7 +108,9 @@ def test_a_rejected_row_of_several_files_is_found_in_its_own(tmp_path: Path) -> 
     (reason,) = make_plan(tmp_path).reasons
     assert (reason.count, reason.source, reason.row) == (3, f"{tmp_path}/b.parquet", 1)
     (reason,) = make_plan(f"{tmp_path}/[c]*").reasons
-    assert (reason.source, reason.row) == (f"{tmp_path}/[c]*", 0)
+    assert (reason.source, reason.row) == (f"{tmp_path}/c.parquet", 0)
+    (reason,) = make_plan(f"{tmp_path}/c.parquet").reasons
+    assert (reason.source, reason.row) == (f"{tmp_path}/c.parquet", 0)
 
 
 def test_an_id_of_several_files_is_found_in_its_own(tmp_path: Path) -> None:
