@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, NamedTuple
 
@@ -18,6 +20,8 @@ MAX_ID_CHARS = 256
 MAX_DIGITS = 300
 """Digits of the longest number that is still read as one: a float can hold it."""
 SHOWN_CHARS = 40
+_EXACT_FLOAT = 2**53
+_EXACT_SINGLE = 2**24
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,4})?", re.ASCII | re.IGNORECASE)
 _NOT_FINITE = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
@@ -44,14 +48,41 @@ class Problem(NamedTuple):
         return f"{self.column}: expected {self.expected}"
 
 
+@dataclass(frozen=True)
+class Moment:
+    """A cell of a date, time or duration column: neither text nor a number."""
+
+    text: str
+    kind: str
+    """Its column's type, as Arrow names it: `timestamp[us]`."""
+    seconds: Decimal | None = None
+    """How long it is, if it is a duration."""
+
+
+class SingleFloat(float):
+    """A float of 32 bits, where those no longer tell whole numbers apart."""
+
+
+def find_lost_digits(number: float) -> str:
+    """Return why a whole float may stand for another number than was meant; else nothing.
+
+    Floats count every whole number up to a limit, which the next one is rounded to.
+    """
+    limit = _EXACT_SINGLE if isinstance(number, SingleFloat) else _EXACT_FLOAT
+    return f"floats lose digits from {limit} on" if abs(number) >= limit else ""
+
+
 def parse_number(cell: Any) -> int | float | str | None:
     """Return a cell's number, exact where it is whole; None where missing; else what it is."""
     if type(cell) is int:
         return cell if abs(cell) < 10**MAX_DIGITS else show(cell)
-    if cell is None or type(cell) is float:
+    if cell is None or isinstance(cell, float):
         return cell
     if isinstance(cell, bytes):
-        cell = cell.decode("utf-8", "replace")
+        text = cell.decode("utf-8", "replace")
+        if _CONTROL.search(text) or "\ufffd" in text:
+            return show(cell)
+        cell = text
     if isinstance(cell, str):
         text = cell.strip()
         if not text:
@@ -107,14 +138,28 @@ def read_id(cell: Any) -> tuple[str | None, Problem | None]:
     if isinstance(cell, float | Decimal):
         number = parse_number(cell)
         if isinstance(number, float):
-            number = int(number) if number.is_integer() else str(cell)
+            lost = isinstance(cell, float) and number.is_integer() and find_lost_digits(number)
+            if lost:
+                hint = f"{lost}; make the column integer or text"
+                got = f"the float {show(number)}"
+                return None, Problem("id", got, "text or an exact number", hint)
+            number = int(cell) if number.is_integer() else str(cell)
         cell = None if math.isnan(cell) else number
     elif isinstance(cell, bool):
         cell = str(cell).lower()
+    elif isinstance(cell, Moment):
+        if cell.seconds is not None:
+            return None, Problem("id", show(cell), "text or a number")
+        cell = cell.text
     if cell is not None and not isinstance(cell, str | bytes | list | dict):
         cell = str(cell)
     text, problem = read_text(cell, "id", MAX_ID_CHARS)
     return text or None, problem
+
+
+def is_invisible(text: str) -> bool:
+    """Return whether text has no character that shows: a zero-width space, a byte-order mark."""
+    return all(unicodedata.category(each) in ("Cf", "Zl", "Zp", "Zs", "Cc") for each in text)
 
 
 def show(value: Any) -> str:
@@ -136,4 +181,6 @@ def show(value: Any) -> str:
         return "a struct"
     if isinstance(value, bytes):
         return "bytes"
+    if isinstance(value, Moment):
+        return f"{value.text[:SHOWN_CHARS]} ({value.kind[:SHOWN_CHARS]})"
     return f"{str(value)[:SHOWN_CHARS]} ({type(value).__name__})"

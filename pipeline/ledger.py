@@ -215,17 +215,17 @@ class Ledger:
         repeated = [column for column, n in Counter(rows.column_names).items() if n > 1]
         if missing or repeated:
             raise ValueError(f"rows of {name!r}: columns missing {missing}, repeated {repeated}")
-        lost = rows.filter(pc.and_(pc.is_null(rows["clip_id"]), pc.is_null(rows["reject"])))
-        if lost.num_rows:
-            raise ValueError(f"rows of {name!r}: {lost.num_rows} have neither clip_id nor reject")
+        lost = pc.sum(pc.and_(pc.is_null(rows["clip_id"]), pc.is_null(rows["reject"]))).as_py()
+        if lost:
+            raise ValueError(f"rows of {name!r}: {lost} have neither clip_id nor reject")
         self.store.delete(SUCCESS_KEY)
         try:
+            rejects = rows.filter(pc.is_valid(rows["reject"]))
             self.put_table(f"rows/{name}.parquet", rows)
         except pa.ArrowNotImplementedError as error:  # an empty struct, as {} in JSON
             raise UsageError(
                 f"table {name!r} has a label that Parquet can't hold: {error}"
             ) from error
-        rejects = rows.filter(pc.is_valid(rows["reject"]))
         if rejects.num_rows:
             self.put_table(f"rejects/{name}.parquet", rejects)
         else:
@@ -259,9 +259,10 @@ class Ledger:
         except pa.ArrowInvalid as error:
             raise refuse_content(self.store, key, str(error).partition("\n")[0]) from error
         names = list(columns) if columns else file.schema_arrow.names
-        parts = (pa.table(part) for part in file.iter_batches(PART_ROWS, columns=names))
-        empty = file.schema_arrow.empty_table()
-        return (part.select(names) for part in (parts if file.metadata.num_rows else (empty,)))
+        if not file.metadata.num_rows:
+            return iter((pa.schema(map(file.schema_arrow.field, names)).empty_table(),))
+        parts = file.iter_batches(PART_ROWS, columns=names)
+        return (pa.table(part).select(names) for part in parts)
 
     def read_table(self, key: str) -> pa.Table:
         """Return a Parquet object's table."""

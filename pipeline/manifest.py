@@ -46,7 +46,7 @@ def write_manifest(ledger: Ledger) -> OutputStatus:
     asked = set[str]()
 
     def describe(rows: pa.Table) -> pa.Table:
-        wanted = set(rows.filter(rows["reject"].is_null())["clip_id"].to_pylist())
+        wanted = set(rows["clip_id"].filter(rows["reject"].is_null()).to_pylist())
         commits = ledger.read_commits(wanted & committed)
         lost = (wanted & failed) - committed
         failures = ledger.latest_failures(lost) if lost else ()

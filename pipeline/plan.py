@@ -30,7 +30,8 @@ class Reason:
     """The first row's problem in full: `num_frames: got 18, expected 4k+1 from 5 to 81; …`."""
     source: str
     row: int
-    """The first row: its table as given, and its number, counted from 0."""
+    """The first row: its table as given, or of several files its file, and its number there,
+    counted from 0."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,17 @@ class PlannedTable:
     reasons: tuple[Reason, ...]
     """Why rows are rejected; a row with two problems counts in both."""
     hints: tuple[str, ...]
-    """Labels that look like a misspelt known column, a line each."""
+    """What may not be as it was meant, a line each: files passed over, misspelt columns."""
+    files: tuple[tuple[str, int], ...]
+    """The files as messages name them, each with its number of rows, in order."""
+
+    def locate(self, row: int) -> tuple[str, int]:
+        """Return a row's file, as messages name it, and its number there."""
+        for file, num_rows in self.files:
+            if row < num_rows:
+                return file, row
+            row -= num_rows
+        raise IndexError(f"no row {row} behind the last")
 
     def read_valid(self, *columns: str) -> Iterator[tuple[Any, ...]]:
         """Yield (clip id, the named columns' values…) of each row that is a request."""

@@ -8,14 +8,20 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from pipeline.cells import Problem, parse_number, read_text, show
+from pipeline.cells import (
+    Moment,
+    Problem,
+    find_lost_digits,
+    is_invisible,
+    parse_number,
+    read_text,
+    show,
+)
 from pipeline.errors import UsageError
 from pipeline.recipe import Limits, Recipe
 from pipeline.request import MAX_SEED
 
 MIN_FPS = 1.0
-EXACT_FLOAT = 2**53
-"""Floats count every whole number up to here, and lose digits beyond."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +54,18 @@ class NumberRule:
     @property
     def expected(self) -> str:
         """The rule in words: `4k+1 from 5 to 81`."""
-        span = f"from {show(self.lowest)} to {show(self.highest)}"
+        return f"{self.grid} from {show(self.lowest)} to {show(self.highest)}"
+
+    @property
+    def grid(self) -> str:
+        """The numbers allowed, but for how large: `4k+1`."""
         if not self.whole:
-            return f"a number {span}"
+            return "a number"
         if self.step == 1:
-            return f"a whole number {span}"
+            return "a whole number"
         if self.offset:
-            return f"{self.step}k+{self.offset} {span}"
-        return f"a multiple of {self.step} {span}"
+            return f"{self.step}k+{self.offset}"
+        return f"a multiple of {self.step}"
 
     def snap(self, number: float) -> float:
         """Return the nearest number on the rule's grid, whether or not it is in range."""
@@ -82,8 +92,9 @@ class NumberRule:
         if isinstance(number, str):
             return None, Problem(self.column, number, self.expected, self.fallback)
         if self.whole and isinstance(number, float) and number.is_integer():
-            if abs(number) > EXACT_FLOAT and self.low <= number <= self.high:
-                hint = f"floats lose digits beyond {EXACT_FLOAT}; make the column integer"
+            lost = find_lost_digits(number)
+            if lost and self.low <= number <= self.high:
+                hint = f"{lost}; make the column integer"
                 return None, Problem(self.column, f"the float {show(number)}", self.expected, hint)
             number = int(number)
         if self._allows(number):
@@ -118,13 +129,15 @@ class Rules:
     limits: Limits
     max_tokens: int | None
     """The largest clip that a gang takes, in tokens; None: any."""
+    default_frames: int
+    """What the recipe has where a row gives neither `num_frames` nor `seconds`."""
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> Rules:
         """Return a recipe's rules.
 
         Raises:
-            UsageError: the recipe's own [request] breaks its [limits].
+            UsageError: the recipe's own [request] breaks its [limits], or those exclude all.
         """
         limits, request = recipe.limits, recipe.request
 
@@ -149,7 +162,15 @@ class Rules:
             guidance_scale=rule("guidance_scale", 0, limits.max_guidance_scale, whole=False),
             limits=limits,
             max_tokens=recipe.max_tokens,
+            default_frames=request.num_frames,
         )
+        for each in rules.with_default():
+            if each.lowest > each.highest:
+                low, high = show(each.low), show(each.high)
+                raise UsageError(
+                    f"recipe {recipe.name}: its limits leave no {each.column}: from {low} to "
+                    f"{high} nothing is {each.grid}; widen them"
+                )
         problems = [each.read(getattr(request, each.column))[1] for each in rules.with_default()]
         problems.append(rules.read_negative_prompt(request.negative_prompt)[1])
         problems.append(rules.check_size(request.width, request.height))
@@ -167,7 +188,7 @@ class Rules:
     def read_prompt(self, cell: Any) -> tuple[str | None, Problem | None]:
         """Return a cell's prompt and its problem; a missing or blank one is a problem."""
         text, problem = read_text(cell, "prompt", self.limits.max_prompt_chars)
-        if problem or text:
+        if problem or (text and not is_invisible(text)):
             return text, problem
         return None, Problem("prompt", "null" if cell is None else "blank text", "some text")
 
@@ -209,7 +230,8 @@ class Rules:
 
         Where the row has `num_frames` as well, as `given`, the two must agree.
         """
-        seconds = parse_number(cell)
+        is_duration = isinstance(cell, Moment) and cell.seconds is not None
+        seconds = parse_number(cell.seconds if is_duration else cell)
         if seconds is None:
             return None, None
         frames = self.num_frames
@@ -228,10 +250,11 @@ class Rules:
             f"{low} to {high} at {show(fps)} fps "
             f"({show(frames.lowest)} to {show(frames.highest)} frames)"
         )
-        if isinstance(seconds, str):
-            return None, Problem("seconds", seconds, expected)
-        hint = "" if math.isnan(count) else f"nearest is {frames.nearest(count) / fps:.6g}"
-        return None, Problem("seconds", show(seconds), expected, hint)
+        hint = f"the recipe has {self.default_frames / fps:.6g}"
+        if not math.isnan(count):
+            hint = f"nearest is {frames.nearest(count) / fps:.6g}"
+        got = seconds if isinstance(seconds, str) else show(seconds)
+        return None, Problem("seconds", got, expected, hint)
 
 
 @lru_cache(maxsize=1024)

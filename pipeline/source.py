@@ -13,18 +13,29 @@ import posixpath
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 from urllib.parse import unquote
 
+import fsspec
 import pyarrow as pa
 from fsspec.core import url_to_fs
 
 from pipeline.errors import UsageError
-from pipeline.formats import FORMATS, ROW_MARK, Columns, read_file
+from pipeline.formats import FORMATS, ROW_MARK, Columns, Part, read_file
+from pipeline.labels import join_labels
+from pipeline.listing import (
+    MAGIC,
+    Listing,
+    is_local,
+    list_folder,
+    list_glob,
+    real_path,
+    show_path,
+    suffix_of,
+)
 
 READ_THREADS = 8
-_MAGIC = re.compile(r"[*?\[]")
 _WHOLE = re.compile(r"0|-?[1-9]\d{0,17}", re.ASCII)
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
@@ -42,6 +53,8 @@ class Source:
     base: str
     """The folder below which `key=value` folders are columns."""
     files: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """What a listing passed over that somebody may miss, a line each."""
 
     @property
     def name(self) -> str:
@@ -52,9 +65,22 @@ class Source:
         return f"{slug}-{hashlib.sha256(self.uri.encode('utf-8', 'replace')).hexdigest()[:8]}"
 
     @property
-    def file_uris(self) -> tuple[str, ...]:
-        """The URI of every file."""
-        return tuple(self.filesystem.unstrip_protocol(file) for file in self.files)
+    def is_file(self) -> bool:
+        """Whether it is a file that is named, not a folder or glob with files."""
+        return self.uri in map(self.filesystem.unstrip_protocol, self.files)
+
+    @property
+    def shown_files(self) -> tuple[str, ...]:
+        """Every file as messages name it."""
+        if self.is_file:
+            return (self.given,)
+        return tuple(show_path(self.filesystem, file) for file in self.files)
+
+    @property
+    def real_uris(self) -> tuple[str, ...]:
+        """The one URI of every file, whatever links lead to it."""
+        real = (real_path(self.filesystem, file) for file in self.files)
+        return tuple(map(self.filesystem.unstrip_protocol, real))
 
 
 def find_source(given: str) -> Source:
@@ -76,54 +102,55 @@ def read_source(source: Source, known: Sequence[str]) -> Columns:
             label's types in two files have none in common.
     """
 
-    def read(path: str) -> Columns:
-        shown = source.given if len(source.files) == 1 else source.filesystem.unstrip_protocol(path)
-
+    def read(path: str, shown: str) -> Columns:
         def read_open() -> Columns:
             with source.filesystem.open(path, "rb") as file:
-                return read_file(file, _suffix(path), shown, known)
+                return read_file(file, suffix_of(path), shown, known)
 
         return _reach(shown, read_open)
 
     if len(source.files) == 1:
-        parts = [read(source.files[0])]
+        parts = [read(source.files[0], source.shown_files[0])]
     else:
         with ThreadPoolExecutor(READ_THREADS) as threads:
-            parts = list(threads.map(read, source.files))
+            parts = list(threads.map(read, source.files, source.shown_files))
     folders = _read_folders(source)
     pairs = zip(parts, folders, strict=True)
-    return _join([_add_folders(part, keys, known) for part, keys in pairs], source)
+    joined = _join([_add_folders(part, keys, known) for part, keys in pairs], source)
+    return replace(joined, notes=_note_folders(source, parts[0], folders[0], known))
 
 
 def _find(given: str) -> Source:
-    filesystem, path = cast(tuple[Any, str], url_to_fs(given))
+    filesystem, path = _find_place(given)
+    uri = filesystem.unstrip_protocol(path)
+    kinds = ", ".join(FORMATS)
+
+    def choose(base: str, listing: Listing, none: str) -> Source:
+        if not listing.files:
+            raise UsageError("; ".join((f"{given}: {none}", *listing.notes)))
+        return Source(given, uri, filesystem, _find_base(base), listing.files, listing.notes)
+
+    if filesystem.isfile(path):
+        if suffix_of(path) not in FORMATS:
+            raise UsageError(f"{given}: unknown suffix; expected one of {kinds}")
+        return choose(posixpath.dirname(path), Listing((path,)), "")
+    if filesystem.isdir(path):
+        return choose(path, list_folder(filesystem, path), f"the folder holds no {kinds} file")
+    if not MAGIC.search(path):
+        raise UsageError(f"{given}: no such file or folder")
+    return choose(*list_glob(filesystem, path), f"no {kinds} file matches")
+
+
+def _find_place(given: str) -> tuple[Any, str]:
+    """Return a filesystem and a path in it. Without a protocol, `::` is part of a local name."""
+    if "://" in given:
+        filesystem, path = cast(tuple[Any, str], url_to_fs(given))
+    else:
+        filesystem = fsspec.filesystem("file")
+        path = filesystem._strip_protocol(given)
     filesystem.invalidate_cache()
     path = path.rstrip("/") or path
-    if "file" in filesystem.protocol:
-        path = posixpath.normpath(path)
-    uri = filesystem.unstrip_protocol(path)
-    if filesystem.isfile(path):
-        if _suffix(path) not in FORMATS:
-            raise UsageError(f"{given}: unknown suffix; expected one of {', '.join(FORMATS)}")
-        return Source(given, uri, filesystem, _find_base(posixpath.dirname(path)), (path,))
-    if filesystem.isdir(path):
-        files = _list_folder(filesystem, path)
-        if not files:
-            raise UsageError(f"{given}: the folder holds no {', '.join(FORMATS)} file")
-        return Source(given, uri, filesystem, _find_base(path), files)
-    magic = _MAGIC.search(path)
-    if not magic:
-        raise UsageError(f"{given}: no such file or folder")
-    base = _find_base(posixpath.dirname(path[: magic.start()]))
-    found: set[str] = set()
-    for match, info in filesystem.glob(path, detail=True).items():
-        if info["type"] == "directory":
-            found.update(_list_folder(filesystem, match))
-        elif _suffix(match) in FORMATS:
-            found.add(match)
-    if not found:
-        raise UsageError(f"{given}: no {', '.join(FORMATS)} file matches")
-    return Source(given, uri, filesystem, base, tuple(sorted(found)))
+    return filesystem, posixpath.normpath(path) if is_local(filesystem) else path
 
 
 def _find_base(folder: str) -> str:
@@ -131,23 +158,6 @@ def _find_base(folder: str) -> str:
     while "=" in posixpath.basename(folder):
         folder = posixpath.dirname(folder)
     return folder
-
-
-def _suffix(path: str) -> str:
-    return posixpath.splitext(path)[1].lower()
-
-
-def _list_folder(filesystem: Any, folder: str) -> tuple[str, ...]:
-    """Return the table files in a folder, at any depth, but not hidden ones (`_tmp/`, `.crc`)."""
-    files = [path for path in filesystem.find(folder) if _suffix(path) in FORMATS]
-    below = ((path, posixpath.relpath(path, folder).split("/")) for path in files)
-    return tuple(
-        sorted(
-            path
-            for path, parts in below
-            if not any(part[0] in "._" and "=" not in part for part in parts)
-        )
-    )
 
 
 def _read_folders(source: Source) -> list[dict[str, int | str | None]]:
@@ -167,6 +177,16 @@ def _read_folders(source: Source) -> list[dict[str, int | str | None]]:
         {key: int(v) if v is not None and key in whole else v for key, v in each.items()}
         for each in folders
     ]
+
+
+def _note_folders(
+    source: Source, part: Columns, folders: dict[str, int | str | None], known: Sequence[str]
+) -> tuple[str, ...]:
+    """Return a line where a single file is given, and its folders say more than it seems to."""
+    said = [f"{key}={folders[key]}" for key in folders if key in known and key not in part.names]
+    if not said or not source.is_file:
+        return ()
+    return (f"{', '.join(said)} of each row comes from the folders that {source.given} is in",)
 
 
 def _add_folders(
@@ -192,28 +212,13 @@ def _join(parts: list[Columns], source: Source) -> Columns:
     for part in parts:
         for name, column in cells.items():
             column.extend(part.cells.get(name) or [None] * part.num_rows)
-    tables = [part.labels for part in parts]
-    if all(FORMATS[_suffix(path)] != "Parquet" for path in source.files):
-        tables = _agree_on_text(tables)
-    try:
-        labels = pa.concat_tables(tables, promote_options="permissive")
-    except pa.ArrowException as error:
-        reason = str(error).partition("\n")[0][:160]
-        raise UsageError(
-            f"{source.given}: a label's types differ between files: {reason}"
-        ) from error
-    return Columns(labels.num_rows, names, cells, labels.drop_columns([ROW_MARK]))
-
-
-def _agree_on_text(tables: list[pa.Table]) -> list[pa.Table]:
-    """Make a label text in all files where it looked like a number or date in some only."""
-    texts = {field.name for each in tables for field in each.schema if field.type == pa.string()}
-
-    def agree(field: pa.Field) -> pa.Field:
-        is_text = field.name in texts and not pa.types.is_nested(field.type)
-        return field.with_type(pa.string()) if is_text else field
-
-    return [each.cast(pa.schema(map(agree, each.schema))) for each in tables]
+    untyped = [FORMATS[suffix_of(path)] != "Parquet" for path in source.files]
+    labels = join_labels([part.labels for part in parts], untyped, source.shown_files)
+    files = tuple(
+        Part(shown, part.num_rows, part.names)
+        for shown, part in zip(source.shown_files, parts, strict=True)
+    )
+    return Columns(labels.num_rows, names, cells, labels.drop_columns([ROW_MARK]), files)
 
 
 def _reach(shown: str, action: Callable[[], T]) -> T:

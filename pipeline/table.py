@@ -14,15 +14,16 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
+from pipeline.arrow import build_array
 from pipeline.cells import Problem, read_id
 from pipeline.columns import KNOWN_COLUMNS, REQUEST_COLUMNS, RESERVED, ROW_TYPES
 from pipeline.errors import UsageError
-from pipeline.formats import Columns, build_array
+from pipeline.formats import Columns, Part
 from pipeline.identity import derive_seed
 from pipeline.plan import Plan, PlannedTable, Reason, merge_reasons
 from pipeline.recipe import Recipe
@@ -88,6 +89,9 @@ def _plan_table(
 ) -> PlannedTable:
     columns = read_source(source, KNOWN_COLUMNS)
     _check_prompt_column(columns.names, source.given)
+    for part in columns.parts:
+        if part.num_rows:
+            _check_prompt_column(part.names, part.shown)
     if not columns.num_rows:
         raise UsageError(f"{source.given} has no rows")
     names = _name_labels(columns.labels.column_names, source.given)
@@ -113,8 +117,9 @@ def _plan_table(
         source=source.given,
         name=source.name,
         rows=pa.table(rows),
-        reasons=_group_reasons(problems, source.given),
-        hints=tuple(_find_hints(columns.labels.column_names)),
+        reasons=_group_reasons(problems, columns.parts),
+        hints=(*source.notes, *columns.notes, *_find_hints(columns.labels.column_names)),
+        files=tuple((part.shown, part.num_rows) for part in columns.parts),
     )
 
 
@@ -206,11 +211,12 @@ def _check_tokens(
 def _check_sources_differ(sources: Sequence[Source]) -> None:
     given: dict[str, str] = {}
     for source in sources:
-        for uri in source.file_uris:
+        uris = source.real_uris
+        for uri in uris:
             if uri in given:
                 also = "twice" if given[uri] == source.given else f"by {given[uri]} too"
                 raise UsageError(f"{source.given}: {uri} is given {also}; give each table once")
-        given |= dict.fromkeys(source.file_uris, source.given)
+        given |= dict.fromkeys(uris, source.given)
 
 
 def _check_prompt_column(names: Sequence[str], source: str) -> None:
@@ -225,16 +231,18 @@ def _check_prompt_column(names: Sequence[str], source: str) -> None:
 
 def _check_ids(plan: Plan) -> None:
     """Raise where one id stands for two different requests. Rejected rows ask for nothing."""
-    seen: dict[str, tuple[str, str, int]] = {}
+    seen: dict[str, tuple[str, PlannedTable, int]] = {}
     for table in plan.tables:
         for clip_id, each_id, row in table.read_valid("id", "row"):
             if each_id is None:
                 continue
-            first = seen.setdefault(each_id, (clip_id, table.source, row))
-            if first[0] != clip_id:
+            first, its_table, its_row = seen.setdefault(each_id, (clip_id, table, row))
+            if first != clip_id:
+                places = (its_table.locate(its_row), table.locate(row))
+                one, other = (f"{file} row {number}" for file, number in places)
                 raise UsageError(
-                    f"id {each_id!r} stands for two different requests: {first[1]} row {first[2]} "
-                    f"and {table.source} row {row} (rows count from 0); give each its own id"
+                    f"id {each_id!r} stands for two different requests: {one} and {other} "
+                    "(rows count from 0); give each its own id"
                 )
 
 
@@ -262,9 +270,13 @@ def _find_hints(labels: Sequence[str]) -> list[str]:
     return hints
 
 
-def _group_reasons(problems: dict[int, list[Problem]], source: str) -> tuple[Reason, ...]:
-    return merge_reasons(
-        Reason(problem.kind, 1, problem.text, source, row)
-        for row in sorted(problems)
-        for problem in problems[row]
-    )
+def _group_reasons(problems: dict[int, list[Problem]], parts: Sequence[Part]) -> tuple[Reason, ...]:
+    def each() -> Iterator[Reason]:
+        start = 0
+        for part in parts:
+            for row in range(start, start + part.num_rows):
+                for problem in problems.get(row, ()):
+                    yield Reason(problem.kind, 1, problem.text, part.shown, row - start)
+            start += part.num_rows
+
+    return merge_reasons(each())

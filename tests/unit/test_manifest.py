@@ -196,8 +196,8 @@ def test_request_columns_of_other_types(store: ObjectStore) -> None:
 def test_sql_over_the_folder(store: ObjectStore) -> None:
     ledger = Ledger(store)
     ledger.open_output(IDENTITY)
-    ledger.save_rows("ads", plan_rows([A, B], locale=["de", "fr"]))
-    ledger.save_rows("more-ads", plan_rows([A, C], product=["shoe", "hat"]))
+    ledger.save_rows("ads", plan_rows([A, B], locale=["de", "fr"], wave=[1, 2]))
+    ledger.save_rows("more-ads", plan_rows([A, C], product=["shoe", "hat"], wave=["x", None]))
     for clip_id in (A, B, C):
         write_commit(store, commit(clip_id))
     status = write_manifest(ledger)
@@ -208,6 +208,8 @@ def test_sql_over_the_folder(store: ObjectStore) -> None:
         f" sum(size_bytes) from read_parquet('{files}', union_by_name=true) group by status"
     ).fetchall()
     assert counted == [("committed", 4, 3, 2, 2, 4 * 1234)]
+    waves = duckdb.sql(f"select wave from read_parquet('{files}', union_by_name=true)").fetchall()
+    assert waves == [("1",), ("2",), ("x",), (None,)]
     uri, *_ = duckdb.sql(f"select uri from '{files}' where clip_id = '{B}'").fetchall()[0]
     assert uri.startswith(f"{store.uri}/clips/{B[:2]}/{B}/")
 

@@ -59,11 +59,28 @@ def test_unreachable_stores() -> None:
         ("a.parquet", b"", "is empty (0 bytes)"),
         ("a.csv", b"PAR1....", "is a Parquet file; give it the suffix .parquet"),
         ("a.csv", b"prompt,x\na,1\nb,2,3\n", "line 3 has 3 values, expected 2"),
+        ("a.csv", b"prompt,x\na\n", "line 2 has 1 values, expected 2; a missing value needs its"),
+        (
+            "a.csv",
+            b'prompt,x\na,1\n"b,2\nc,3\n',
+            "line 3 has 1 values, expected 2; a quotation mark",
+        ),
+        ("a.csv", b"prompt,,\na,,2\n", "have values but no name in the header: 3 (counted from 1)"),
+        ("a.csv", b",prompt\n5,a\n7,b\n", "have values but no name in the header: 1 (counted"),
         ("a.csv", b"prompt,x,x\na,1,2\n", "column 'x' occurs twice"),
         ("a.csv", b"prompt,x\n", "has no rows"),
         ("a.csv", b"prompt;x\na, b;1\n", "its columns are parted by ';'; expected commas"),
         ("a.csv", "prompt,x\na,b\n".encode("utf-16"), "is in UTF-16; save it as UTF-8"),
         ("a.jsonl", b'{"prompt": "a"}\n{"prompt"\n', "line 2 is not JSON"),
+        ("a.jsonl", b'{"prompt": "a", "prompt": "b"}\n', "line 1 has the key 'prompt' twice"),
+        ("a.jsonl", b'{"prompt": "a", "x": {"k": 1, "k": 2}}\n', "line 1 has the key 'k' twice"),
+        (
+            "a.json",
+            b'{\n "prompt": "a"\n}\n',
+            "(pandas: to_json(path, orient='records', lines=True))",
+        ),
+        ("a.json", b'{"prompt": {"0": "a", "1": "b"}}', "orient='records', lines=True"),
+        ("a.json", b'{"columns": ["prompt"], "data": [["a"]]}', "orient='records', lines=True"),
         ("a.jsonl", b"5\n", "line 1 is not a JSON object"),
         ("a.json", b'[{"prompt": "a"}, 5]', "is not a JSON object"),
         ("a.jsonl", b"[" * 100_000, "is not JSON"),
@@ -97,9 +114,17 @@ def test_no_rows(tmp_path: Path) -> None:
 
 
 def test_labels_of_no_common_type(tmp_path: Path) -> None:
-    write(tmp_path / "a.parquet", prompt=["a"], x=[1])
-    write(tmp_path / "b.parquet", prompt=["b"], x=["one"])
-    assert "a label's types differ between files" in refuse(tmp_path)
+    write(tmp_path / "0.parquet", prompt=["0"], x=pa.nulls(1))
+    a = write(tmp_path / "a.parquet", prompt=["a"], x=[1])
+    b = write(tmp_path / "b.parquet", prompt=["b"], x=["one"])
+    assert refuse(tmp_path) == (
+        f"label 'x' is int64 in {a}, and string in {b}; make it the same type in both"
+    )
+    write(b, prompt=["b"], x=[{"y": 1}])
+    assert f"in {a}, and struct<y: int64> in {b}" in refuse(tmp_path)
+    write(a, prompt=["a"], x=[2**53 + 1])
+    write(b, prompt=["b"], x=[0.5])
+    assert "0.parquet and " in refuse(tmp_path)
 
 
 def test_the_same_table_twice(tmp_path: Path) -> None:
@@ -131,6 +156,18 @@ def test_a_recipe_that_breaks_its_own_limits(tmp_path: Path) -> None:
         "recipe test: request.num_frames: got 18, expected 4k+1 from 5 to 81; nearest is 17"
     )
     assert "nearest is 192x192" in refuse(path, recipe=change(width=256, height=256))
+
+
+def test_a_recipe_whose_limits_exclude_everything(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", prompt=["a"])
+    for limits, says in (
+        ({"max_side": 15, "min_side": 1}, "no width: from 1 to 15 nothing is a multiple of 16"),
+        ({"min_frames": 90}, "no num_frames: from 90 to 81 nothing is 4k+1"),
+        ({"max_fps": 0.5}, "no fps: from 1 to 0.5 nothing is a number"),
+    ):
+        changed = RECIPE.limits.model_copy(update=limits)
+        message = refuse(path, recipe=RECIPE.model_copy(update={"limits": changed}))
+        assert says in message
 
 
 def test_totals_count_a_repeated_clip_once(tmp_path: Path) -> None:

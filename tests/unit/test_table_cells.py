@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.cells import Problem, parse_number, read_id, read_text, show
+from pipeline.cells import Moment, Problem, parse_number, read_id, read_text, show
 from pipeline.rules import Rules
 from tests.support.tables import RECIPE
 
@@ -25,6 +25,7 @@ ANY_CELL = st.one_of(
     st.text(alphabet="0123456789eE+-. naif_", max_size=80),
     st.binary(),
     st.dates(),
+    st.builds(Moment, st.text(), st.text(), st.none() | st.decimals(allow_nan=False)),
     st.lists(st.integers(), max_size=2),
     st.just({}),
 )

@@ -71,11 +71,14 @@ def test_a_given_value_wins_and_an_empty_negative_prompt_is_one(tmp_path: Path) 
         ("guidance_scale", math.inf, "inf", GUIDANCE, "nearest is 50"),
         ("seconds", 100.0, "100", SECONDS, "nearest is 10.125"),
         ("seconds", -1, "-1", SECONDS, "nearest is 0.625"),
-        ("seconds", math.nan, "NaN", SECONDS, ""),
+        ("seconds", math.nan, "NaN", SECONDS, "the recipe has 2.125"),
+        ("seconds", "2s", "'2s'", SECONDS, "the recipe has 2.125"),
         ("seconds", math.inf, "inf", SECONDS, "nearest is 10.125"),
         ("prompt", None, "null", "some text", ""),
         ("prompt", "", "blank text", "some text", ""),
         ("prompt", " \n ", "blank text", "some text", ""),
+        ("prompt", "\u200b", "blank text", "some text", ""),
+        ("prompt", "\ufeff \u2060\u200d", "blank text", "some text", ""),
         ("prompt", 5, "5", "text", ""),
         ("prompt", ["a"], "a list", "text", ""),
         ("prompt", "x" * 201, "201 characters", CHARS, "cut 1 characters"),
@@ -201,7 +204,7 @@ def test_a_seed_is_exact_or_rejected(tmp_path: Path) -> None:
     plan = plan_columns(tmp_path, seed=pa.array([MAX_SEED, 2**53 + 1, 2**64 - 1], pa.uint64()))
     assert plan.tables[0].rows["seed"].to_pylist() == [MAX_SEED, 2**53 + 1, None]
     assert "nearest is" in (reject_of(plan, 2) or "")
-    floats = plan_columns(tmp_path, seed=[2.0**53, 2.0**60])
+    floats = plan_columns(tmp_path, seed=[2.0**53 - 1, 2.0**53])
     assert reject_of(floats) is None
     assert "floats lose digits" in (reject_of(floats, 1) or "")
 

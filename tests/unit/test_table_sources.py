@@ -220,6 +220,19 @@ def test_a_csv_label_loses_nothing_to_its_type(tmp_path: Path) -> None:
     assert [schema.field(name).type for name in ("at", "on")] == [pa.time32("s"), pa.date32()]
 
 
+def test_csv_columns_without_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "ads.csv"
+    frame = pd.DataFrame({"prompt": PROMPTS, "bid": [1, 2, 3]})
+    frame.to_csv(path)  # its index as a first column
+    plan = make_plan(path)
+    assert cells(plan, "prompt", "bid") == list(zip(PROMPTS, [1, 2, 3], strict=True))
+    assert plan.tables[0].rows.column_names[-1] == "bid"
+    path.write_text('prompt,bid,,\na red cup,1,,\na blue shoe,2,"",\n')  # as Excel leaves it
+    plan = make_plan(path)
+    assert cells(plan, "prompt", "bid") == [("a red cup", 1), ("a blue shoe", 2)]
+    assert plan.tables[0].rows.column_names[-1] == "bid"
+
+
 def test_a_label_that_is_text_in_one_csv_is_text_in_all(tmp_path: Path) -> None:
     (tmp_path / "1.csv").write_text("prompt,sku,launch,bid\na,12,2026-01-01,1\n")
     (tmp_path / "2.csv").write_text("prompt,sku,launch,bid,tag\nb,A1,soon,2.5,\n")
@@ -229,6 +242,25 @@ def test_a_label_that_is_text_in_one_csv_is_text_in_all(tmp_path: Path) -> None:
         ("A1", "soon", 2.5, None),
         ("5", None, None, "new"),
     ]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
+def test_a_label_that_is_text_in_parquet_is_text_in_csv(tmp_path: Path, kind: Any) -> None:
+    columns = {"prompt": ["a"], "sku": pa.array(["007"], kind), "bid": [1]}
+    pq.write_table(pa.table(columns), tmp_path / "1.parquet")
+    (tmp_path / "2.csv").write_text("prompt,sku,bid\nb,8,2.5\n")
+    assert cells(make_plan(tmp_path), "sku", "bid") == [("007", 1), ("8", 2.5)]
+
+
+def test_what_the_folders_of_one_file_say_is_noted(tmp_path: Path) -> None:
+    folder = tmp_path / "run=7" / "seed=42"
+    folder.mkdir(parents=True)
+    pq.write_table(pa.table({"prompt": ["a"]}), folder / "ads.parquet")
+    (table,) = make_plan(folder / "ads.parquet").tables
+    assert table.hints == (
+        f"seed=42 of each row comes from the folders that {folder}/ads.parquet is in",
+    )
+    assert make_plan(folder).tables[0].hints == ()
 
 
 def test_json_that_parquet_has_no_type_for_is_text(tmp_path: Path) -> None:

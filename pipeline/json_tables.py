@@ -1,0 +1,87 @@
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownParameterType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+"""JSON: lines of objects, or one array of them, and the types that a label's values can share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any, cast
+
+import pyarrow as pa
+
+from pipeline.errors import UsageError
+
+_EXPECTED = (
+    "expected an object a row, each on a line of its own or all in one array "
+    "(pandas: to_json(path, orient='records', lines=True))"
+)
+
+
+class _RepeatedKeyError(Exception):
+    """An object has one key twice: which of the values is meant, nobody knows."""
+
+
+def parse_objects(content: bytes, shown: str) -> list[dict[str, Any]]:
+    """Return the objects of JSON lines, or of one JSON array. Python's parser keeps ids as text.
+
+    Raises:
+        UsageError: it is none of the two, or an object has one key twice.
+    """
+    text = content.decode("utf-8-sig", "surrogateescape")
+    if text.lstrip()[:1] == "[":
+        lines: Iterable[tuple[str, str]] = [("its text", text)]
+    else:
+        lines = ((f"line {n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip())
+    objects: list[dict[str, Any]] = []
+    for where, line in lines:
+        try:
+            value = _DECODER.decode(line)
+        except _RepeatedKeyError as error:
+            raise UsageError(f"{shown}: {where} has the key {str(error)[:40]!r} twice") from error
+        except (ValueError, RecursionError) as error:
+            raise UsageError(
+                f"{shown}: {where} is not JSON ({str(error)[:80]}); {_EXPECTED}"
+            ) from error
+        for item in cast(list[Any], value) if isinstance(value, list) else [value]:
+            if not isinstance(item, dict):
+                raise UsageError(f"{shown}: {where} is not a JSON object with a table's columns")
+            objects.append(cast(dict[str, Any], item))
+    values = objects[0].values() if len(objects) == 1 else ()
+    if values and all(isinstance(value, dict | list) for value in values):
+        raise UsageError(f"{shown} is one object of lists or objects; {_EXPECTED}")
+    return objects
+
+
+def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    built = dict(pairs)
+    if len(built) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _RepeatedKeyError(next(key for key in keys if keys.count(key) > 1))
+    return built
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_build_object)
+
+
+def type_values(values: list[Any]) -> pa.Array:
+    """Return JSON values in the one type that fits them all, or as text where none does."""
+    try:
+        array = pa.array(values)
+    except (pa.ArrowException, ValueError, OverflowError):
+        array = None
+    if array is not None and not _has_empty_struct(array.type):
+        return array
+    texts = (each if isinstance(each, str | None) else json.dumps(each) for each in values)
+    return pa.array([each and replace_broken(each) for each in texts], pa.string())
+
+
+def _has_empty_struct(kind: pa.DataType) -> bool:
+    """Return whether all of a type's values in one place are `{}`, which Parquet can't hold."""
+    inner = [kind.field(i).type for i in range(kind.num_fields)]
+    return (pa.types.is_struct(kind) and not inner) or any(map(_has_empty_struct, inner))
+
+
+def replace_broken(text: str) -> str:
+    """Return text with what is no UTF-8 replaced."""
+    return text.encode("utf-8", "replace").decode("utf-8")

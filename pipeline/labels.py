@@ -1,0 +1,138 @@
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownParameterType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+"""Labels: a table's other columns, in types that every step after this one can handle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from pipeline.errors import UsageError
+
+
+def clean_label(column: pa.ChunkedArray, shown: str) -> pa.ChunkedArray:
+    """Return a label in its plain type, with only UTF-8 text; errors call it `shown`.
+
+    Raises:
+        UsageError: nested text is not UTF-8.
+    """
+    kind = plain_type(column.type)
+    if kind != column.type:
+        column = _cast(column, kind)
+    try:
+        column.validate(full=True)
+        return column
+    except pa.ArrowInvalid as error:
+        if pa.types.is_nested(column.type):
+            raise UsageError(f"{shown} holds text that is not UTF-8") from error
+    cells = column.cast(pa.large_binary()).to_pylist()
+    texts = [None if cell is None else cell.decode("utf-8", "replace") for cell in cells]
+    return pa.chunked_array([pa.array(texts, column.type)])
+
+
+def join_labels(
+    tables: Sequence[pa.Table], untyped: Sequence[bool], shown: Sequence[str]
+) -> pa.Table:
+    """Return several files' labels as one table, in the least type that holds all of each.
+
+    A label that is text in any file is text in all that are `untyped`, as CSV is: there it only
+    looked like a number or date.
+
+    Raises:
+        UsageError: a label has types in two files that none holds both of; they are named, as
+            `shown` says.
+    """
+    texts = {
+        field.name
+        for each in tables
+        for field in each.schema
+        if field.type in (pa.string(), pa.large_string())
+    }
+
+    def agree(field: pa.Field) -> pa.Field:
+        is_text = field.name in texts and not pa.types.is_nested(field.type)
+        return field.with_type(pa.string()) if is_text else field
+
+    agreed = [
+        each.cast(pa.schema(map(agree, each.schema))) if typeless else each
+        for each, typeless in zip(tables, untyped, strict=True)
+    ]
+    try:
+        return pa.concat_tables(agreed, promote_options="permissive")
+    except pa.ArrowException as error:
+        conflict = _find_conflict([each.schema for each in agreed], shown)
+        reason = str(error).partition("\n")[0][:160]
+        raise UsageError(
+            conflict or f"labels of {shown[0]} and {shown[-1]} have no type in common: {reason}"
+        ) from error
+
+
+def _find_conflict(schemas: Sequence[pa.Schema], shown: Sequence[str]) -> str | None:
+    """Return which label's types in which two files have none in common."""
+    seen: dict[str, list[tuple[pa.Field, str]]] = {}
+    for schema, file in zip(schemas, shown, strict=True):
+        for field in schema:
+            others = seen.setdefault(field.name, [])
+            for other, its_file in others:
+                if not _have_common_type(field, other):
+                    return (
+                        f"label {field.name!r} is {other.type} in {its_file}, and {field.type} in "
+                        f"{file}; make it the same type in both"
+                    )
+            if all(field.type != other.type for other, _ in others):
+                others.append((field, file))
+    return None
+
+
+def _have_common_type(one: pa.Field, other: pa.Field) -> bool:
+    try:
+        pa.unify_schemas([pa.schema([one]), pa.schema([other])], promote_options="permissive")
+    except pa.ArrowException:
+        return False
+    return True
+
+
+def plain_type(kind: pa.DataType, *, nested: bool = False) -> pa.DataType:
+    """Return the type of the same values that can be filtered, joined and made empty.
+
+    A dictionary's is that of its values. Arrow filters no view, and has no empty array of a list or
+    struct with an extension type in it: a view's is the large type, such a one's its storage.
+    """
+    types = pa.types
+    if isinstance(kind, pa.BaseExtensionType):
+        storage = plain_type(kind.storage_type, nested=True)
+        return storage if nested or storage != kind.storage_type else kind
+    if types.is_dictionary(kind):
+        return plain_type(kind.value_type, nested=nested)
+    if types.is_string_view(kind):
+        return pa.large_string()
+    if types.is_binary_view(kind):
+        return pa.large_binary()
+    if types.is_struct(kind):
+        return pa.struct([_plain_field(kind.field(i)) for i in range(kind.num_fields)])
+    if types.is_map(kind):
+        key, item = _plain_field(kind.key_field), _plain_field(kind.item_field)
+        return pa.map_(key, item, kind.keys_sorted)
+    if types.is_fixed_size_list(kind):
+        return pa.list_(_plain_field(kind.value_field), kind.list_size)
+    for is_kind, make in (
+        (types.is_list, pa.list_),
+        (types.is_large_list, pa.large_list),
+        (types.is_list_view, pa.list_view),
+        (types.is_large_list_view, pa.large_list_view),
+    ):
+        if is_kind(kind):
+            return make(_plain_field(kind.value_field))
+    return kind
+
+
+def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    try:
+        return column.cast(kind)
+    except pa.ArrowNotImplementedError:  # within a list view: by way of Python
+        return pa.chunked_array([pa.array(each.to_pylist(), kind) for each in column.chunks], kind)
+
+
+def _plain_field(field: pa.Field) -> pa.Field:
+    return field.with_type(plain_type(field.type, nested=True))

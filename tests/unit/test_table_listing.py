@@ -1,0 +1,132 @@
+"""What a folder or a glob names: tables alone, each once, whatever else lies there."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fsspec.core import open as open_url
+
+from pipeline.errors import UsageError
+from pipeline.ledger import Ledger
+from pipeline.manifest import write_manifest
+from pipeline.store import ObjectStore
+from tests.support.outputs import IDENTITY
+from tests.support.tables import make_plan
+
+
+def write(path: Path | str, *prompts: str | None) -> Path | str:
+    table = pa.table({"prompt": pa.array(prompts, pa.string())})
+    if isinstance(path, Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, path)
+    else:
+        with open_url(path, "wb", auto_mkdir=True) as file:
+            pq.write_table(table, file)
+    return path
+
+
+def prompts(*sources: Path | str) -> list[str]:
+    plan = make_plan(*sources)
+    return [each for table in plan.tables for each in table.rows["prompt"].to_pylist()]
+
+
+@pytest.fixture(params=["file", "memory"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A folder with two tables and an output that was made of them."""
+    place = str(tmp_path) if request.param == "file" else f"memory://{uuid.uuid4().hex}"
+    write(f"{place}/a.parquet", "a", None)
+    ledger = Ledger(ObjectStore(f"{place}/night/out"))
+    ledger.open_output(IDENTITY)
+    ledger.save_rows("ads", make_plan(f"{place}/a.parquet").tables[0].rows)
+    write_manifest(ledger)
+    write(f"{place}/more/run.json.parquet", "b")
+    return place
+
+
+def test_what_an_output_holds_is_no_prompt_table(place: str) -> None:
+    for source in (place, f"{place}/*", f"{place}/**/*.parquet"):
+        plan = make_plan(source)
+        assert plan.tables[0].rows["prompt"].to_pylist() == ["a", None, "b"]
+        (note,) = plan.tables[0].hints
+        assert "night/out is an output of rushes, and is passed over (files: " in note
+    whole = f"{place}/night/out"
+    for source in (whole, f"{whole}/*", f"{whole}/*/*.parquet"):
+        with pytest.raises(UsageError, match=r"out is an output of rushes, .* \(files: \d\)"):
+            make_plan(source)
+    assert prompts(f"{whole}/rows/ads.parquet") == ["a", None]
+    assert prompts(f"{whole}/rejects/*.parquet") == [None]
+
+
+def test_hidden_files_match_where_they_are_asked_for(tmp_path: Path) -> None:
+    write(tmp_path / "ads.parquet", "a")
+    write(tmp_path / "_half" / "b.parquet", "b")
+    write(tmp_path / "_day=1" / "c.parquet", "c")
+    (tmp_path / "._ads.parquet").write_bytes(b"\0\5\x16\7")
+    for source in (tmp_path, tmp_path / "**" / "*.parquet"):
+        assert prompts(source) == ["c", "a"]
+    assert prompts(tmp_path / "*.parquet") == ["a"]
+    assert prompts(tmp_path / "_h*" / "*") == prompts(tmp_path / "_half") == ["b"]
+
+
+@pytest.mark.parametrize("name", ["d[1]", "d::y", "d#x", "d*", "d?", "a b", "d=1", "x::d[1]"])
+def test_a_name_that_is_there_means_itself(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / name / f"{name}.parquet", "a")
+    write(tmp_path / "d1" / "d1.parquet", "b")
+    monkeypatch.chdir(tmp_path)
+    for source in (name, f"{name}/*.parquet", f"{name}/{name}.parquet", f"{name}/**"):
+        assert prompts(source) == ["a"]
+        assert prompts(tmp_path / source) == ["a"]
+    assert prompts("d[1]") == (["a"] if name == "d[1]" else ["b"])
+
+
+def test_a_file_by_two_names_is_one(tmp_path: Path) -> None:
+    ads = write(tmp_path / "dd" / "mon.parquet", "a")
+    link, folder = tmp_path / "link.parquet", tmp_path / "folder"
+    link.symlink_to(ads)
+    folder.symlink_to(tmp_path / "dd")
+    for other in (link, folder, folder / "*.parquet", folder / "mon.parquet"):
+        with pytest.raises(UsageError, match=f"is given by {ads} too; give each table once"):
+            make_plan(ads, other)
+    (tmp_path / "dd" / "latest.parquet").symlink_to(ads)
+    plan = make_plan(tmp_path / "dd")
+    assert plan.rows == 1
+    assert plan.tables[0].hints == (
+        f"{ads} is {tmp_path}/dd/latest.parquet by another name, and is read once",
+    )
+
+
+def test_a_rejected_row_of_several_files_is_found_in_its_own(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", "a", "b")
+    write(tmp_path / "b.parquet", "a", None, "")
+    write(tmp_path / "c.parquet", "")
+    (reason,) = make_plan(tmp_path).reasons
+    assert (reason.count, reason.source, reason.row) == (3, f"{tmp_path}/b.parquet", 1)
+    (reason,) = make_plan(f"{tmp_path}/[c]*").reasons
+    assert (reason.source, reason.row) == (f"{tmp_path}/c.parquet", 0)
+    (reason,) = make_plan(f"{tmp_path}/c.parquet").reasons
+    assert (reason.source, reason.row) == (f"{tmp_path}/c.parquet", 0)
+
+
+def test_an_id_of_several_files_is_found_in_its_own(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.csv").write_text(f"id,prompt\n{name}1,x\n{name}2,x\nsame,{name}\n")
+    with pytest.raises(UsageError, match=r"a\.csv row 2 and .*b\.csv row 2 \(rows count"):
+        make_plan(tmp_path)
+
+
+def test_a_file_without_prompts_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", "a")
+    (tmp_path / "config.json").write_text('{"name": "ads"}')
+    with pytest.raises(UsageError, match=r"config\.json has no column 'prompt'; its columns are"):
+        make_plan(tmp_path)
+    (tmp_path / "config.json").write_text("\n")
+    assert prompts(tmp_path) == ["a"]
+    (tmp_path / "prompt=b").mkdir()
+    (tmp_path / "prompt=b" / "c.csv").write_text("city\nUlm\n")
+    assert prompts(tmp_path) == ["a", "b"]
