@@ -14,9 +14,9 @@ from pipeline.parallel.tensor import TensorGroup, cut_transformer
 
 PUBLISHED = """## Published models
 
-What a rank of a tensor-parallel gang holds, in GB (and how many times an equal part of the whole): a
-model's parameters as they are kept, in bfloat16 but for what diffusers keeps in float32. Counted on
-the meta device, by the published configurations. A `-`: heads or channels don't divide."""
+What a rank of a tensor-parallel gang holds, in GB, and how many times an equal part of the whole
+that is. Parameters are kept in bfloat16 but for what diffusers keeps in float32. Counted on the
+meta device, by the published configurations; `-`: heads or channels don't divide."""
 VACE_14B = {"vace_layers": list(range(0, 40, 5)), "vace_in_channels": 96}
 MODELS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "Wan 2.1 and 2.2 14B": ("WanTransformer3DModel", {}),
