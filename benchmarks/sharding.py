@@ -7,6 +7,8 @@ A random Wan 2.1 transformer of the 1.3B model's width, with fewer layers, in se
 files in float32, loaded in bfloat16 and run by 1, 2 and 4 ranks, each a fresh process with one
 thread. Every weight is thereby copied: one of the files' own dtype would stay mapped from its file
 on a CPU, and not be resident until it is used.
+
+Then, by counting alone, what a rank holds of published models (`published.py`).
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ import torch.distributed as dist
 from diffusers import WanTransformer3DModel
 
 from benchmarks.overhead import describe_cpu
+from benchmarks.published import PUBLISHED, tabulate_published
 from pipeline.parallel.loading import load_share
 from pipeline.parallel.plans import PLANS
 from pipeline.parallel.tensor import TensorGroup, cut_transformer
@@ -90,9 +93,13 @@ def main() -> None:
         files = len(list(folder.glob("*.safetensors")))
         table = "\n".join(tabulate(config, shares))
     print("\n" + table)
+    published = "\n".join(tabulate_published(DTYPE))
+    print("\n" + published)
     if options.write:
         head = describe(config, shares[1][0].parameters, files)
-        REPORT.write_text(f"# Sharding\n\n{head}\n\n{table}\n", "utf-8")
+        REPORT.write_text(
+            "\n\n".join(("# Sharding", head, table, PUBLISHED, published)) + "\n", "utf-8"
+        )
 
 
 def measure(folder: Path, out: Path) -> None:

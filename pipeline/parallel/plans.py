@@ -67,7 +67,8 @@ PLANS: Mapping[str, TensorPlan] = {
         attentions=("blocks.*.attn1", "blocks.*.attn2"),
         feed_forwards=("blocks.*.ffn",),
     ),
-    "WanVACETransformer3DModel": TensorPlan(  # `proj_out` of its blocks would be exchanged by token
+    "WanVACETransformer3DModel": TensorPlan(
+        # `proj_out` of its control blocks, 1 % of it, stays whole: it makes outputs for each token.
         attentions=(
             "blocks.*.attn1",
             "blocks.*.attn2",

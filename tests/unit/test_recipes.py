@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from pipeline.denoise import Denoiser
 from pipeline.graph import Graph, StageName
 from pipeline.handoff import Latents
 from pipeline.opening import CONDITIONS
+from pipeline.parallel.degrees import check_degrees
 from pipeline.recipe import Recipe
 from pipeline.rules import Rules
 from tests.support.families import FAMILIES
@@ -22,9 +24,9 @@ GPUS = {
     "tiny-cpu": 0,
     "wan21-1.3b-24gb": 1,
     "wan21-14b-80gb": 1,
-    "wan21-vace-14b-80gb": 1,
+    "wan21-vace-14b-80gb": 2,
     "wan22-a14b-8x80gb": 8,
-    "ltx2": 1,
+    "ltx2": 2,
     "hunyuanvideo15": 2,
 }
 FAMILY = {
@@ -115,7 +117,9 @@ def test_it_fits_the_hardware(name: str) -> None:
     recipe = recipe_of(name)
     shared = [recipe.encode.num_gpus] * recipe.encode.workers
     shared += [recipe.develop.num_gpus] * recipe.develop.workers
-    shared += [gang.num_gpus for gang in recipe.gangs for _ in range(gang.count)]
+    shared += [
+        gang.num_gpus for gang in recipe.gangs for _ in range(gang.count * gang.layout.ranks)
+    ]
     rooms: list[float] = []  # what is left of each GPU, the largest share placed first
     for share in sorted(filter(None, shared), reverse=True):
         fitting = next((i for i, left in enumerate(rooms) if share <= left + 1e-9), None)
@@ -124,6 +128,27 @@ def test_it_fits_the_hardware(name: str) -> None:
         else:
             rooms[fitting] -= share
     assert len(rooms) == GPUS[name]
+
+
+@every_recipe
+def test_its_largest_clip_has_a_gang(name: str) -> None:
+    recipe = recipe_of(name)
+    limits, most = recipe.limits, recipe.max_tokens
+    patches = limits.max_pixels // limits.size_multiple**2
+    frames = (limits.max_frames - 1) // limits.frame_multiple + 1
+    assert most is None or patches * frames <= most
+
+
+def test_wan22_deals_long_clips_out(tmp_path: Path) -> None:
+    recipe = recipe_of("wan22-a14b-8x80gb")
+    counts = {"_class_name": "WanTransformer3DModel", "num_attention_heads": 40, "ffn_dim": 13824}
+    for expert in ("transformer", "transformer_2"):
+        (tmp_path / expert).mkdir()
+        (tmp_path / expert / "config.json").write_text(json.dumps(counts))
+    check_degrees(tmp_path, recipe.gangs)  # raises if it can't be dealt out so
+    gangs = {frames: recipe.find_gang(1280, 720, frames) for frames in (81, 85, 241)}
+    layouts = {frames: gang and str(gang.layout) for frames, gang in gangs.items()}
+    assert layouts == {81: "1", 85: "tensor=2 context=2", 241: "tensor=2 context=2"}
 
 
 @every_recipe
