@@ -141,6 +141,14 @@ def render(
             help="Try clips that failed before again, up to pool.max_attempts over all runs.",
         ),
     ] = True,
+    ok_if_rejected: Annotated[
+        bool,
+        typer.Option(
+            "--ok-if-rejected",
+            help="Rejected rows don't count for the exit code, failed ones do: for schedulers that "
+            "would call again what no retry can mend.",
+        ),
+    ] = False,
     wait: Annotated[
         bool,
         typer.Option(
@@ -196,7 +204,7 @@ def render(
         if result.ended_by:
             stopped = result.ended_by == "SIGTERM"
             raise typer.Exit(ExitCode.STOPPED if stopped else ExitCode.INTERRUPTED)
-        if result.status.failed or result.status.rejected:
+        if result.status.failed or (result.status.rejected and not ok_if_rejected):
             raise typer.Exit(ExitCode.INCOMPLETE)
 
 

@@ -1,0 +1,69 @@
+"""What a call of `rushes render` ends with, and says at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from jobs.cli import ExitCode, app
+from jobs.plan import plan_call
+from jobs.recipes import find_recipe
+from pipeline.documents import describe_failure
+from pipeline.ledger import Ledger
+from pipeline.store import ObjectStore
+from tests.support.command import write_table
+from tests.support.outputs import draft
+
+GOOD, WORSE, BAD = "a red ball", "a blue ball", ""
+"""Prompts: of a clip that is committed, of one that has failed, of a row that is rejected."""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def render(table: str, *options: str) -> Result:
+    """Call `render` for what needs no rendering: clips that are done, or are not tried again."""
+    args = ["render", table, "-o", "out", "--no-retry-failed", *options]
+    return CliRunner().invoke(app, args, env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
+
+
+def prepare(folder: Path, name: str, prompts: Sequence[str]) -> str:
+    """Write a table and, into `out`, what an earlier run has left of its clips."""
+    table = write_table(
+        folder / name, prompt=prompts, id=[f"ad-{row}" for row in range(len(prompts))]
+    )
+    call = plan_call([table], find_recipe())
+    ledger = Ledger(ObjectStore(folder / "out"))
+    ledger.open_output(call.identity)
+    media = folder / "media"
+    media.write_bytes(b"media")
+    for clip_id, request in call.plan.requests(ledger.committed_ids()).items():
+        if request.prompt == WORSE:
+            ledger.record_failure(describe_failure(clip_id, "denoise", "out of memory"))
+        else:
+            ledger.commit_clip(draft(clip_id), media, media)
+    return name
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "code"),
+    [
+        ((GOOD, BAD), (), ExitCode.INCOMPLETE),
+        ((GOOD, BAD), ("--ok-if-rejected",), ExitCode.OK),
+        ((GOOD, WORSE), ("--ok-if-rejected",), ExitCode.INCOMPLETE),
+        ((GOOD, WORSE, BAD), ("--ok-if-rejected",), ExitCode.INCOMPLETE),
+    ],
+)
+def test_rejected_rows_may_be_let_pass_and_failed_ones_never(
+    folder: Path, prompts: tuple[str, ...], options: tuple[str, ...], code: ExitCode
+) -> None:
+    result = render(prepare(folder, "ads.parquet", prompts), *options)
+    assert result.exit_code == code, result.output
+    assert ("rejects/*.parquet" in result.output) == (BAD in prompts)
