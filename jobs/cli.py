@@ -35,9 +35,10 @@ class LogFormat(StrEnum):
 
 
 EXIT_CODES = """
-Exit codes: 0 every row committed, with --limit every clip of the sample; 1 the run broke, run it
-again; 2 the call is wrong, nothing was rendered; 3 some rows of the output failed or were rejected;
-75 stopped by SIGTERM, run it again to go on; 130 interrupted, run it again to go on.
+Exit codes: 0 every row of the tables is committed, with --limit every clip of the sample; 1 the run
+broke, run it again; 2 the call is wrong, nothing was rendered; 3 some rows of the tables failed or
+were rejected, with --limit some clips of the sample failed; 75 stopped by SIGTERM, run it again to
+go on; 130 interrupted, run it again to go on.
 """
 
 COLUMNS = """
@@ -131,7 +132,11 @@ def render(
     overrides: Overrides = None,
     limit: Annotated[
         int | None,
-        typer.Option(help="Render the first clips of the tables alone, so many: a sample.", min=1),
+        typer.Option(
+            help="Render the first clips of the tables alone, so many: a sample. Rejected rows "
+            "don't count for its exit code.",
+            min=1,
+        ),
     ] = None,
     address: Address = None,
     retry_failed: Annotated[
@@ -204,7 +209,8 @@ def render(
         if result.ended_by:
             stopped = result.ended_by == "SIGTERM"
             raise typer.Exit(ExitCode.STOPPED if stopped else ExitCode.INTERRUPTED)
-        if result.status.failed or (result.status.rejected and not ok_if_rejected):
+        rejected = result.plan.rejected and limit is None and not ok_if_rejected
+        if result.failed or result.given_up or rejected:
             raise typer.Exit(ExitCode.INCOMPLETE)
 
 
@@ -228,7 +234,7 @@ def plan(
     """
     with _errors():
         from jobs.plan import find_done, plan_call
-        from jobs.progress import print_plan
+        from jobs.summaries import print_plan
         from pipeline.ledger import Ledger
         from pipeline.store import ObjectStore
 
@@ -352,12 +358,13 @@ def status(
 ) -> None:
     """Count an output's rows: committed, failed, rejected, remaining. Reads the store alone.
 
+    Where rows of several tables are in it, each is listed, with where its rows came from.
     While a run writes the output, or has died without giving it back, that run is named.
     --watch shows rows an hour and the time that is left on a terminal, and elsewhere prints a line
     whenever the counts change.
     """
     with _errors():
-        from jobs.progress import print_status
+        from jobs.summaries import print_status
         from jobs.watch import watch_output
         from pipeline.lease import read_lease
         from pipeline.ledger import Ledger
@@ -435,7 +442,7 @@ def clean(
     """
     with _errors():
         from jobs.clean import clean_output
-        from jobs.progress import print_garbage
+        from jobs.summaries import print_garbage
 
         console = _console()
         kinds = clean_output(output, remove=yes, unfinished=unfinished, say=console.print)

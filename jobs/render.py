@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import _thread
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -18,9 +18,12 @@ import pyarrow as pa
 from jobs.contact_sheet import MAX_ROWS, render_contact_sheet
 from jobs.plan import PlannedCall, find_done, plan_call
 from jobs.record import Run
+from jobs.report.documents import Problem
+from jobs.report.reasons import Reasons
 from jobs.run import RunBrokenError, run_on_ray
 from jobs.stop import StopSignal, stop_signals
-from pipeline.documents import Commit, Failure, OutputStatus
+from pipeline.counts import add_counts
+from pipeline.documents import Commit, Failure, OutputStatus, RowCounts, TableStatus
 from pipeline.errors import RunEndingError
 from pipeline.lease import Lease
 from pipeline.ledger import Ledger
@@ -57,8 +60,8 @@ class Reporter(Protocol):
 class RunResult:
     """How a run ended."""
 
-    status: OutputStatus
-    """Every row of every table of the output, by state."""
+    status: RowCounts
+    """Every row of the call's tables, by state."""
     output: str
     rendered: int
     failed: int
@@ -69,6 +72,10 @@ class RunResult:
     given_up: int
     """Clips that failed before and were not tried again."""
     seconds: float
+    failures: tuple[Problem, ...] = ()
+    """Why clips failed, in this run or, of those that were given up, before."""
+    others: tuple[TableStatus, ...] = ()
+    """The output's other tables."""
 
 
 def render_tables(
@@ -110,7 +117,7 @@ def render_tables(
     run = Run(store)
     with run.recorded(reporter.noted), _kept(lease), stop_signals():
         ledger = Ledger(store, lease.epoch)
-        status, given_up = None, set[str]()
+        status, given_up, reasons = None, set[str](), Reasons()
         try:
             done = find_done(call, ledger)
             requests = call.remaining(done, limit)
@@ -118,15 +125,18 @@ def render_tables(
             for key in given_up:
                 del requests[key]
             for table in call.plan.tables:
-                ledger.save_rows(table.name, table.rows)
+                ledger.save_rows(table.name, table.rows, table.uri)
             reporter.planned(call, len(done), requests, lease.epoch)
             if given_up:
                 reporter.noted(_describe_given_up(len(given_up), recipe, retry=retry_failed))
+                _add_reasons(reasons, ledger.latest_failures(given_up), call.plan)
             if requests:
                 run.begin(lease.epoch, recipe.name, len(requests))
                 for outcome in run_on_ray(call, ledger, requests, reporter, address, run.use):
                     run.count(outcome)
                     reporter.ended(outcome)
+                    if isinstance(outcome, Failure):
+                        _add_reasons(reasons, (outcome,), call.plan)
             status = _write_results(ledger)
         except StopSignal:  # seconds are left: the next run writes the manifest
             run.stopped_by = "SIGTERM"
@@ -137,8 +147,10 @@ def render_tables(
             with suppress(OSError, RunEndingError):  # the store may be what broke
                 _write_results(ledger)
             raise
+    status = status or ledger.status()
+    names = {table.name for table in call.plan.tables}
     return RunResult(
-        status=status or ledger.status(),
+        status=add_counts(each for each in status.tables if each.name in names),
         output=store.uri,
         rendered=run.rendered,
         failed=run.failed,
@@ -146,6 +158,8 @@ def render_tables(
         ended_by=run.stopped_by,
         given_up=len(given_up),
         seconds=time.monotonic() - began,
+        failures=reasons.listed(),
+        others=tuple(each for each in status.tables if each.name not in names),
     )
 
 
@@ -163,6 +177,13 @@ def _describe_given_up(number: int, recipe: Recipe, *, retry: bool) -> str:
             f"to try once more: --set pool.max_attempts={limit + 1}"
         )
     return f"{number} clips that failed before are not tried again (--no-retry-failed)"
+
+
+def _add_reasons(reasons: Reasons, failures: Iterable[Failure], plan: Plan) -> None:
+    """Count the rows whose clips have failed."""
+    found = {failure.clip_id: failure for failure in failures}
+    for clip_id, row in plan.find_rows(found):
+        reasons.add(found[clip_id].stage, found[clip_id].reason, row.name)
 
 
 @contextmanager

@@ -67,3 +67,54 @@ def test_rejected_rows_may_be_let_pass_and_failed_ones_never(
     result = render(prepare(folder, "ads.parquet", prompts), *options)
     assert result.exit_code == code, result.output
     assert ("rejects/*.parquet" in result.output) == (BAD in prompts)
+
+
+def test_a_call_ends_as_its_own_tables_do(folder: Path) -> None:
+    monday = render(prepare(folder, "monday.parquet", (GOOD, BAD, WORSE, BAD)))
+    assert monday.exit_code == ExitCode.INCOMPLETE
+    assert "other tables" not in monday.output
+    tuesday = render(prepare(folder, "tuesday.parquet", ("a green ball", GOOD)))
+    assert tuesday.exit_code == ExitCode.OK, tuesday.output
+    lines = tuesday.output.splitlines()
+    assert [line.split() for line in lines if line.startswith("committed")] == [
+        ["committed", "2", "rows"]
+    ]
+    assert not any(line.startswith(("failed", "rejected", "rejects")) for line in lines)
+    assert lines[-2:] == [
+        "Nothing to do: every row has its end.",
+        f"other tables here: 1, of whose rows 1 failed, 2 rejected: rushes status {folder}/out",
+    ]
+    shown = CliRunner().invoke(app, ["status", "out"]).output.splitlines()
+    assert [line.split()[:2] for line in shown[1:5]] == [
+        ["rows", "6"],
+        ["committed", "3"],
+        ["failed", "1"],
+        ["rejected", "2"],
+    ]
+    tables = {line.split()[-1]: line.split()[1:-1] for line in shown if "file://" in line}
+    assert tables == {
+        f"file://{folder}/monday.parquet": ["4", "1", "1", "2", "0"],
+        f"file://{folder}/tuesday.parquet": ["2", "2", "0", "0", "0"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("prompts", "code"),
+    [
+        ((BAD, GOOD, WORSE), ExitCode.OK),
+        ((BAD, WORSE, GOOD), ExitCode.INCOMPLETE),
+    ],
+)
+def test_a_sample_ends_as_its_clips_do(
+    folder: Path, prompts: tuple[str, ...], code: ExitCode
+) -> None:
+    result = render(prepare(folder, "ads.parquet", prompts), "--limit", "1")
+    assert result.exit_code == code, result.output
+    assert "rejected 1 row: prompt: got blank text" in result.output
+
+
+def test_why_clips_failed_before_is_told_with_where_the_list_is(folder: Path) -> None:
+    result = render(prepare(folder, "ads.parquet", (GOOD, WORSE, WORSE)))
+    assert result.exit_code == ExitCode.INCOMPLETE
+    assert "failed 2 rows in denoise: out of memory (ad-1, ad-2)" in result.output
+    assert f"errors     {folder}/out/manifest/*.parquet, column error" in result.output
