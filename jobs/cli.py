@@ -434,18 +434,30 @@ def clean(
             "--unfinished", help="Also saved work that a run would go on from: no run will come."
         ),
     ] = False,
+    table: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Also this table's rows, manifest and rejects, by its name in `rushes status`, as "
+            "often as you like. Its clips stay.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """List, and with --yes remove, what nobody will read: lost attempts, spent saves, leftovers.
 
-    Commits, the files that they name, rows, manifests and failures are never touched. Nothing is
-    removed while a run writes the output.
+    Commits, the files that they name and failures are never touched, nor are rows, manifests and
+    rejects but of a table that --table names: one that was moved, or is no longer wanted. Nothing
+    is removed while a run writes the output.
     """
     with _errors():
         from jobs.clean import clean_output
         from jobs.summaries import print_garbage
 
         console = _console()
-        kinds = clean_output(output, remove=yes, unfinished=unfinished, say=console.print)
+        kinds = clean_output(
+            output, remove=yes, unfinished=unfinished, say=console.print, tables=table or ()
+        )
         print_garbage(console, kinds, removed=yes)
 
 

@@ -1,7 +1,6 @@
 """Render tables into an output: plan, resume, run, and write down what became of each row."""
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUnknownArgumentType=false, reportMissingTypeStubs=false
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 
@@ -10,24 +9,20 @@ import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import chain
 from typing import Literal, Protocol
 
-import pyarrow as pa
-
-from jobs.contact_sheet import MAX_ROWS, render_contact_sheet
 from jobs.plan import PlannedCall, find_done, plan_call
 from jobs.record import Run
 from jobs.report.documents import Problem
 from jobs.report.reasons import Reasons
+from jobs.results import write_results
 from jobs.run import RunBrokenError, run_on_ray
 from jobs.stop import StopSignal, stop_signals
 from pipeline.counts import add_counts
-from pipeline.documents import Commit, Failure, OutputStatus, RowCounts, TableStatus
+from pipeline.documents import Commit, Failure, RowCounts, TableStatus
 from pipeline.errors import RunEndingError
 from pipeline.lease import Lease
 from pipeline.ledger import Ledger
-from pipeline.manifest import write_manifest
 from pipeline.plan import Plan
 from pipeline.recipe import Recipe
 from pipeline.request import RenderRequest
@@ -137,15 +132,15 @@ def render_tables(
                     reporter.ended(outcome)
                     if isinstance(outcome, Failure):
                         _add_reasons(reasons, (outcome,), call.plan)
-            status = _write_results(ledger)
+            status = write_results(ledger)
         except StopSignal:  # seconds are left: the next run writes the manifest
             run.stopped_by = "SIGTERM"
         except KeyboardInterrupt:
             run.stopped_by = "Ctrl-C"
-            status = _write_results(ledger)
+            status = write_results(ledger)
         except RunBrokenError:
             with suppress(OSError, RunEndingError):  # the store may be what broke
-                _write_results(ledger)
+                write_results(ledger)
             raise
     status = status or ledger.status()
     names = {table.name for table in call.plan.tables}
@@ -208,18 +203,3 @@ def _kept(lease: Lease) -> Generator[None]:
         if lost:
             raise RunBrokenError(f"the run broke: {lost[0]}") from None
         raise
-
-
-def _write_results(ledger: Ledger) -> OutputStatus:
-    """Write the manifest and the page of what the output holds now."""
-    status = write_manifest(ledger)
-    tables, room = list[pa.Table](), MAX_ROWS
-    for part in chain.from_iterable(map(ledger.read_parts, ledger.list_tables("manifest"))):
-        tables.append(part.slice(0, room))
-        room -= tables[-1].num_rows
-        if not room:
-            break
-    title = ledger.store.uri.rstrip("/").rpartition("/")[2]
-    page = render_contact_sheet(tables, title, left_out=status.rows - (MAX_ROWS - room))
-    ledger.store.put("index.html", page.encode())
-    return status

@@ -239,9 +239,27 @@ class Ledger:
         self, columns: Sequence[str] | None = None
     ) -> Iterator[tuple[str, Iterator[pa.Table]]]:
         """Yield each planned table's name and rows, by name; the rows as `read_parts` does."""
-        for key in self.list_tables("rows"):
-            name = key.removeprefix("rows/").removesuffix(".parquet")
-            yield name, self.read_parts(key, columns)
+        for name in self.table_names():
+            yield name, self.read_parts(f"rows/{name}.parquet", columns)
+
+    def table_names(self) -> list[str]:
+        """Return the names of all planned tables."""
+        return [key[len("rows/") : -len(".parquet")] for key in self.list_tables("rows")]
+
+    def table_keys(self, name: str) -> tuple[str, ...]:
+        """Return the keys of what is kept of a table: manifest, rejects, and rows last."""
+        keys = (f"{folder}/{name}.parquet" for folder in ("manifest", "rejects", "rows"))
+        return tuple(key for key in keys if self.store.exists(key))
+
+    def drop_table(self, name: str) -> None:
+        """Remove a table, its rows last: where that is cut off it is still known, to do again.
+
+        The caller holds the lease, and writes the manifest again.
+        """
+        self._check_epoch()
+        self.store.delete(SUCCESS_KEY)
+        for key in self.table_keys(name):
+            self.store.delete(key)
 
     def list_tables(self, folder: str) -> list[str]:
         """Return the keys of the tables in `rows` or `manifest`, by name.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -96,6 +97,21 @@ def test_a_call_ends_as_its_own_tables_do(folder: Path) -> None:
         f"file://{folder}/monday.parquet": ["4", "1", "1", "2", "0"],
         f"file://{folder}/tuesday.parquet": ["2", "2", "0", "0", "0"],
     }
+
+
+def test_a_table_that_was_moved_is_cleaned_away_by_its_name(folder: Path) -> None:
+    render(prepare(folder, "monday.parquet", (GOOD, WORSE)))
+    (folder / "monday.parquet").rename(folder / "moved.parquet")
+    assert "other tables here: 1" in render("moved.parquet").output
+    shown = CliRunner().invoke(app, ["status", "out"]).output
+    (name,) = re.findall(r"^(monday-\w+)", shown, re.MULTILINE)
+    listed = CliRunner().invoke(app, ["clean", "out", "--table", name])
+    assert "Nothing was removed" in listed.output
+    assert "other tables here: 1" in render("moved.parquet").output
+    assert CliRunner().invoke(app, ["clean", "out", "--table", name, "--yes"]).exit_code == 0
+    left = render("moved.parquet")
+    assert "other tables" not in left.output
+    assert re.search(r"^committed +1 row\b", left.output, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
