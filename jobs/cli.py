@@ -228,19 +228,25 @@ def plan(
 ) -> None:
     """Check tables without rendering: rows, rejects with reasons, duplicates, frames, pixels.
 
+    The model is needed with --output alone, and then found, or fetched, once the tables are good.
+
     [bold]Example[/]
 
       rushes plan ads.parquet -o out/ads -r wan21-14b-80gb
     """
     with _errors():
-        from jobs.plan import find_done, plan_call
+        from jobs.plan import find_done, plan_call, plan_rows
         from jobs.summaries import print_plan
         from pipeline.ledger import Ledger
         from pipeline.store import ObjectStore
 
-        call = plan_call(tables, find_recipe(recipe, overrides or ()))
-        done = len(find_done(call, Ledger(ObjectStore(output)))) if output else None
-        print_plan(_console(), call, done)
+        chosen = find_recipe(recipe, overrides or ())
+        if output is None:
+            print_plan(_console(), plan_rows(tables, chosen), chosen, None)
+            return
+        ledger = Ledger(ObjectStore(output))
+        call = plan_call(tables, chosen)
+        print_plan(_console(), call.plan, chosen, len(find_done(call, ledger)))
 
 
 @app.command(epilog=_join_help(RECIPES))

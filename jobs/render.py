@@ -99,9 +99,9 @@ def render_tables(
         RunBrokenError: the run can't go on; what is committed stays.
     """
     began = time.monotonic()
-    call = plan_call(tables, recipe)
     store = ObjectStore(output)
     store.locate_for_arrow("run.json")
+    call = plan_call(tables, recipe)
     requests = call.remaining(find_done(call, Ledger(store)), limit)
     if requests:
         from cluster.session import check_cluster

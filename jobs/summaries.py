@@ -11,14 +11,15 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
+from jobs.plan import split_clips
 from pipeline.counts import add_counts
 from pipeline.documents import OutputStatus, RowCounts, TableStatus
 from pipeline.lease import LeaseRecord
 from pipeline.plan import Plan
+from pipeline.recipe import Recipe
 
 if TYPE_CHECKING:  # planning shows its result without what rendering needs
     from jobs.clean import Kind
-    from jobs.plan import PlannedCall
     from jobs.render import RunResult
     from jobs.report.documents import Problem
 
@@ -101,9 +102,8 @@ def print_garbage(console: Console, kinds: Sequence[Kind], *, removed: bool) -> 
         console.print("Nothing was removed: --yes removes it.", style="yellow")
 
 
-def print_plan(console: Console, call: PlannedCall, done: int | None) -> None:
-    """Show what tables ask for."""
-    plan = call.plan
+def print_plan(console: Console, plan: Plan, recipe: Recipe, done: int | None) -> None:
+    """Show what tables ask for, and how many clips of it are done, if that is known."""
     table = Table.grid(padding=(0, 2))
     rows: list[tuple[str, str]] = [
         ("rows", f"{plan.rows:,}"),
@@ -119,7 +119,7 @@ def print_plan(console: Console, call: PlannedCall, done: int | None) -> None:
             ("already done", f"{done:,}"),
             ("to render", f"{plan.clips - done:,}"),
         ]
-    split = call.split()
+    split = split_clips(plan, recipe)
     if len(split) > 1:
         rows += [(f"gang {name}", count_noun(clips, "clip")) for name, clips in split.items()]
     for name, value in rows:

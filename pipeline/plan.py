@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Set
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -71,6 +71,22 @@ class PlannedTable:
     """Why rows are rejected; a row with two problems counts in both."""
     hints: tuple[str, ...]
     """Labels that look like a misspelt known column, a line each."""
+
+    def with_clip_ids(self, clip_id_of: Callable[[RenderRequest], str]) -> PlannedTable:
+        """Return the table with other clip ids, those that its requests have by `clip_id_of`."""
+
+        def rename(part: pa.RecordBatch) -> pa.Array:
+            ids = list[str | None]()
+            for clip_id, *values in zip(*(c.to_pylist() for c in part.columns), strict=True):
+                fields = dict(zip(REQUEST_COLUMNS, values, strict=True))
+                # They have been checked, and to do it again takes longer than all the rest.
+                ids.append(clip_id and clip_id_of(RenderRequest.model_construct(**fields)))
+            return pa.array(ids, pa.string())
+
+        parts = self.rows.select(("clip_id", *REQUEST_COLUMNS)).to_batches(PART_ROWS)
+        renamed = pa.chunked_array(map(rename, parts), pa.string())
+        place = self.rows.column_names.index("clip_id")
+        return replace(self, rows=self.rows.set_column(place, "clip_id", renamed))
 
     def read_valid(self, *columns: str) -> Iterator[tuple[Any, ...]]:
         """Yield (clip id, the named columns' values…) of each row that is a request."""
@@ -154,6 +170,10 @@ class Plan:
             if clip_id not in done
         }
         return dict(sorted(requests.items(), key=lambda each: (-each[1].work, each[0])))
+
+    def with_clip_ids(self, clip_id_of: Callable[[RenderRequest], str]) -> Plan:
+        """Return the plan with other clip ids: one for each request, as before."""
+        return Plan(tuple(table.with_clip_ids(clip_id_of) for table in self.tables))
 
     def find_rows(self, clip_ids: Iterable[str]) -> Iterator[tuple[str, PlannedRow]]:
         """Yield (clip id, row) of each row that asks for one of these clips, in table order."""

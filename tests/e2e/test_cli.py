@@ -219,6 +219,16 @@ def test_the_cluster_that_ray_remembers_is_gone(
     assert list_files(folder) == before
 
 
+@pytest.mark.parametrize("command", ["render", "plan"])
+def test_the_tables_are_checked_before_the_model_is_looked_for(folder: Path, command: str) -> None:
+    write_table(folder / "ids.parquet", id=["x", "x"], prompt=["one", "two"])
+    model = ("--set", "model.checkpoint=./weights", "--set", "gangs.0.tensor=2")
+    for table, says in {"none.parquet": "no such file", "ids.parquet": "two different"}.items():
+        assert says in refuse(command, table, "-o", "out", *model)
+    assert "no folder at ./weights" in refuse(command, "ads.parquet", "-o", "out", *model)
+    assert "the output has no name" in refuse(command, "ads.parquet", "-o", "")
+
+
 @pytest.mark.parametrize(
     "args",
     ["", "ads.parquet", "ads.parquet -o out --limit 0", "ads.parquet -o out --colour", "-o out"],
@@ -276,6 +286,7 @@ def test_plan_counts(folder: Path) -> None:
         "note: column 'promt' is carried as a label; is it 'prompt'?",
         f"rejected 1 row: prompt: got null, expected some text (row 3 of {table}, counted from 0)",
     ]
+    assert plan(table, "--set", "model.checkpoint=./weights") == (counts, notes)  # not needed
     assert plan(table, "-o", "out")[0] == counts | {"already done": "0", "to render": "2"}
     assert not (folder / "out").exists()
 
