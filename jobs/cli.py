@@ -35,9 +35,10 @@ class LogFormat(StrEnum):
 
 
 EXIT_CODES = """
-Exit codes: 0 every row committed, with --limit every clip of the sample; 1 the run broke, run it
-again; 2 the call is wrong, nothing was rendered; 3 some rows of the output failed or were rejected;
-75 stopped by SIGTERM, run it again to go on; 130 interrupted, run it again to go on.
+Exit codes: 0 every row of the tables is committed, with --limit every clip of the sample; 1 the run
+broke, run it again; 2 the call is wrong, nothing was rendered; 3 some rows of the tables failed or
+were rejected, with --limit some clips of the sample failed; 75 stopped by SIGTERM, run it again to
+go on; 130 interrupted, run it again to go on.
 """
 
 COLUMNS = """
@@ -131,7 +132,11 @@ def render(
     overrides: Overrides = None,
     limit: Annotated[
         int | None,
-        typer.Option(help="Render the first clips of the tables alone, so many: a sample.", min=1),
+        typer.Option(
+            help="Render the first clips of the tables alone, so many: a sample. Rejected rows "
+            "don't count for its exit code.",
+            min=1,
+        ),
     ] = None,
     address: Address = None,
     retry_failed: Annotated[
@@ -141,6 +146,14 @@ def render(
             help="Try clips that failed before again, up to pool.max_attempts over all runs.",
         ),
     ] = True,
+    ok_if_rejected: Annotated[
+        bool,
+        typer.Option(
+            "--ok-if-rejected",
+            help="Rejected rows don't count for the exit code, failed ones do: for schedulers that "
+            "would call again what no retry can mend.",
+        ),
+    ] = False,
     wait: Annotated[
         bool,
         typer.Option(
@@ -196,7 +209,8 @@ def render(
         if result.ended_by:
             stopped = result.ended_by == "SIGTERM"
             raise typer.Exit(ExitCode.STOPPED if stopped else ExitCode.INTERRUPTED)
-        if result.status.failed or result.status.rejected:
+        rejected = result.plan.rejected and limit is None and not ok_if_rejected
+        if result.failed or result.given_up or rejected:
             raise typer.Exit(ExitCode.INCOMPLETE)
 
 
@@ -214,19 +228,25 @@ def plan(
 ) -> None:
     """Check tables without rendering: rows, rejects with reasons, duplicates, frames, pixels.
 
+    The model is needed with --output alone, and then found, or fetched, once the tables are good.
+
     [bold]Example[/]
 
       rushes plan ads.parquet -o out/ads -r wan21-14b-80gb
     """
     with _errors():
-        from jobs.plan import find_done, plan_call
-        from jobs.progress import print_plan
+        from jobs.plan import find_done, plan_call, plan_rows
+        from jobs.summaries import print_plan
         from pipeline.ledger import Ledger
         from pipeline.store import ObjectStore
 
-        call = plan_call(tables, find_recipe(recipe, overrides or ()))
-        done = len(find_done(call, Ledger(ObjectStore(output)))) if output else None
-        print_plan(_console(), call, done)
+        chosen = find_recipe(recipe, overrides or ())
+        if output is None:
+            print_plan(_console(), plan_rows(tables, chosen), chosen, None)
+            return
+        ledger = Ledger(ObjectStore(output))
+        call = plan_call(tables, chosen)
+        print_plan(_console(), call.plan, chosen, len(find_done(call, ledger)))
 
 
 @app.command(epilog=_join_help(RECIPES))
@@ -344,12 +364,13 @@ def status(
 ) -> None:
     """Count an output's rows: committed, failed, rejected, remaining. Reads the store alone.
 
+    Where rows of several tables are in it, each is listed, with where its rows came from.
     While a run writes the output, or has died without giving it back, that run is named.
     --watch shows rows an hour and the time that is left on a terminal, and elsewhere prints a line
     whenever the counts change.
     """
     with _errors():
-        from jobs.progress import print_status
+        from jobs.summaries import print_status
         from jobs.watch import watch_output
         from pipeline.lease import read_lease
         from pipeline.ledger import Ledger
@@ -419,18 +440,30 @@ def clean(
             "--unfinished", help="Also saved work that a run would go on from: no run will come."
         ),
     ] = False,
+    table: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Also this table's rows, manifest and rejects, by its name in `rushes status`, as "
+            "often as you like. Its clips stay.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """List, and with --yes remove, what nobody will read: lost attempts, spent saves, leftovers.
 
-    Commits, the files that they name, rows, manifests and failures are never touched. Nothing is
-    removed while a run writes the output.
+    Commits, the files that they name and failures are never touched, nor are rows, manifests and
+    rejects but of a table that --table names: one that was moved, or is no longer wanted. Nothing
+    is removed while a run writes the output.
     """
     with _errors():
         from jobs.clean import clean_output
-        from jobs.progress import print_garbage
+        from jobs.summaries import print_garbage
 
         console = _console()
-        kinds = clean_output(output, remove=yes, unfinished=unfinished, say=console.print)
+        kinds = clean_output(
+            output, remove=yes, unfinished=unfinished, say=console.print, tables=table or ()
+        )
         print_garbage(console, kinds, removed=yes)
 
 

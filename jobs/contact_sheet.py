@@ -34,10 +34,17 @@ FIELDS = tuple(MANIFEST_SCHEMA.names)
 MAX_ROWS = 50_000
 """Rows that a browser shows with ease; `rushes render` leaves further ones to the manifest."""
 
+MAX_VALUE_CHARS = 1000
+"""Of a label's value, as text; what is longer is cut, and whole in the manifest alone."""
+
 _MAX_SAFE_INTEGER = 2**53 - 1
 _MEDIA_PATH = re.compile(r"(?:^|/)(clips/[^/]+/[^/]+/[^/]+)$")
 _ZERO_FRACTION = re.compile(r"\.0+(?=Z?$)")
 _JSON_ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
+
+
+class Omitted(str):
+    """Stands for a value that isn't here whole: by it rows can't be filtered."""
 
 
 def relative_link(uri: str) -> str:
@@ -103,7 +110,7 @@ def _collect(tables: Sequence[pa.Table], link: Callable[[str], str]) -> dict[str
     for name, kind in (("video", "uri"), ("poster", "poster_uri")):
         links = (link(uri) if uri else None for uri in fields.get(kind, [None] * num_rows))
         fields[name] = list(links)
-    labels = {name: column(name) for name in names if name not in FIELDS}
+    labels = {name: [*map(_cut, column(name))] for name in names if name not in FIELDS}
     return {
         "num_rows": num_rows,
         "fields": [_pack(name, values) for name, values in fields.items()],
@@ -114,7 +121,13 @@ def _collect(tables: Sequence[pa.Table], link: Callable[[str], str]) -> dict[str
 def _pack(name: str, values: list[Any]) -> dict[str, Any]:
     if values and all(type(v) is type(values[0]) and v == values[0] for v in values):
         return {"name": name, "same": values[0]}
-    return {"name": name, "values": values}
+    omitted = [row for row, value in enumerate(values) if isinstance(value, Omitted)]
+    return {"name": name, "values": values, **({"omitted": omitted} if omitted else {})}
+
+
+def _cut(value: Any) -> Any:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return Omitted(f"{text[:MAX_VALUE_CHARS]}…") if len(text) > MAX_VALUE_CHARS else value
 
 
 def _json_values(column: pa.ChunkedArray) -> list[Any]:
@@ -140,10 +153,12 @@ def _json_value(scalar: pa.Scalar) -> Any:
     if pa.types.is_struct(kind):
         return {name: _json_value(value) for name, value in scalar.items()}
     if pa.types.is_map(kind):
-        pairs = ((_json_value(pair["key"]), _json_value(pair["value"])) for pair in scalar.values)
+        items = scalar.values[:MAX_VALUE_CHARS]
+        pairs = ((_json_value(pair["key"]), _json_value(pair["value"])) for pair in items)
         return {key if isinstance(key, str) else json.dumps(key): value for key, value in pairs}
     if pa.types.is_nested(kind):
-        return [_json_value(value) for value in scalar.values]
+        # Each has two characters at least: what comes after so many would be cut.
+        return [_json_value(value) for value in scalar.values[:MAX_VALUE_CHARS]]
     if pa.types.is_duration(kind):
         return f"{scalar.cast(pa.int64()).as_py()} {kind.unit}"
     if pa.types.is_timestamp(kind) and kind.tz:
@@ -161,8 +176,15 @@ def _json_plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, bytes):
-        return value.hex()
+        return Omitted(f"bytes, {_describe_size(len(value))}")
     return str(value)
+
+
+def _describe_size(size_bytes: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size_bytes >= size:
+            return f"{size_bytes / size:.{0 if size_bytes >= 10 * size else 1}f} {unit}"
+    return f"{size_bytes} B"
 
 
 def _read(name: str) -> str:

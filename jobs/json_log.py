@@ -12,7 +12,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from pipeline.counts import add_counts
 from pipeline.documents import Commit, Failure
+from pipeline.plan import Plan
 
 if TYPE_CHECKING:
     from jobs.plan import PlannedCall
@@ -30,6 +32,7 @@ class JsonReporter:
         """Write by `write`, a line at a time."""
         self._write = write
         self._always: dict[str, Any] = {"output": output}
+        self._plan = Plan(())
         self._next_progress = 0.0
 
     def __enter__(self) -> Self:
@@ -44,7 +47,7 @@ class JsonReporter:
     ) -> None:
         """Write what there is to do, why rows were rejected, and which names look misspelt."""
         self._always["run"] = epoch
-        plan = call.plan
+        plan = self._plan = call.plan
         self._log(
             "info", "planned", rows=plan.rows, clips=plan.clips, done=done,
             to_render=len(requests), rejected=plan.rejected, recipe=call.recipe.name,
@@ -58,11 +61,15 @@ class JsonReporter:
             self.noted(hint)
 
     def ended(self, outcome: Commit | Failure) -> None:
-        """Write what became of a clip."""
+        """Write what became of a clip; of one that failed, also the rows that ask for it."""
         if isinstance(outcome, Failure):
+            rows = [
+                {"id": row.name, "row": row.row, "source": row.source}
+                for _, row in self._plan.find_rows((outcome.clip_id,))
+            ]
             self._log(
                 "error", "failed", clip_id=outcome.clip_id, stage=outcome.stage,
-                reason=outcome.reason, attempts=outcome.attempts,
+                reason=outcome.reason, attempts=outcome.attempts, rows=rows,
             )  # fmt: skip
         else:
             self._log(
@@ -86,11 +93,17 @@ class JsonReporter:
         self._log("error", "broken", text=str(error))
 
     def finished(self, result: RunResult) -> None:
-        """Write how the run ended."""
+        """Write why rows failed, and how the run ended: its tables' rows, then the others'."""
+        for each in result.failures:
+            self._log(
+                "error", "failures", rows=each.rows, stage=each.stage, reason=each.reason,
+                ids=each.ids,
+            )  # fmt: skip
         self._log(
             "info", "finished", ended_by=result.ended_by, rendered=result.rendered,
             failed_now=result.failed, given_up=result.given_up, seconds=round(result.seconds, 1),
-            **result.status.model_dump(),
+            **result.status.model_dump(), other_tables=len(result.others),
+            others=add_counts(result.others).model_dump(),
         )  # fmt: skip
 
     def _log(self, level: Level, event: str, **fields: Any) -> None:

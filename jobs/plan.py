@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipeline.documents import OutputIdentity, describe_output
 from pipeline.identity import clip_id, digest_renderer, fingerprint_model
 from pipeline.ledger import Ledger
-from pipeline.parallel.degrees import check_degrees
+from pipeline.parallel.degrees import TRANSFORMER_CONFIGS, check_degrees
 from pipeline.plan import Plan
 from pipeline.recipe import Recipe, resolve_checkpoint
 from pipeline.request import RenderRequest
@@ -28,23 +29,6 @@ class PlannedCall:
         """What an output of this call is."""
         return describe_output(self.recipe, self.model_fingerprint)
 
-    def split(self) -> dict[str, int]:
-        """Return how many distinct clips go to each shape of gang, by the gang's name.
-
-        Shapes that take the same clips share them, and are named together.
-        """
-        gangs = self.recipe.gangs
-        alike = {
-            room: ", ".join(gang.name for gang in gangs if gang.max_tokens == room)
-            for room in (gang.max_tokens for gang in gangs)
-        }
-        counts = dict.fromkeys(alike.values(), 0)
-        for (width, height, num_frames, _), clips in self.plan.shapes.items():
-            gang = self.recipe.find_gang(width, height, num_frames)
-            if gang:
-                counts[alike[gang.max_tokens]] += clips
-        return counts
-
     def remaining(self, done: Set[str], limit: int | None = None) -> dict[str, RenderRequest]:
         """Return the clips still to render, by clip id, most work first.
 
@@ -59,18 +43,54 @@ class PlannedCall:
         return {key: each for key, each in requests.items() if key in first}
 
 
-def plan_call(tables: Sequence[str], recipe: Recipe) -> PlannedCall:
-    """Read and plan all tables.
+def plan_rows(tables: Sequence[str], recipe: Recipe) -> Plan:
+    """Read and plan all tables without the model: a clip's id is of its request alone.
 
     Raises:
-        UsageError: the call is wrong; see `plan_tables`, `check_degrees`, `fingerprint_model`.
+        UsageError: the call is wrong; see `plan_tables`.
     """
-    checkpoint = resolve_checkpoint(recipe.model)
-    check_degrees(checkpoint, recipe.gangs)
-    fingerprint = fingerprint_model(recipe.model, checkpoint)
+    return plan_tables(tables, recipe, lambda request: clip_id(request, ""))
+
+
+def plan_call(tables: Sequence[str], recipe: Recipe) -> PlannedCall:
+    """Read and plan all tables; then find the model, which may have to be fetched.
+
+    Raises:
+        UsageError: the call is wrong; see `plan_tables`, `find_model`, `fingerprint_model`.
+    """
+    plan = plan_rows(tables, recipe)
+    fingerprint = fingerprint_model(recipe.model, find_model(recipe))
     renderer = digest_renderer(fingerprint, recipe.finish)
-    plan = plan_tables(tables, recipe, lambda request: clip_id(request, renderer))
-    return PlannedCall(recipe, fingerprint, plan)
+    named = plan.with_clip_ids(lambda request: clip_id(request, renderer))
+    return PlannedCall(recipe, fingerprint, named)
+
+
+def find_model(recipe: Recipe) -> Path:
+    """Return the folder of a recipe's checkpoint; from a hub, configurations are fetched first.
+
+    Raises:
+        UsageError: it can't be found, or not be cut as the gangs ask; see `check_degrees`.
+    """
+    if any(max(shape.tensor, shape.context) > 1 for shape in recipe.gangs):
+        check_degrees(resolve_checkpoint(recipe.model, TRANSFORMER_CONFIGS), recipe.gangs)
+    return resolve_checkpoint(recipe.model)
+
+
+def split_clips(plan: Plan, recipe: Recipe) -> dict[str, int]:
+    """Return how many distinct clips go to each shape of gang, by the gang's name.
+
+    Shapes that take the same clips share them, and are named together.
+    """
+    alike = {
+        room: ", ".join(gang.name for gang in recipe.gangs if gang.max_tokens == room)
+        for room in (gang.max_tokens for gang in recipe.gangs)
+    }
+    counts = dict.fromkeys(alike.values(), 0)
+    for (width, height, num_frames, _), clips in plan.shapes.items():
+        gang = recipe.find_gang(width, height, num_frames)
+        if gang:
+            counts[alike[gang.max_tokens]] += clips
+    return counts
 
 
 def find_done(call: PlannedCall, ledger: Ledger) -> set[str]:

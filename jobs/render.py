@@ -1,30 +1,28 @@
 """Render tables into an output: plan, resume, run, and write down what became of each row."""
 
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUnknownArgumentType=false, reportMissingTypeStubs=false
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 
 import _thread
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import chain
 from typing import Literal, Protocol
 
-import pyarrow as pa
-
-from jobs.contact_sheet import MAX_ROWS, render_contact_sheet
 from jobs.plan import PlannedCall, find_done, plan_call
 from jobs.record import Run
+from jobs.report.documents import Problem
+from jobs.report.reasons import Reasons
+from jobs.results import write_results
 from jobs.run import RunBrokenError, run_on_ray
 from jobs.stop import StopSignal, stop_signals
-from pipeline.documents import Commit, Failure, OutputStatus
+from pipeline.counts import add_counts
+from pipeline.documents import Commit, Failure, RowCounts, TableStatus
 from pipeline.errors import RunEndingError
 from pipeline.lease import Lease
 from pipeline.ledger import Ledger
-from pipeline.manifest import write_manifest
 from pipeline.plan import Plan
 from pipeline.recipe import Recipe
 from pipeline.request import RenderRequest
@@ -57,8 +55,8 @@ class Reporter(Protocol):
 class RunResult:
     """How a run ended."""
 
-    status: OutputStatus
-    """Every row of every table of the output, by state."""
+    status: RowCounts
+    """Every row of the call's tables, by state."""
     output: str
     rendered: int
     failed: int
@@ -69,6 +67,10 @@ class RunResult:
     given_up: int
     """Clips that failed before and were not tried again."""
     seconds: float
+    failures: tuple[Problem, ...] = ()
+    """Why clips failed, in this run or, of those that were given up, before."""
+    others: tuple[TableStatus, ...] = ()
+    """The output's other tables."""
 
 
 def render_tables(
@@ -97,9 +99,9 @@ def render_tables(
         RunBrokenError: the run can't go on; what is committed stays.
     """
     began = time.monotonic()
-    call = plan_call(tables, recipe)
     store = ObjectStore(output)
     store.locate_for_arrow("run.json")
+    call = plan_call(tables, recipe)
     requests = call.remaining(find_done(call, Ledger(store)), limit)
     if requests:
         from cluster.session import check_cluster
@@ -110,7 +112,7 @@ def render_tables(
     run = Run(store)
     with run.recorded(reporter.noted), _kept(lease), stop_signals():
         ledger = Ledger(store, lease.epoch)
-        status, given_up = None, set[str]()
+        status, given_up, reasons = None, set[str](), Reasons()
         try:
             done = find_done(call, ledger)
             requests = call.remaining(done, limit)
@@ -118,27 +120,32 @@ def render_tables(
             for key in given_up:
                 del requests[key]
             for table in call.plan.tables:
-                ledger.save_rows(table.name, table.rows)
+                ledger.save_rows(table.name, table.rows, table.uri)
             reporter.planned(call, len(done), requests, lease.epoch)
             if given_up:
                 reporter.noted(_describe_given_up(len(given_up), recipe, retry=retry_failed))
+                _add_reasons(reasons, ledger.latest_failures(given_up), call.plan)
             if requests:
                 run.begin(lease.epoch, recipe.name, len(requests))
                 for outcome in run_on_ray(call, ledger, requests, reporter, address, run.use):
                     run.count(outcome)
                     reporter.ended(outcome)
-            status = _write_results(ledger)
+                    if isinstance(outcome, Failure):
+                        _add_reasons(reasons, (outcome,), call.plan)
+            status = write_results(ledger)
         except StopSignal:  # seconds are left: the next run writes the manifest
             run.stopped_by = "SIGTERM"
         except KeyboardInterrupt:
             run.stopped_by = "Ctrl-C"
-            status = _write_results(ledger)
+            status = write_results(ledger)
         except RunBrokenError:
             with suppress(OSError, RunEndingError):  # the store may be what broke
-                _write_results(ledger)
+                write_results(ledger)
             raise
+    status = status or ledger.status()
+    names = {table.name for table in call.plan.tables}
     return RunResult(
-        status=status or ledger.status(),
+        status=add_counts(each for each in status.tables if each.name in names),
         output=store.uri,
         rendered=run.rendered,
         failed=run.failed,
@@ -146,6 +153,8 @@ def render_tables(
         ended_by=run.stopped_by,
         given_up=len(given_up),
         seconds=time.monotonic() - began,
+        failures=reasons.listed(),
+        others=tuple(each for each in status.tables if each.name not in names),
     )
 
 
@@ -163,6 +172,13 @@ def _describe_given_up(number: int, recipe: Recipe, *, retry: bool) -> str:
             f"to try once more: --set pool.max_attempts={limit + 1}"
         )
     return f"{number} clips that failed before are not tried again (--no-retry-failed)"
+
+
+def _add_reasons(reasons: Reasons, failures: Iterable[Failure], plan: Plan) -> None:
+    """Count the rows whose clips have failed."""
+    found = {failure.clip_id: failure for failure in failures}
+    for clip_id, row in plan.find_rows(found):
+        reasons.add(found[clip_id].stage, found[clip_id].reason, row.name)
 
 
 @contextmanager
@@ -187,18 +203,3 @@ def _kept(lease: Lease) -> Generator[None]:
         if lost:
             raise RunBrokenError(f"the run broke: {lost[0]}") from None
         raise
-
-
-def _write_results(ledger: Ledger) -> OutputStatus:
-    """Write the manifest and the page of what the output holds now."""
-    status = write_manifest(ledger)
-    tables, room = list[pa.Table](), MAX_ROWS
-    for part in chain.from_iterable(map(ledger.read_parts, ledger.list_tables("manifest"))):
-        tables.append(part.slice(0, room))
-        room -= tables[-1].num_rows
-        if not room:
-            break
-    title = ledger.store.uri.rstrip("/").rpartition("/")[2]
-    page = render_contact_sheet(tables, title, left_out=status.rows - (MAX_ROWS - room))
-    ledger.store.put("index.html", page.encode())
-    return status

@@ -33,6 +33,7 @@ from jobs.api.keys import ApiKeys
 from jobs.api.lines import Lines
 from jobs.api.proxy import IMPORT_PATH
 from jobs.api.routes import make_app
+from jobs.plan import find_model
 from jobs.run import RunBrokenError
 from jobs.stop import stop_signals
 from pipeline.batches import BatchJob, BatchLimits
@@ -43,8 +44,7 @@ from pipeline.inbox import VideoJob
 from pipeline.inputs import Inputs
 from pipeline.lease import read_lease
 from pipeline.ledger import Ledger
-from pipeline.parallel.degrees import check_degrees
-from pipeline.recipe import Recipe, resolve_checkpoint
+from pipeline.recipe import Recipe
 from pipeline.store import ObjectStore
 from pipeline.uploads import FileRecord
 
@@ -135,9 +135,7 @@ def bind_endpoint(call: ServeCall) -> Any:
         UsageError: the model can't be found or can't be cut as gangs ask; the output is another's.
     """
     recipe = call.recipe
-    checkpoint = resolve_checkpoint(recipe.model)
-    check_degrees(checkpoint, recipe.gangs)
-    fingerprint = fingerprint_model(recipe.model, checkpoint)
+    fingerprint = fingerprint_model(recipe.model, find_model(recipe))
     identity = describe_output(recipe, fingerprint)
     Ledger(call.store).open_output(identity)
     renderer = digest_renderer(fingerprint, recipe.finish)

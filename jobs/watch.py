@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from jobs.progress import tabulate_status
+from jobs.summaries import tabulate_status
 from pipeline.documents import OutputStatus
 from pipeline.lease import LeaseRecord, read_lease
 from pipeline.ledger import Ledger

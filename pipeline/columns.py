@@ -32,6 +32,9 @@ ROW_TYPES = {
 """The columns of a planned table, before its labels."""
 ROW_COLUMNS = tuple(ROW_TYPES)
 
+SOURCE_KEY = b"rushes.source"
+"""Under this key the metadata of saved rows has the URI that they came from."""
+
 STAGES = ("encode", "denoise", "develop", "upload")
 """The stages whose seconds are kept."""
 

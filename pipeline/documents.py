@@ -119,16 +119,30 @@ class Checkpoint(Document):
     saved_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
 
-class OutputStatus(Document):
-    """How many rows ended how; each row is counted once. Clips are counted without repeats."""
+class RowCounts(Document):
+    """How many rows ended how; each row is counted once."""
 
     rows: int = 0
     committed: int = 0
     failed: int = 0
     rejected: int = 0
     remaining: int = 0
+
+
+class TableStatus(RowCounts):
+    """One table's rows."""
+
+    name: str
+    source: str | None = None
+    """The URI that its rows came from; None where an earlier version saved them."""
+
+
+class OutputStatus(RowCounts):
+    """All rows of an output, and table by table. Clips are counted without repeats."""
+
     clips: int = 0
     clips_committed: int = 0
+    tables: tuple[TableStatus, ...] = ()
 
 
 def describe_output(recipe: Recipe, model_fingerprint: str) -> OutputIdentity:

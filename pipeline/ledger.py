@@ -36,7 +36,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.arrow import open_bytes
-from pipeline.columns import ROW_COLUMNS
+from pipeline.columns import ROW_COLUMNS, SOURCE_KEY
+from pipeline.counts import RowCounter
 from pipeline.documents import (
     Artifact,
     Commit,
@@ -199,9 +200,10 @@ class Ledger:
             partial(read_document, self.store, Failure), wanted, self.store.concurrency
         )
 
-    def save_rows(self, name: str, rows: pa.Table) -> None:
+    def save_rows(self, name: str, rows: pa.Table, uri: str | None = None) -> None:
         """Keep a table's rows as planned, in place of those kept under the same name before.
 
+        With them, the URI that they came from.
         A `_SUCCESS` is removed: it holds for what is here only once the manifest is written again.
 
         Raises:
@@ -218,6 +220,8 @@ class Ledger:
         lost = pc.sum(pc.and_(pc.is_null(rows["clip_id"]), pc.is_null(rows["reject"]))).as_py()
         if lost:
             raise ValueError(f"rows of {name!r}: {lost} have neither clip_id nor reject")
+        if uri:
+            rows = rows.replace_schema_metadata({SOURCE_KEY: uri.encode(errors="replace")})
         self.store.delete(SUCCESS_KEY)
         try:
             rejects = rows.filter(pc.is_valid(rows["reject"]))
@@ -235,9 +239,27 @@ class Ledger:
         self, columns: Sequence[str] | None = None
     ) -> Iterator[tuple[str, Iterator[pa.Table]]]:
         """Yield each planned table's name and rows, by name; the rows as `read_parts` does."""
-        for key in self.list_tables("rows"):
-            name = key.removeprefix("rows/").removesuffix(".parquet")
-            yield name, self.read_parts(key, columns)
+        for name in self.table_names():
+            yield name, self.read_parts(f"rows/{name}.parquet", columns)
+
+    def table_names(self) -> list[str]:
+        """Return the names of all planned tables."""
+        return [key[len("rows/") : -len(".parquet")] for key in self.list_tables("rows")]
+
+    def table_keys(self, name: str) -> tuple[str, ...]:
+        """Return the keys of what is kept of a table: manifest, rejects, and rows last."""
+        keys = (f"{folder}/{name}.parquet" for folder in ("manifest", "rejects", "rows"))
+        return tuple(key for key in keys if self.store.exists(key))
+
+    def drop_table(self, name: str) -> None:
+        """Remove a table, its rows last: where that is cut off it is still known, to do again.
+
+        The caller holds the lease, and writes the manifest again.
+        """
+        self._check_epoch()
+        self.store.delete(SUCCESS_KEY)
+        for key in self.table_keys(name):
+            self.store.delete(key)
 
     def list_tables(self, folder: str) -> list[str]:
         """Return the keys of the tables in `rows` or `manifest`, by name.
@@ -293,18 +315,19 @@ class Ledger:
         """
         self.read_output()
         committed, failed = self.committed_ids(), self.failed_ids()
-        counts, clips = Counter[str](), set[str]()
-        for _, parts in self.load_rows(("clip_id", "reject")):
+        counter = RowCounter(committed)
+        for name, parts in self.load_rows(("clip_id", "reject")):
             for part in parts:
-                cells = (column.to_pylist() for column in part.columns)
-                for clip_id, reject in zip(*cells, strict=True):
-                    counts[row_status(clip_id, reject, committed, failed)] += 1
-                    if reject is None:
-                        clips.add(clip_id)
-        done = len(clips & committed)
-        return OutputStatus(
-            rows=counts.total(), clips=len(clips), clips_committed=done, **dict(counts)
-        )
+                clip_ids, rejects = (column.to_pylist() for column in part.columns)
+                counter.add_part(
+                    name,
+                    part,
+                    (
+                        row_status(clip_id, reject, committed, failed)
+                        for clip_id, reject in zip(clip_ids, rejects, strict=True)
+                    ),
+                )
+        return counter.status()
 
     def _upload(self, key: str, path: Path) -> Artifact:
         with path.open("rb") as file:

@@ -19,16 +19,17 @@ as JSON. A run removes it when it starts.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.columns import MANIFEST_SCHEMA, REQUEST_COLUMNS, ROW_COLUMNS, STAGES
+from pipeline.counts import RowCounter
 from pipeline.documents import Commit, Failure, OutputStatus, row_status
 from pipeline.ledger import SUCCESS_KEY, Ledger
+from pipeline.plan import name_row
 from pipeline.store import ObjectStore
-
-SHORT_ID_DIGITS = 16
 
 CLIP_SCHEMA = pa.schema(
     [field for field in MANIFEST_SCHEMA if field.name not in (*ROW_COLUMNS, "status", "error")]
@@ -42,28 +43,20 @@ def write_manifest(ledger: Ledger) -> OutputStatus:
     Returns the counts that the manifest shows.
     """
     committed, failed = ledger.committed_ids(), ledger.failed_ids()
-    counts = dict.fromkeys(("committed", "failed", "rejected", "remaining"), 0)
-    asked = set[str]()
+    counter = RowCounter(committed)
 
-    def describe(rows: pa.Table) -> pa.Table:
+    def describe(name: str, rows: pa.Table) -> pa.Table:
         wanted = set(rows["clip_id"].filter(rows["reject"].is_null()).to_pylist())
         commits = ledger.read_commits(wanted & committed)
         lost = (wanted & failed) - committed
         failures = ledger.latest_failures(lost) if lost else ()
         manifest = build_manifest(rows, commits, failures, ledger.store)
-        for status in manifest["status"].to_pylist():
-            counts[status] += 1
-        asked.update(wanted)
+        counter.add_part(name, rows, manifest["status"].to_pylist())
         return manifest
 
     for name, parts in ledger.load_rows():
-        ledger.put_parts(f"manifest/{name}.parquet", map(describe, parts))
-    status = OutputStatus(
-        rows=sum(counts.values()),
-        clips=len(asked),
-        clips_committed=len(asked & committed),
-        **counts,
-    )
+        ledger.put_parts(f"manifest/{name}.parquet", map(partial(describe, name), parts))
+    status = counter.status()
     if status.remaining == 0:
         ledger.store.put(SUCCESS_KEY, status.model_dump_json(indent=1).encode())
     else:
@@ -98,7 +91,7 @@ def build_manifest(
     columns |= {name: rendered[name] for name in rendered.column_names}
     columns |= {
         "id": [
-            clip_id[:SHORT_ID_DIGITS] if given is None and clip_id else given
+            name_row(given, clip_id) if clip_id else given
             for given, clip_id in zip(rows["id"].to_pylist(), clip_ids, strict=True)
         ],
         "clip_id": clip_ids,

@@ -23,6 +23,11 @@ from pipeline.parallel.layout import ParallelLayout
 Dtype = Literal["float32", "bfloat16", "float16"]
 Positive = Annotated[int, Field(gt=0)]
 
+# Weights are in components' folders. Beside them some repositories (Lightricks/LTX-2) have the same
+# model again in single files.
+CHECKPOINT_FILES = ("*/*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+"""What is fetched of a hub's repository."""
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -277,8 +282,10 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise UsageError(_explain(error, path)) from error
 
 
-def resolve_checkpoint(model: ModelSpec) -> Path:
+def resolve_checkpoint(model: ModelSpec, files: Sequence[str] = CHECKPOINT_FILES) -> Path:
     """Return the local folder of a checkpoint, from the hub's cache or the hub for a hub id.
+
+    From a hub only these `files` are fetched, names that may have `*` in them.
 
     Raises:
         UsageError: the package, folder or hub id can't be found.
@@ -295,18 +302,15 @@ def resolve_checkpoint(model: ModelSpec) -> Path:
         return local.resolve()
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UsageError(f"model.checkpoint: no folder at {name}")
-    return _download(name, model.revision)
+    return _download(name, model.revision, files)
 
 
-def _download(repo: str, revision: str | None) -> Path:
+def _download(repo: str, revision: str | None, files: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    # Weights are in components' folders. Beside them some repositories (Lightricks/LTX-2) have the
-    # same model again in single files.
-    patterns = ["*/*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(files)))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         answer = getattr(error, "response", None)  # none of those that come before any answer
         is_refused = answer is not None and answer.status_code < HTTPStatus.INTERNAL_SERVER_ERROR

@@ -115,6 +115,7 @@ def _plan_table(
     rows |= dict(zip(names, columns.labels.columns, strict=True))
     return PlannedTable(
         source=source.given,
+        uri=source.uri,
         name=source.name,
         rows=pa.table(rows),
         reasons=_group_reasons(problems, columns.parts),

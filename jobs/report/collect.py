@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from jobs.report.documents import DeviceUse, Report, RunSummary, StageTimes, Work
 from jobs.report.labels import Breaker
 from jobs.report.tally import Tally
-from pipeline.documents import OutputStatus
 from pipeline.lease import read_lease
 from pipeline.ledger import Ledger
 from pipeline.runs import RunRecord, read_runs
@@ -67,7 +66,7 @@ def collect_report(store: ObjectStore, by: Sequence[str], price: Price) -> Colle
         output=store.uri,
         model=identity.model,
         recipe=identity.recipe,
-        rows=_count(tally),
+        rows=tally.rows.status(),
         work=Work(
             clips=len(tally.device_seconds),
             video_s=sum(tally.video_s),
@@ -89,15 +88,6 @@ def collect_report(store: ObjectStore, by: Sequence[str], price: Price) -> Colle
         use=_compare_use(runs, price),
     )
     return Collected(report, committed_at)
-
-
-def _count(tally: Tally) -> OutputStatus:
-    return OutputStatus(
-        rows=tally.counts.total(),
-        clips=len(tally.asked),
-        clips_committed=len(tally.device_seconds),
-        **dict(tally.counts),
-    )
 
 
 def _summarize(number: int, record: RunRecord, tally: Tally, writing: int | None) -> RunSummary:

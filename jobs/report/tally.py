@@ -11,57 +11,25 @@ from __future__ import annotations
 
 import heapq
 import math
-import re
 from array import array
 from bisect import bisect
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import accumulate
 
 import pyarrow as pa
 
-from jobs.report.documents import ClipNumbers, Problem
+from jobs.report.documents import ClipNumbers
 from jobs.report.labels import Breaker
+from jobs.report.reasons import Reasons
 from pipeline.columns import STAGES
+from pipeline.counts import RowCounter
 from pipeline.documents import Commit, Status, row_status
 from pipeline.ledger import Ledger
-from pipeline.manifest import SHORT_ID_DIGITS
+from pipeline.plan import name_row
 
-EXAMPLES = 5
 CLIPS_SHOWN = 10
-_VARYING = re.compile(r"'[^']*'|\"[^\"]*\"|\b[0-9a-f]{12,}\b|\d+(?:\.\d+)?")
-
-
-@dataclass
-class _Reason:
-    text: str
-    rows: int = 0
-    ids: list[str] = field(default_factory=list[str])
-
-
-class Reasons:
-    """Rows by why they came to nothing; reasons that differ in numbers and quotes are one."""
-
-    def __init__(self) -> None:
-        """Start with none."""
-        self._found: dict[tuple[str | None, str], _Reason] = {}
-
-    def add(self, stage: str | None, reason: str, row_id: str) -> None:
-        """Count a row."""
-        each = self._found.setdefault((stage, _VARYING.sub("#", reason)), _Reason(reason))
-        each.rows += 1
-        if len(each.ids) < EXAMPLES:
-            each.ids.append(row_id)
-
-    def listed(self) -> tuple[Problem, ...]:
-        """Return all of them, the most frequent first."""
-        found = sorted(self._found.items(), key=lambda each: -each[1].rows)
-        return tuple(
-            Problem(stage=stage, reason=each.text, rows=each.rows, ids=tuple(each.ids))
-            for (stage, _), each in found
-        )
 
 
 class _Top:
@@ -86,9 +54,6 @@ class Tally:
 
     def __init__(self, ledger: Ledger, starts: Sequence[datetime], breaker: Breaker) -> None:
         """List what the output holds; `starts` are its runs', the first one first."""
-        self.counts = Counter[Status]()
-        self.asked = set[str]()
-        """The clips that rows ask for."""
         self.failures, self.rejects = Reasons(), Reasons()
         self.num_retried = 0
         self.device_seconds, self.video_s = array("d"), array("d")
@@ -103,6 +68,7 @@ class Tally:
         self._slowest, self._retried = _Top(), _Top()
         self._ledger, self._breaker = ledger, breaker
         self._committed, self._failed = ledger.committed_ids(), ledger.failed_ids()
+        self.rows = RowCounter(self._committed)
         self._earlier = ledger.count_attempts(self._committed & self._failed)
         self._starts = list(accumulate((each.timestamp() for each in starts), max))
 
@@ -127,33 +93,32 @@ class Tally:
             each.clip_id: each for each in (self._ledger.latest_failures(lost) if lost else ())
         }
 
-        def name_row(place: int) -> str:
-            if ids[place] is not None:
-                return ids[place]
-            clip_id = clip_ids[place]
-            return clip_id[:SHORT_ID_DIGITS] if clip_id else f"{table} row {numbers[place]}"
+        def name(place: int) -> str:
+            if clip_ids[place] is None and ids[place] is None:
+                return f"{table} row {numbers[place]}"
+            return name_row(ids[place], clip_ids[place])
 
-        fresh = dict[str, int]()
+        fresh, states = dict[str, int](), list[Status]()
         for place, (clip_id, reject) in enumerate(zip(clip_ids, rejects, strict=True)):
             status = row_status(clip_id, reject, self._committed, self._failed)
-            self.counts[status] += 1
+            states.append(status)
             self._breaker.add_row(labels, place, status)
             if status == "rejected":
-                self.rejects.add(None, reject, name_row(place))
+                self.rejects.add(None, reject, name(place))
             elif status == "failed":
                 failure = failures[clip_id]
-                self.failures.add(failure.stage, failure.reason, name_row(place))
-            elif status == "committed" and clip_id not in self.asked:
+                self.failures.add(failure.stage, failure.reason, name(place))
+            elif status == "committed" and clip_id not in self.rows.clips:
                 fresh.setdefault(clip_id, place)
-        self.asked |= wanted
+        self.rows.add_part(table, rows, states)
         for commit in self._ledger.read_commits(fresh):
             place = fresh[commit.clip_id]
-            self._add_clip(commit, name_row(place))
+            self._add_clip(commit, name(place))
             self._breaker.add_clip(labels, place, commit.duration_s, commit.device_seconds)
 
     def add_others(self) -> None:
         """Count, for the runs alone, the commits that no row asks for."""
-        for commit in self._ledger.read_commits(self._committed - self.asked):
+        for commit in self._ledger.read_commits(self._committed - self.rows.clips):
             self._add_to_run(commit)
 
     def _add_clip(self, commit: Commit, row_id: str) -> None:

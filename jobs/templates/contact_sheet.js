@@ -10,7 +10,7 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const reader = (c) => ("same" in c ? () => c.same : (i) => c.values[i]);
   const fields = new Map(data.fields.map((c) => [c.name, reader(c)]));
-  const labels = data.labels.map((c) => ({ name: c.name, at: reader(c) }));
+  const labels = data.labels.map((c) => ({ name: c.name, at: reader(c), omitted: new Set(c.omitted) }));
   const at = (name, i) => (fields.has(name) ? fields.get(name)(i) : null);
   const rows = Array.from({ length: data.num_rows }, (_, i) => i);
   const collator = new Intl.Collator(undefined, { numeric: true, sensitivity: "base" });
@@ -68,8 +68,8 @@
     Array.isArray(v) && v.length && v.every((x) => x === null || typeof x !== "object")
       ? [...new Set(v.map((x) => JSON.stringify(x)))]
       : [JSON.stringify(v)];
-  function facet(title, read) {
-    const keys = rows.map((i) => keysOf(read(i)));
+  function facet(title, read, omitted = new Set()) {
+    const keys = rows.map((i) => (omitted.has(i) ? [] : keysOf(read(i))));
     const all = new Map();
     for (const list of keys) for (const key of list) all.set(key, (all.get(key) ?? 0) + 1);
     const values = [...all.keys()].sort((a, b) =>
@@ -80,7 +80,7 @@
   const extra = [];
   const sizes = facet("Size", (i) => shape(i) || null);
   if (sizes.values.length > 1) extra.push(sizes);
-  const byLabel = [...labels.map((label) => facet(label.name, label.at)), ...extra];
+  const byLabel = [...labels.map((label) => facet(label.name, label.at, label.omitted)), ...extra];
   const facets = [status, ...byLabel];
   const keyText = (key) => (key === NO_VALUE ? "No value" : text(JSON.parse(key)));
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pipeline.errors import UsageError
 from pipeline.parallel.plans import PLANS, check_context, look_up, refuse_degree
 from pipeline.recipe import GangShape
 
+TRANSFORMER_CONFIGS = ("transformer*/config.json",)
+"""The files of a checkpoint that say it."""
 HEADS = {"num_attention_heads": "heads", "audio_num_attention_heads": "heads for sound"}
 """What `tensor` must divide and `context` must nearly divide, as configurations name it."""
 COUNTS = {**HEADS, "ffn_dim": "channels of feed-forwards"}
@@ -26,16 +28,22 @@ def check_degrees(checkpoint: Path, shapes: Sequence[GangShape]) -> None:
 
     Raises:
         UsageError: a transformer can't be dealt out so, or has no plan; or its configuration is no
-            JSON.
+            JSON object, or names no class.
     """
     shared = [shape for shape in shapes if max(shape.tensor, shape.context) > 1]
-    for file in sorted(checkpoint.glob("transformer*/config.json")) if shared else ():
+    files = (file for name in TRANSFORMER_CONFIGS for file in checkpoint.glob(name))
+    for file in sorted(files) if shared else ():
         try:
-            config = json.loads(file.read_bytes())
+            config: Any = json.loads(file.read_bytes())
         except ValueError as error:
             raise UsageError(f"model.checkpoint: {file} is no JSON: {error}") from error
+        if not isinstance(config, dict) or "_class_name" not in config:
+            raise UsageError(
+                f"model.checkpoint: {file} has no _class_name, which names the model's class; "
+                "expected a component's configuration as diffusers saves it"
+            )
         for shape in shared:
-            _check(config, file.parent.name, shape)
+            _check(cast(dict[str, Any], config), file.parent.name, shape)
 
 
 def _check(config: Mapping[str, Any], name: str, shape: GangShape) -> None:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs.clean import clean_output
+from jobs.clean import Kind, clean_output
+from jobs.results import write_results
 from pipeline.batches import BatchEnd, BatchJob, BatchPlan, BatchStore, PlannedLine, new_batch_id
 from pipeline.checkpoints import Checkpoints
+from pipeline.errors import UsageError
 from pipeline.garbage import find_garbage
 from pipeline.inbox import Inbox, VideoEnd, VideoJob, new_video_id
 from pipeline.inputs import Inputs
@@ -82,6 +84,40 @@ def test_what_is_removed_and_what_is_kept(output: Ledger) -> None:
         for each in clean_output(output.store.uri, remove=True, unfinished=False, say=pytest.fail)
         if each.goes
     )
+
+
+def test_a_table_goes_when_it_is_named_and_its_clips_stay(output: Ledger) -> None:
+    store = output.store
+    output.save_rows("old", plan_rows((A, None), (D, None), (None, "no prompt")))
+    write_results(output)
+    with pytest.raises(UsageError, match=r"--table olf: .* has no such table; it has ads, old"):
+        clean_output(store.uri, remove=True, unfinished=False, say=pytest.fail, tables=["olf"])
+    before = listed(store)
+    tables = {f"{folder}/old.parquet" for folder in ("rows", "manifest", "rejects")}
+    assert tables < before
+
+    def clean(*, remove: bool) -> list[Kind]:
+        return clean_output(
+            store.uri, remove=remove, unfinished=False, say=pytest.fail, tables=["old"]
+        )
+
+    kinds = clean(remove=False)
+    assert listed(store) == before
+    assert (kinds[-1].name, kinds[-1].objects, kinds[-1].goes) == ("table old", 3, True)
+    assert clean(remove=True) == kinds
+    assert not any(key.endswith("/old.parquet") for key in store.list())
+    assert output.committed_ids() == {A, B}
+    assert output.status().rows == 4
+    page = store.read("index.html").decode()
+    assert '"num_rows":4' in page
+    with pytest.raises(UsageError, match=r"it has ads$"):
+        clean(remove=True)
+
+
+def test_the_last_table_may_go(output: Ledger) -> None:
+    clean_output(output.store.uri, remove=True, unfinished=False, say=pytest.fail, tables=["ads"])
+    assert output.status().rows == 0
+    assert '"num_rows":0' in output.store.read("index.html").decode()
 
 
 def test_unfinished_work_goes_only_when_asked(output: Ledger) -> None:

@@ -227,7 +227,8 @@ def test_failures_keep_their_history_and_a_commit_outweighs_them(
 
 def test_every_row_is_in_one_state(ledger: Ledger, files: tuple[Path, Path]) -> None:
     bad = (None, "width: got 65")
-    ledger.save_rows("ads", plan_rows((A, None), (A, None), (B, None), (C, None), bad, bad, bad))
+    rows = plan_rows((A, None), (A, None), (B, None), (C, None), bad, bad, bad)
+    ledger.save_rows("ads", rows, "s3://ads/tonight.csv")
     ledger.save_rows("more", plan_rows((A, None), (D, None)))
     ledger.commit_clip(draft(A), *files)
     ledger.record_failure(failure(B))
@@ -240,6 +241,26 @@ def test_every_row_is_in_one_state(ledger: Ledger, files: tuple[Path, Path]) -> 
         "remaining": 2,
         "clips": 4,
         "clips_committed": 1,
+        "tables": (
+            {
+                "name": "ads",
+                "source": "s3://ads/tonight.csv",
+                "rows": 7,
+                "committed": 2,
+                "failed": 1,
+                "rejected": 3,
+                "remaining": 1,
+            },
+            {
+                "name": "more",
+                "source": None,
+                "rows": 2,
+                "committed": 1,
+                "failed": 0,
+                "rejected": 0,
+                "remaining": 1,
+            },
+        ),
     }
     assert write_manifest(ledger) == status
     assert not ledger.store.exists(SUCCESS_KEY)

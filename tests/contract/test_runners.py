@@ -52,7 +52,7 @@ def render_here(table: str, output: Path, recipe: Recipe, *, backwards: bool = F
     ledger = Ledger(ObjectStore(output))
     ledger.open_output(call.identity)
     for planned in call.plan.tables:
-        ledger.save_rows(planned.name, planned.rows)
+        ledger.save_rows(planned.name, planned.rows, planned.uri)
     runner = LocalRunner(recipe, call.model_fingerprint, ledger)
     requests = list(call.remaining(set()).items())
     for clip_id, request in reversed(requests) if backwards else requests:

@@ -11,19 +11,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import typer
 from click.testing import Result
-from pydantic import BaseModel
 from ray._private import services
 from typer.testing import CliRunner
 
 from jobs.cli import ExitCode, app
-from jobs.recipes import find_recipe, list_recipes
-from pipeline.columns import KNOWN_COLUMNS
+from jobs.recipes import find_recipe
 from pipeline.documents import describe_output
 from pipeline.identity import fingerprint_model
 from pipeline.ledger import Ledger
-from pipeline.recipe import GangShape, Recipe, resolve_checkpoint
+from pipeline.recipe import resolve_checkpoint
 from pipeline.store import ObjectStore
 from tests.support.command import list_files, measure_rushes, write_table
 
@@ -219,6 +216,16 @@ def test_the_cluster_that_ray_remembers_is_gone(
     assert list_files(folder) == before
 
 
+@pytest.mark.parametrize("command", ["render", "plan"])
+def test_the_tables_are_checked_before_the_model_is_looked_for(folder: Path, command: str) -> None:
+    write_table(folder / "ids.parquet", id=["x", "x"], prompt=["one", "two"])
+    model = ("--set", "model.checkpoint=./weights", "--set", "gangs.0.tensor=2")
+    for table, says in {"none.parquet": "no such file", "ids.parquet": "two different"}.items():
+        assert says in refuse(command, table, "-o", "out", *model)
+    assert "no folder at ./weights" in refuse(command, "ads.parquet", "-o", "out", *model)
+    assert "the output has no name" in refuse(command, "ads.parquet", "-o", "")
+
+
 @pytest.mark.parametrize(
     "args",
     ["", "ads.parquet", "ads.parquet -o out --limit 0", "ads.parquet -o out --colour", "-o out"],
@@ -276,6 +283,7 @@ def test_plan_counts(folder: Path) -> None:
         "note: column 'promt' is carried as a label; is it 'prompt'?",
         f"rejected 1 row: prompt: got null, expected some text (row 3 of {table}, counted from 0)",
     ]
+    assert plan(table, "--set", "model.checkpoint=./weights") == (counts, notes)  # not needed
     assert plan(table, "-o", "out")[0] == counts | {"already done": "0", "to render": "2"}
     assert not (folder / "out").exists()
 
@@ -374,51 +382,3 @@ def test_a_report_needs_neither_ray_nor_torch(folder: Path) -> None:
     assert measured["loaded"] == []
     assert f"{folder}/out/report.html" in shown
     assert (folder / "out" / "report.json").exists()
-
-
-# What the help and the README say, against the code.
-
-
-def test_help_names_every_column_option_and_exit_code() -> None:
-    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
-        result = call(name, "--help")
-        assert result.exit_code == ExitCode.OK
-        options = [each for param in command.params for each in param.opts if "--" in each]
-        assert [each for each in options if each not in result.stdout] == [], name
-        if any(param.name == "tables" for param in command.params):
-            words = set(re.findall(r"\w+", result.stdout))
-            assert set(KNOWN_COLUMNS) <= words, name
-    shown = call("render", "--help").stdout
-    codes = shown[shown.index("Exit codes") :]
-    assert [int(code) for code in re.findall(r"\b\d+\b", codes)] == sorted(ExitCode)
-    assert all(name in shown for name in list_recipes())
-
-
-def test_help_without_a_command_lists_them() -> None:
-    shown = call("--help").stdout
-    assert all(name in shown for name in ("render", "plan", "status", "report"))
-    assert call().exit_code == ExitCode.USAGE
-
-
-def read_readme(topic: str) -> str:
-    """Return the sections of the README whose heading names a topic."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    sections = re.split(r"^#+ ", readme, flags=re.MULTILINE)
-    found = [text for text in sections if topic in text.partition("\n")[0].casefold()]
-    assert found, f"the README has no section on {topic}"
-    return "\n".join(found)
-
-
-def test_readme_names_every_column() -> None:
-    named = set(re.findall(r"`(\w+)`", read_readme("table")))
-    assert set(KNOWN_COLUMNS) <= named
-
-
-def test_readme_names_every_recipe_key() -> None:
-    text = read_readme("recipe")
-    named = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]+)`", text))))
-    for name, field in Recipe.model_fields.items():
-        assert name in named
-        section = GangShape if name == "gangs" else field.annotation
-        if isinstance(section, type) and issubclass(section, BaseModel):
-            assert set(section.model_fields) <= named, name

@@ -307,3 +307,28 @@ def test_ten_thousand_rows_come_as_needed(browser: Any, index: Path, tmp_path: P
     page.locator("#search").fill("take 9999")
     wait_for(page, "document.querySelectorAll('.card').length === 1")
     page.close()
+
+
+def test_what_is_binary_or_long_is_no_filter(browser: Any, tmp_path: Path):
+    table = pa.table(
+        {
+            "id": ["a", "b", "c"],
+            "status": ["remaining"] * 3,
+            "product": ["shoe", "hat", "hat"],
+            "notes": ["brief", "long " * 1000, "other"],
+            "thumbnail": [b"x" * 50_000, b"y" * 60_000, None],
+        }
+    )
+    index = tmp_path / "index.html"
+    index.write_text(render_contact_sheet([table], "Large labels"), "utf-8")
+    page = browser.new_page()
+    page.goto(index.as_uri())
+    page.wait_for_selector(".card")
+    assert page.locator("#facets summary").all_inner_texts() == ["product", "notes"]
+    notes = page.locator("#facets details", has_text="notes").locator("label.value span")
+    assert notes.all_inner_texts() == ["brief", "other"]
+    page.locator("#facets label.value", has_text="brief").locator("input").check()
+    assert page.locator("#count").inner_text() == "1 of 3 clips"
+    page.locator(".card .open").first.click()
+    assert "bytes, 50 kB" in page.locator("#viewer-body").inner_text()
+    page.close()

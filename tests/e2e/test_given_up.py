@@ -27,7 +27,7 @@ def output(tmp_path: Path) -> Ledger:
     ledger = Ledger(ObjectStore(tmp_path / "out"))
     ledger.open_output(call.identity)
     for planned in call.plan.tables:
-        ledger.save_rows(planned.name, planned.rows)
+        ledger.save_rows(planned.name, planned.rows, planned.uri)
     for clip_id in call.plan.clip_ids:
         for _ in range(2):
             ledger.record_failure(describe_failure(clip_id, "denoise", "out of memory"))

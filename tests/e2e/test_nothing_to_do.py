@@ -21,7 +21,7 @@ ROWS = 5
 def test_the_page_shows_as_many_rows_as_a_browser_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.render.MAX_ROWS", 3)
+    monkeypatch.setattr("jobs.results.MAX_ROWS", 3)
     monkeypatch.setattr("pipeline.ledger.PART_ROWS", 2)
     prompts = [f"a red ball, take {number}" for number in range(ROWS)]
     table = write_table(tmp_path / "ads.parquet", prompt=prompts)

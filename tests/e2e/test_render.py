@@ -180,6 +180,8 @@ def test_the_page_and_the_end_mark(rendered: Rendered) -> None:
         if row["uri"]:
             assert os.path.relpath(row["uri"], rendered.output) in page
     status = json.loads((rendered.output / "_SUCCESS").read_text())
+    (table,) = status.pop("tables")
+    assert table["source"] == f"file://{rendered.folder}/ads.parquet"
     assert status == {
         "rows": 5, "committed": 3, "failed": 0, "rejected": 2, "remaining": 0,
         "clips": 2, "clips_committed": 2,

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from jobs.contact_sheet import FIELDS, relative_link, render_contact_sheet
+from jobs.contact_sheet import FIELDS, MAX_VALUE_CHARS, relative_link, render_contact_sheet
 
 CLIP_ID = "ab" * 32
 
@@ -94,7 +94,6 @@ ISTANBUL = dt.timezone(dt.timedelta(hours=3))
         (pa.array(["a"], pa.large_string()), ["a"]),
         (pa.array(["a"], pa.string_view()), ["a"]),
         (pa.array(["a", "b", "a"]).dictionary_encode(), ["a", "b", "a"]),
-        (pa.array([b"\x00\xff"]), ["00ff"]),
         (pa.array([decimal.Decimal("1.10")]), ["1.10"]),
         (pa.array([dt.date(2026, 1, 2)]), ["2026-01-02"]),
         (pa.array([dt.time(3, 4, 5)]), ["03:04:05"]),
@@ -118,6 +117,47 @@ def test_labels_of_any_type_are_shown(array: pa.Array, expected: list[Any] | Non
     got = render(pa.table({"label": array}))["label"]
     assert got == (expected or [{"t": "1970-01-01 00:00:00.000000005Z"}])
     assert [type(v) for v in got] == [type(v) for v in expected or got]
+
+
+def omit(array: pa.Array) -> tuple[list[Any], list[int]]:
+    """Return a label's values on the page, and the rows of those that can't be filtered by."""
+    page = render_contact_sheet([pa.table({"label": array})], "Run")
+    (raw,) = re.findall(r'id="data">(.*?)</script>', page, re.DOTALL)
+    (label,) = json.loads(raw)["labels"]
+    return label["values"], label.get("omitted", [])
+
+
+def test_bytes_are_told_by_their_size():
+    sizes = {7: "7 B", 1500: "1.5 kB", 50_000: "50 kB", 2_000_000: "2.0 MB"}
+    array = pa.array([None, *(b"x" * size for size in sizes)], pa.large_binary())
+    assert omit(array) == (
+        [None, *(f"bytes, {text}" for text in sizes.values())],
+        [1, 2, 3, 4],
+    )
+
+
+def test_what_is_long_is_cut():
+    words, many = "wörd " * 1000, [0.25] * 5000
+    assert omit(pa.array(["short", words])) == (["short", f"{words[:MAX_VALUE_CHARS]}…"], [1])
+    (short, long), rows = omit(pa.array([[0.25, 1.0], many]))
+    assert (short, rows) == ([0.25, 1.0], [1])
+    assert long.startswith("[0.25, 0.25, ")
+    assert len(long) == MAX_VALUE_CHARS + 1
+    (_, nested), rows = omit(pa.array([None, {"a": {"b": many}, "c": words}]))
+    assert (nested[:20], rows) == ('{"a": {"b": [0.25, 0', [1])
+    pairs = [(f"key {number}", 1) for number in range(500)]
+    (_, long), rows = omit(pa.array([[], pairs], pa.map_(pa.string(), pa.int8())))
+    assert (long[:11], rows) == ('{"key 0": 1', [1])
+
+
+def test_embeddings_and_thumbnails_weigh_little():
+    count = 200
+    table = pa.table(
+        {"thumbnail": [bytes([row]) * 50_000 for row in range(count)],
+         "embedding": [[row / 7] * 20_000 for row in range(count)]}
+    )  # fmt: skip
+    plain = render_contact_sheet([pa.table({"id": ["a"] * count})], "Run")
+    assert len(render_contact_sheet([table], "Run")) - len(plain) < count * 2 * MAX_VALUE_CHARS
 
 
 HOSTILE = (

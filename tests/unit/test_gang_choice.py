@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.plan import plan_call
+from jobs.plan import plan_rows, split_clips
 from jobs.recipes import find_recipe
 from pipeline.errors import UsageError
 from pipeline.recipe import Recipe
@@ -52,10 +52,11 @@ def test_a_gang_without_a_bound_takes_the_rest() -> None:
 
 def test_a_plan_shows_the_split_and_rejects_what_no_gang_takes(tmp_path: Path) -> None:
     table = write(tmp_path, num_frames=[17, 17, 33, 41, 81])
-    call = plan_call([table], recipe_of(*SHAPES))
-    assert call.split() == {"wide": 1, "single": 2}
-    assert call.plan.rejected == 2
-    (reason,) = call.plan.reasons
+    recipe = recipe_of(*SHAPES)
+    plan = plan_rows([table], recipe)
+    assert split_clips(plan, recipe) == {"wide": 1, "single": 2}
+    assert plan.rejected == 2
+    (reason,) = plan.reasons
     assert reason.count == 2
     assert reason.example == (
         "num_frames: got 41 of 64x64 (176 tokens), expected at most the 160 tokens of the "
@@ -65,11 +66,11 @@ def test_a_plan_shows_the_split_and_rejects_what_no_gang_takes(tmp_path: Path) -
 
 def test_shapes_that_take_the_same_clips_share_them(tmp_path: Path) -> None:
     recipe = recipe_of("gangs=[{name='a'}, {name='b'}, {name='c', max_tokens=16}]")
-    call = plan_call([write(tmp_path, num_frames=[17, 1 + 4])], recipe)
-    assert call.split() == {"a, b": 2, "c": 0}
+    plan = plan_rows([write(tmp_path, num_frames=[17, 1 + 4])], recipe)
+    assert split_clips(plan, recipe) == {"a, b": 2, "c": 0}
 
 
 def test_a_recipe_whose_own_clip_is_too_large_is_refused(tmp_path: Path) -> None:
     recipe = recipe_of("gangs=[{name='a', max_tokens=79}]")
     with pytest.raises(UsageError, match=r"recipe tiny-cpu: request\.num_frames: got 17 of 64x64"):
-        plan_call([write(tmp_path, num_frames=[5])], recipe)
+        plan_rows([write(tmp_path, num_frames=[5])], recipe)

@@ -12,11 +12,13 @@ from jobs.json_log import JsonReporter
 from jobs.plan import PlannedCall, plan_call
 from jobs.recipes import find_recipe
 from jobs.render import RunResult
-from pipeline.documents import Artifact, Commit, OutputStatus, describe_failure
+from jobs.report.documents import Problem
+from pipeline.documents import Artifact, Commit, RowCounts, TableStatus, describe_failure
 from pipeline.request import RenderRequest
 from tests.support.command import write_table
 
 EPOCH = 7
+NAMES = {"name", "source"}
 
 
 class Lines(list[str]):
@@ -54,8 +56,11 @@ def test_every_line_names_its_run(call: PlannedCall) -> None:
     reporter, lines, _ = begin(call)
     reporter.noted("gang lost: single-0:\nout of memory")
     reporter.stepped(3, 1, 2)
-    status = OutputStatus(rows=4, committed=2, rejected=2)
-    reporter.finished(RunResult(status, "s3://ads/out", 2, 0, call.plan, None, 0, 9.87))
+    status = RowCounts(rows=4, committed=2, rejected=2)
+    why = Problem(stage="denoise", reason="out of memory", rows=2, ids=("a", "b"))
+    old = TableStatus(name="old", rows=3, failed=3)
+    result = RunResult(status, "s3://ads/out", 2, 0, call.plan, None, 0, 9.87, (why,), (old,))
+    reporter.finished(result)
     reporter.broken(RuntimeError("no gang"))
     assert all("\n" not in line for line in lines)
     told = lines.read()
@@ -63,11 +68,17 @@ def test_every_line_names_its_run(call: PlannedCall) -> None:
     assert {each["output"] for each in told} == {"s3://ads/out"}
     assert all(datetime.fromisoformat(str(each["time"])).tzinfo for each in told)
     events = [each["event"] for each in told]
-    assert events == ["planned", "rejected", "note", "progress", "finished", "broken"]
-    planned, rejected, _, _, finished, broken = told
+    assert events == ["planned", "rejected", "note", "progress", "failures", "finished", "broken"]
+    planned, rejected, _, _, failures, finished, broken = told
     assert (planned["rows"], planned["to_render"], planned["rejected"]) == (4, 2, 2)
     assert (rejected["level"], rejected["rows"]) == ("warning", 2)
     assert (finished["committed"], finished["rejected"], finished["seconds"]) == (2, 2, 9.9)
+    assert (finished["other_tables"], finished["others"]) == (1, old.model_dump(exclude=NAMES))
+    assert (failures["rows"], failures["reason"], failures["ids"]) == (
+        2,
+        "out of memory",
+        ["a", "b"],
+    )
     assert (broken["level"], broken["text"]) == ("error", "no gang")
 
 
@@ -81,6 +92,8 @@ def test_a_clips_end_names_the_clip(call: PlannedCall) -> None:
     assert (committed["key"], committed["denoise_s"]) == ("clips/a.mp4", 1.235)
     assert (failed["event"], failed["level"], failed["clip_id"]) == ("failed", "error", second)
     assert (failed["stage"], failed["attempts"]) == ("denoise", 3)
+    ((_, row),) = call.plan.find_rows((second,))
+    assert failed["rows"] == [{"id": second[:16], "row": row.row, "source": row.source}]
 
 
 def test_progress_is_told_once_a_minute(call: PlannedCall) -> None:

@@ -8,13 +8,12 @@ from pathlib import Path
 from rich.console import Console
 
 from jobs.plan import PlannedCall
-from jobs.progress import ConsoleReporter, print_status, print_summary
+from jobs.progress import ConsoleReporter
 from jobs.render import RunResult
-from pipeline.documents import Failure, OutputStatus, describe_failure
+from jobs.summaries import print_status, print_summary
+from pipeline.documents import Failure, OutputStatus, RowCounts, TableStatus, describe_failure
 from pipeline.plan import Plan
 from tests.support.tables import RECIPE, plan_columns
-
-CLIP = "ab" * 32
 
 
 def make_console() -> tuple[Console, io.StringIO]:
@@ -22,18 +21,25 @@ def make_console() -> tuple[Console, io.StringIO]:
     return Console(file=text, width=200), text
 
 
-def test_a_failure_shows_at_once_and_in_one_line() -> None:
+def test_a_failure_shows_at_once_with_its_rows_and_in_one_line_each(tmp_path: Path) -> None:
     console, text = make_console()
+    plan = plan_columns(tmp_path, prompt=["a", "b", "b"], id=["ad-0", None, "ad [2]"])
+    clip_id = plan.tables[0].rows["clip_id"][1].as_py()
+    failure: Failure = describe_failure(clip_id, "denoise", ValueError("a\nb [red]c[/red]"))
     with ConsoleReporter(console, console.print) as reporter:
-        failure: Failure = describe_failure(CLIP, "denoise", ValueError("a\nb [red]c[/red]"))
+        reporter.planned(PlannedCall(RECIPE, "f" * 64, plan), 0, {}, 1)
         reporter.ended(failure)
     lines = [line for line in text.getvalue().splitlines() if line.startswith("failed")]
-    assert lines == [f"failed: {CLIP[:16]} in denoise: ValueError: a b [red]c[/red]"]
+    why, table = "in denoise: ValueError: a b [red]c[/red]", tmp_path / "ads.parquet"
+    assert lines == [
+        f"failed: {clip_id[:16]} (row 1 of {table}) {why}",
+        f"failed: ad [2] (row 2 of {table}) {why}",
+    ]
 
 
 def test_summary_says_where_to_look_and_how_it_ended() -> None:
     console, text = make_console()
-    status = OutputStatus(rows=3, committed=2, remaining=1, clips=3, clips_committed=2)
+    status = RowCounts(rows=3, committed=2, remaining=1)
     result = RunResult(status, "s3://ads/tonight", 2, 0, Plan(()), "Ctrl-C", 0, 61.0)
     print_summary(console, result)
     shown = text.getvalue()
@@ -46,7 +52,7 @@ def test_summary_says_where_to_look_and_how_it_ended() -> None:
 
 def test_a_run_without_work_says_so() -> None:
     console, text = make_console()
-    status = OutputStatus(rows=2, committed=2, clips=2, clips_committed=2)
+    status = RowCounts(rows=2, committed=2)
     print_summary(console, RunResult(status, "out", 0, 0, Plan(()), None, 0, 0.5))
     assert "Nothing to do: every row has its end" in text.getvalue()
     sampled = status.model_copy(update={"remaining": 1})
@@ -61,6 +67,21 @@ def test_status_counts() -> None:
     assert "1,234" in shown
     assert "34 rows" in shown
     assert "rejected" not in shown
+
+
+def test_status_lists_tables_where_there_are_several() -> None:
+    console, text = make_console()
+    ads = TableStatus(name="ads-1", source="s3://ads/[b].parquet", rows=1200, committed=1200)
+    old = TableStatus(name="old-2", rows=3, rejected=2, remaining=1)
+    both = OutputStatus(rows=1203, committed=1200, rejected=2, remaining=1, tables=(ads, old))
+    print_status(console, "out", both)
+    *_, head, first, second = (line.split() for line in text.getvalue().splitlines())
+    assert head == ["table", "rows", "committed", "failed", "rejected", "remaining", "source"]
+    assert first == ["ads-1", "1,200", "1,200", "0", "0", "0", "s3://ads/[b].parquet"]
+    assert second[:6] == ["old-2", "3", "0", "0", "2", "1"]
+    console, text = make_console()
+    print_status(console, "out", both.model_copy(update={"tables": (ads,)}))
+    assert "ads-1" not in text.getvalue()
 
 
 def test_brackets_in_names_are_no_markup(tmp_path: Path) -> None:

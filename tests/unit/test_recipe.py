@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 from pydantic import ValidationError
 
+from jobs.plan import find_model
+from jobs.recipes import find_recipe
 from pipeline.errors import UnreachableError, UsageError
 from pipeline.recipe import GangShape, ModelSpec, Recipe, StageSpec, load_recipe, resolve_checkpoint
 
@@ -158,6 +161,26 @@ def test_weights_that_no_component_has_are_not_fetched(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert resolve_checkpoint(ModelSpec(checkpoint="somebody/something")) == tmp_path
     assert fetched == [name for name, is_needed in files.items() if is_needed]
+
+
+def test_gangs_that_a_model_cannot_be_cut_for_are_refused_before_its_weights_are_fetched(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = {"_class_name": "WanTransformer3DModel", "num_attention_heads": 8, "ffn_dim": 64}
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text(json.dumps(config))
+    fetched: list[str] = []
+
+    def download(*_: Any, allow_patterns: list[str], **__: Any) -> str:
+        files = ("model_index.json", "transformer/config.json", "transformer/weights.safetensors")
+        fetched.extend(filter_repo_objects(files, allow_patterns=allow_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    recipe = find_recipe(overrides=("model.checkpoint=somebody/something", "gangs.0.tensor=3"))
+    with pytest.raises(UsageError, match="tensor = 3 doesn't divide"):
+        find_model(recipe)
+    assert fetched == ["transformer/config.json"]
 
 
 def answer_of(status: int) -> HfHubHTTPError:

@@ -61,7 +61,7 @@ def find_values(report: Report, label: str) -> dict[str | None, LabelValue]:
 def test_rows_and_work(night: ObjectStore) -> None:
     report = collect(night, price=2.5)
     assert report.rows == Ledger(night).status()
-    assert report.rows.model_dump() == {
+    assert report.rows.model_dump(exclude={"tables"}) == {
         "rows": 9, "committed": 4, "failed": 2, "rejected": 2, "remaining": 1,
         "clips": 6, "clips_committed": 3,
     }  # fmt: skip

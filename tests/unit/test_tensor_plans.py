@@ -110,6 +110,10 @@ def test_a_configuration_without_a_plan_is_refused(tmp_path: Path) -> None:
     config.write_text('{"_class_name": "LTX2VideoTransformer3DModel", "rope_type": "interleaved"}')
     with pytest.raises(UsageError, match="LTX2VideoTransformer3DModel has interleaved rotary"):
         check_degrees(tmp_path, [GangShape(name="a", context=2)])
+    for nameless in ("{}", "[]", "null"):
+        config.write_text(nameless)
+        with pytest.raises(UsageError, match=r"transformer/config\.json has no _class_name"):
+            check_degrees(tmp_path, [GangShape(name="a", tensor=2)])
     config.write_text("{")
     with pytest.raises(UsageError, match=r"transformer/config\.json is no JSON"):
         check_degrees(tmp_path, [GangShape(name="a", tensor=2)])

@@ -71,7 +71,7 @@ def test_a_line_whenever_the_counts_change(ledger: Ledger, slept: list[float]) -
 def test_json_is_the_counts_one_line_each(ledger: Ledger, slept: list[float]) -> None:
     code, lines = call(ledger.store.uri, "--json")
     assert (code, len(lines)) == (ExitCode.OK, 1)
-    assert json.loads(lines[0]) == ledger.status().model_dump()
+    assert json.loads(lines[0]) == ledger.status().model_dump(mode="json")
     code, lines = call(ledger.store.uri, "--json", "--watch")
     assert [json.loads(line)["remaining"] for line in lines] == [3, 2, 1, 0]
 

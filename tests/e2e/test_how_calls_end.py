@@ -1,0 +1,136 @@
+"""What a call of `rushes render` ends with, and says at its end."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from jobs.cli import ExitCode, app
+from jobs.plan import plan_call
+from jobs.recipes import find_recipe
+from pipeline.documents import describe_failure
+from pipeline.ledger import Ledger
+from pipeline.store import ObjectStore
+from tests.support.command import write_table
+from tests.support.outputs import draft
+
+GOOD, WORSE, BAD = "a red ball", "a blue ball", ""
+"""Prompts: of a clip that is committed, of one that has failed, of a row that is rejected."""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def render(table: str, *options: str) -> Result:
+    """Call `render` for what needs no rendering: clips that are done, or are not tried again."""
+    args = ["render", table, "-o", "out", "--no-retry-failed", *options]
+    return CliRunner().invoke(app, args, env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
+
+
+def prepare(folder: Path, name: str, prompts: Sequence[str]) -> str:
+    """Write a table and, into `out`, what an earlier run has left of its clips."""
+    table = write_table(
+        folder / name, prompt=prompts, id=[f"ad-{row}" for row in range(len(prompts))]
+    )
+    call = plan_call([table], find_recipe())
+    ledger = Ledger(ObjectStore(folder / "out"))
+    ledger.open_output(call.identity)
+    media = folder / "media"
+    media.write_bytes(b"media")
+    for clip_id, request in call.plan.requests(ledger.committed_ids()).items():
+        if request.prompt == WORSE:
+            ledger.record_failure(describe_failure(clip_id, "denoise", "out of memory"))
+        else:
+            ledger.commit_clip(draft(clip_id), media, media)
+    return name
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "code"),
+    [
+        ((GOOD, BAD), (), ExitCode.INCOMPLETE),
+        ((GOOD, BAD), ("--ok-if-rejected",), ExitCode.OK),
+        ((GOOD, WORSE), ("--ok-if-rejected",), ExitCode.INCOMPLETE),
+        ((GOOD, WORSE, BAD), ("--ok-if-rejected",), ExitCode.INCOMPLETE),
+    ],
+)
+def test_rejected_rows_may_be_let_pass_and_failed_ones_never(
+    folder: Path, prompts: tuple[str, ...], options: tuple[str, ...], code: ExitCode
+) -> None:
+    result = render(prepare(folder, "ads.parquet", prompts), *options)
+    assert result.exit_code == code, result.output
+    assert ("rejects/*.parquet" in result.output) == (BAD in prompts)
+
+
+def test_a_call_ends_as_its_own_tables_do(folder: Path) -> None:
+    monday = render(prepare(folder, "monday.parquet", (GOOD, BAD, WORSE, BAD)))
+    assert monday.exit_code == ExitCode.INCOMPLETE
+    assert "other tables" not in monday.output
+    tuesday = render(prepare(folder, "tuesday.parquet", ("a green ball", GOOD)))
+    assert tuesday.exit_code == ExitCode.OK, tuesday.output
+    lines = tuesday.output.splitlines()
+    assert [line.split() for line in lines if line.startswith("committed")] == [
+        ["committed", "2", "rows"]
+    ]
+    assert not any(line.startswith(("failed", "rejected", "rejects")) for line in lines)
+    assert lines[-2:] == [
+        "Nothing to do: every row has its end.",
+        f"other tables here: 1, of whose rows 1 failed, 2 rejected: rushes status {folder}/out",
+    ]
+    shown = CliRunner().invoke(app, ["status", "out"]).output.splitlines()
+    assert [line.split()[:2] for line in shown[1:5]] == [
+        ["rows", "6"],
+        ["committed", "3"],
+        ["failed", "1"],
+        ["rejected", "2"],
+    ]
+    tables = {line.split()[-1]: line.split()[1:-1] for line in shown if "file://" in line}
+    assert tables == {
+        f"file://{folder}/monday.parquet": ["4", "1", "1", "2", "0"],
+        f"file://{folder}/tuesday.parquet": ["2", "2", "0", "0", "0"],
+    }
+
+
+def test_a_table_that_was_moved_is_cleaned_away_by_its_name(folder: Path) -> None:
+    render(prepare(folder, "monday.parquet", (GOOD, WORSE)))
+    (folder / "monday.parquet").rename(folder / "moved.parquet")
+    assert "other tables here: 1" in render("moved.parquet").output
+    shown = CliRunner().invoke(app, ["status", "out"]).output
+    (name,) = re.findall(r"^(monday-\w+)", shown, re.MULTILINE)
+    listed = CliRunner().invoke(app, ["clean", "out", "--table", name])
+    assert "Nothing was removed" in listed.output
+    assert "other tables here: 1" in render("moved.parquet").output
+    assert CliRunner().invoke(app, ["clean", "out", "--table", name, "--yes"]).exit_code == 0
+    left = render("moved.parquet")
+    assert "other tables" not in left.output
+    assert re.search(r"^committed +1 row\b", left.output, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "code"),
+    [
+        ((BAD, GOOD, WORSE), ExitCode.OK),
+        ((BAD, WORSE, GOOD), ExitCode.INCOMPLETE),
+    ],
+)
+def test_a_sample_ends_as_its_clips_do(
+    folder: Path, prompts: tuple[str, ...], code: ExitCode
+) -> None:
+    result = render(prepare(folder, "ads.parquet", prompts), "--limit", "1")
+    assert result.exit_code == code, result.output
+    assert "rejected 1 row: prompt: got blank text" in result.output
+
+
+def test_why_clips_failed_before_is_told_with_where_the_list_is(folder: Path) -> None:
+    result = render(prepare(folder, "ads.parquet", (GOOD, WORSE, WORSE)))
+    assert result.exit_code == ExitCode.INCOMPLETE
+    assert "failed 2 rows in denoise: out of memory (ad-1, ad-2)" in result.output
+    assert f"errors     {folder}/out/manifest/*.parquet, column error" in result.output
