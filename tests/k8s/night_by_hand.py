@@ -80,6 +80,7 @@ def main() -> None:
         job["rayClusterSpec"], find_recipe_text(documents), settings, folder
     )
     seen: dict[str, Any] = {"probes": [probe(each) for each in (head, *workers)]}
+    seen["failing"] = fail_night(job)
     seen |= run_night(job, settings, head, workers)
     alive = [each for each in (head, *workers) if each.process.poll() is None]
     (service,) = find_kind(documents, "RayService")
@@ -154,18 +155,16 @@ def probe(pod: RunningPod) -> dict[str, bool]:
     return found
 
 
-def submit(job: dict[str, Any], settings: dict[str, str], name: str) -> subprocess.Popen[str]:
-    """Submit a night as KubeRay 1.7's submitter does: upstream, BuildJobSubmitCommand, job.go."""
-    at = f"--address http://{HEAD}:8265"
-    script = (
-        f"if ! ray job status {at} {name} >/dev/null 2>&1 ; then "
-        f"ray job submit {at} --no-wait --submission-id {name} -- {job['entrypoint']} ; fi ; "
-        f"ray job logs {at} --follow {name}"
-    )
+def submit(job: dict[str, Any], name: str, entrypoint: str = "") -> subprocess.Popen[str]:
+    """Submit a night as its submitter's pod does, with what KubeRay 1.7 gives that.
+
+    Upstream, configureSubmitterContainer: where and as what, and the token.
+    """
     (container,) = job["submitterPodTemplate"]["spec"]["containers"]
-    given = settings if {"configMapRef": {"name": "rushes"}} in container["envFrom"] else {}
+    args = [entrypoint] if entrypoint else container["args"]
+    given = {"RAY_DASHBOARD_ADDRESS": f"{HEAD}:8265", "RAY_JOB_SUBMISSION_ID": name}
     return subprocess.Popen(
-        ["bash", "-c", script],
+        [*container["command"], *args],
         env={**os.environ, **given},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -197,7 +196,7 @@ def run_night(
     """Submit the night as KubeRay's submitter does; take a worker back in the middle of a clip."""
     (group,) = job["rayClusterSpec"]["workerGroupSpecs"]
     grace_s = group["template"]["spec"]["terminationGracePeriodSeconds"]
-    with submit(job, settings, "night") as submitter:
+    with submit(job, "night") as submitter:
         ledger = Ledger(ObjectStore(settings["RUSHES_OUTPUT"]))
 
         def has_committed() -> bool:
@@ -222,13 +221,21 @@ def run_night(
     }
 
 
+def fail_night(job: dict[str, Any]) -> int:
+    """Submit a night whose table isn't there; return how its submitter ends."""
+    entrypoint = job["entrypoint"].replace("$RUSHES_TABLES", "s3://nowhere/none.parquet")
+    with submit(job, "failing", entrypoint) as submitter:
+        submitter.communicate(timeout=RUN_S)
+    return submitter.returncode
+
+
 def stop_night(
     job: dict[str, Any], settings: dict[str, str], head: RunningPod, workers: list[RunningPod]
 ) -> dict[str, Any]:
     """Begin another night and end its head in the middle of a clip, as a deadline or Kueue does."""
     grace_s = job["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
     store = ObjectStore(settings["RUSHES_OUTPUT"])
-    with submit(job, settings, "another") as submitter:
+    with submit(job, "another") as submitter:
         wait_for_clip(workers)
         took_s = head.delete(grace_s["terminationGracePeriodSeconds"])
         submitter.kill()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +13,7 @@ import yaml
 from ray.util.metrics import Counter, Histogram
 
 from cluster import metrics
-from tests.support.manifests import K8S, find_pods
+from tests.support.manifests import K8S, find_pods, kustomize
 from tests.support.network import matches
 
 FOLDER = K8S / "monitoring"
@@ -121,10 +119,7 @@ def test_each_panel_has_a_place_of_its_own() -> None:
 
 
 def test_the_prometheus_stack_sees_them() -> None:
-    if not shutil.which("kubectl"):
-        pytest.skip("kubectl is absent: it builds the overlays")
-    built = subprocess.run(["kubectl", "kustomize", FOLDER], capture_output=True, check=True).stdout
-    for each in yaml.safe_load_all(built):
+    for each in yaml.safe_load_all(kustomize(FOLDER)):
         assert each["metadata"]["labels"]["release"] == "kube-prometheus-stack", each["kind"]
 
 

@@ -19,7 +19,7 @@ from tests.support.command import ROOT, make_environment
 pytestmark = pytest.mark.timeout(900)
 
 ISOLATED = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
-TOOLS = ("unshare", "nsenter", "ip", "pgrep", "kubectl")
+TOOLS = ("unshare", "nsenter", "ip", "pgrep")
 
 
 def can_isolate() -> bool:
@@ -44,6 +44,8 @@ def test_a_night_with_a_worker_taken_back_and_the_endpoint(tmp_path: Path) -> No
     seen = json.loads(done.stdout.splitlines()[-1])
     workers = [{"livenessProbe": True}] * 3
     assert seen["probes"] == [{"livenessProbe": True, "readinessProbe": True}, *workers]
+    # A night that fails ends its submitter so: that is what the alert looks at.
+    assert seen["failing"] == 1
     # Every clip is committed by the one night; the worker's left with what they had begun saved.
     assert seen["code"] == 0, seen["log"]
     assert seen["status"]["committed"] == NUM_CLIPS
