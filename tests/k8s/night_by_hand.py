@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -68,6 +68,7 @@ def main() -> None:
         AWS_SECRET_ACCESS_KEY="testing",
         RAY_AUTH_MODE=job["rayClusterSpec"]["authOptions"]["mode"],
         RAY_AUTH_TOKEN=TOKEN,
+        RAY_metrics_report_interval_ms="1000",  # steps are counted to the end
         PYTHONPATH=str(ROOT),
         PATH=f"{Path(sys.executable).parent}:{ROOT / 'k8s' / 'bin'}:{os.environ['PATH']}",
     )
@@ -183,6 +184,20 @@ def scrape(pods: list[RunningPod]) -> set[str]:
     return found
 
 
+def count_steps(pod: RunningPod) -> float:
+    """Return the denoising steps that the pool on the head has counted."""
+    text = urllib.request.urlopen(f"http://{pod.address}:8080/metrics", timeout=10).read().decode()
+    found = re.findall(r"^ray_rushes_steps_total\{.*\} (\S+)$", text, re.MULTILINE)
+    return sum(map(float, found))
+
+
+def read_saved(ledger: Ledger) -> list[int]:
+    """Return the steps at which unfinished clips are saved."""
+    saves = Checkpoints(ledger.store, ledger.read_output().model_fingerprint)
+    found = [saves.load(each, print) for each in saves.clip_ids()]
+    return [each[0].step for each in found if each and each[0].kind == "snapshot"]
+
+
 def wait_for_clip(workers: list[RunningPod]) -> RunningPod:
     """Wait until a rank advances a clip, and return its pod."""
     return wait_until(
@@ -208,13 +223,21 @@ def run_night(
         metrics = scrape([head])
         wait_until(has_committed, RUN_S, "a commit")
         took_s = wait_for_clip(workers).delete(grace_s)
-        log, _ = submitter.communicate(timeout=RUN_S)
+        saved, steps = read_saved(ledger), 0.0
+        with ThreadPoolExecutor(1) as threads:
+            ending = threads.submit(submitter.communicate, timeout=RUN_S)
+            while not ending.done():
+                steps = max(steps, count_steps(head))
+                wait([ending], timeout=0.5)
+        log, _ = ending.result()
     commits = list(ledger.read_commits())
     return {
         "log": log,
         "code": submitter.returncode,
         "status": ledger.status().model_dump(),
         "attempts": [each.attempts for each in commits],
+        "saved": saved,
+        "steps": steps,
         "took_s": took_s,
         "grace_s": grace_s,
         "metrics": metrics,

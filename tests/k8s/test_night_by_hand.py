@@ -13,7 +13,7 @@ import pytest
 from ray.util.metrics import Counter
 
 from cluster import metrics
-from tests.k8s.night_by_hand import NUM_CLIPS
+from tests.k8s.night_by_hand import NUM_CLIPS, STEPS
 from tests.support.command import ROOT, make_environment
 
 pytestmark = pytest.mark.timeout(900)
@@ -50,6 +50,10 @@ def test_a_night_with_a_worker_taken_back_and_the_endpoint(tmp_path: Path) -> No
     assert seen["code"] == 0, seen["log"]
     assert seen["status"]["committed"] == NUM_CLIPS
     assert seen["attempts"] == [1] * NUM_CLIPS, seen["log"]
+    # What was left was saved between two steps, and went on from there: no step was made twice.
+    assert seen["saved"]
+    assert min(seen["saved"]) > 0
+    assert NUM_CLIPS * STEPS / 2 < seen["steps"] <= NUM_CLIPS * STEPS
     events = [json.loads(line) for line in seen["log"].splitlines() if line.startswith("{")]
     notes = [each["text"] for each in events if each["event"] == "note"]
     assert any("leaves its node" in text for text in notes)
