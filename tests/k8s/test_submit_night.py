@@ -63,10 +63,10 @@ def address(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def submit(
-    address: str, name: str, entrypoint: str, wait_s: float
+    address: str, name: str, entrypoint: str, wait_s: float, **given: str
 ) -> Iterator[subprocess.Popen[str]]:
     """Run a submitter as KubeRay does."""
-    given = {
+    given |= {
         "RAY_DASHBOARD_ADDRESS": address,
         "RAY_JOB_SUBMISSION_ID": name,
         "RUSHES_SUBMIT_WAIT_S": str(wait_s),
@@ -82,9 +82,9 @@ def submit(
         process.communicate()
 
 
-def follow(address: str, name: str, entrypoint: str) -> tuple[int, str]:
+def follow(address: str, name: str, entrypoint: str, **given: str) -> tuple[int, str]:
     """Run a submitter to its end; return its exit code and what it said."""
-    with submit(address, name, entrypoint, START_S) as process:
+    with submit(address, name, entrypoint, START_S, **given) as process:
         said, _ = process.communicate(timeout=START_S + RUN_S)
     return process.returncode, said
 
@@ -104,6 +104,12 @@ def test_a_pod_that_comes_again_follows_the_night_that_is_there(
     entrypoint = f"echo once >> {tmp_path / 'made'}; exit 1"
     assert [follow(address, "again", entrypoint)[0] for _ in range(2)] == [1, 1]
     assert (tmp_path / "made").read_text() == "once\n"
+
+
+def test_it_hands_on_the_date_that_it_is_given(address: str) -> None:
+    entrypoint = f"exec {K8S / 'bin' / 'run-night'} echo 'it is {{night}}'"
+    _, said = follow(address, "dated", entrypoint, RUSHES_NIGHT="2026-11-29")
+    assert "it is 2026-11-29\n" in said
 
 
 def test_a_night_that_is_stopped_has_not_succeeded(address: str) -> None:
