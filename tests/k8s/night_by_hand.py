@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -68,6 +68,7 @@ def main() -> None:
         AWS_SECRET_ACCESS_KEY="testing",
         RAY_AUTH_MODE=job["rayClusterSpec"]["authOptions"]["mode"],
         RAY_AUTH_TOKEN=TOKEN,
+        RAY_metrics_report_interval_ms="1000",  # steps are counted to the end
         PYTHONPATH=str(ROOT),
         PATH=f"{Path(sys.executable).parent}:{ROOT / 'k8s' / 'bin'}:{os.environ['PATH']}",
     )
@@ -80,6 +81,7 @@ def main() -> None:
         job["rayClusterSpec"], find_recipe_text(documents), settings, folder
     )
     seen: dict[str, Any] = {"probes": [probe(each) for each in (head, *workers)]}
+    seen["failing"] = fail_night(job)
     seen |= run_night(job, settings, head, workers)
     alive = [each for each in (head, *workers) if each.process.poll() is None]
     (service,) = find_kind(documents, "RayService")
@@ -154,18 +156,16 @@ def probe(pod: RunningPod) -> dict[str, bool]:
     return found
 
 
-def submit(job: dict[str, Any], settings: dict[str, str], name: str) -> subprocess.Popen[str]:
-    """Submit a night as KubeRay 1.7's submitter does: upstream, BuildJobSubmitCommand, job.go."""
-    at = f"--address http://{HEAD}:8265"
-    script = (
-        f"if ! ray job status {at} {name} >/dev/null 2>&1 ; then "
-        f"ray job submit {at} --no-wait --submission-id {name} -- {job['entrypoint']} ; fi ; "
-        f"ray job logs {at} --follow {name}"
-    )
+def submit(job: dict[str, Any], name: str, entrypoint: str = "") -> subprocess.Popen[str]:
+    """Submit a night as its submitter's pod does, with what KubeRay 1.7 gives that.
+
+    Upstream, configureSubmitterContainer: where and as what, and the token.
+    """
     (container,) = job["submitterPodTemplate"]["spec"]["containers"]
-    given = settings if {"configMapRef": {"name": "rushes"}} in container["envFrom"] else {}
+    args = [entrypoint] if entrypoint else container["args"]
+    given = {"RAY_DASHBOARD_ADDRESS": f"{HEAD}:8265", "RAY_JOB_SUBMISSION_ID": name}
     return subprocess.Popen(
-        ["bash", "-c", script],
+        [*container["command"], *args],
         env={**os.environ, **given},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -184,6 +184,20 @@ def scrape(pods: list[RunningPod]) -> set[str]:
     return found
 
 
+def count_steps(pod: RunningPod) -> float:
+    """Return the denoising steps that the pool on the head has counted."""
+    text = urllib.request.urlopen(f"http://{pod.address}:8080/metrics", timeout=10).read().decode()
+    found = re.findall(r"^ray_rushes_steps_total\{.*\} (\S+)$", text, re.MULTILINE)
+    return sum(map(float, found))
+
+
+def read_saved(ledger: Ledger) -> list[int]:
+    """Return the steps at which unfinished clips are saved."""
+    saves = Checkpoints(ledger.store, ledger.read_output().model_fingerprint)
+    found = [saves.load(each, print) for each in saves.clip_ids()]
+    return [each[0].step for each in found if each and each[0].kind == "snapshot"]
+
+
 def wait_for_clip(workers: list[RunningPod]) -> RunningPod:
     """Wait until a rank advances a clip, and return its pod."""
     return wait_until(
@@ -197,7 +211,7 @@ def run_night(
     """Submit the night as KubeRay's submitter does; take a worker back in the middle of a clip."""
     (group,) = job["rayClusterSpec"]["workerGroupSpecs"]
     grace_s = group["template"]["spec"]["terminationGracePeriodSeconds"]
-    with submit(job, settings, "night") as submitter:
+    with submit(job, "night") as submitter:
         ledger = Ledger(ObjectStore(settings["RUSHES_OUTPUT"]))
 
         def has_committed() -> bool:
@@ -209,17 +223,33 @@ def run_night(
         metrics = scrape([head])
         wait_until(has_committed, RUN_S, "a commit")
         took_s = wait_for_clip(workers).delete(grace_s)
-        log, _ = submitter.communicate(timeout=RUN_S)
+        saved, steps = read_saved(ledger), 0.0
+        with ThreadPoolExecutor(1) as threads:
+            ending = threads.submit(submitter.communicate, timeout=RUN_S)
+            while not ending.done():
+                steps = max(steps, count_steps(head))
+                wait([ending], timeout=0.5)
+        log, _ = ending.result()
     commits = list(ledger.read_commits())
     return {
         "log": log,
         "code": submitter.returncode,
         "status": ledger.status().model_dump(),
         "attempts": [each.attempts for each in commits],
+        "saved": saved,
+        "steps": steps,
         "took_s": took_s,
         "grace_s": grace_s,
         "metrics": metrics,
     }
+
+
+def fail_night(job: dict[str, Any]) -> int:
+    """Submit a night whose table isn't there; return how its submitter ends."""
+    entrypoint = job["entrypoint"].replace("$RUSHES_TABLES", "s3://nowhere/none.parquet")
+    with submit(job, "failing", entrypoint) as submitter:
+        submitter.communicate(timeout=RUN_S)
+    return submitter.returncode
 
 
 def stop_night(
@@ -228,7 +258,7 @@ def stop_night(
     """Begin another night and end its head in the middle of a clip, as a deadline or Kueue does."""
     grace_s = job["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
     store = ObjectStore(settings["RUSHES_OUTPUT"])
-    with submit(job, settings, "another") as submitter:
+    with submit(job, "another") as submitter:
         wait_for_clip(workers)
         took_s = head.delete(grace_s["terminationGracePeriodSeconds"])
         submitter.kill()

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator
 from typing import Any
 
+import jsonschema
 import promql_parser
 import pytest
 import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
 from ray.util.metrics import Counter, Histogram
 
 from cluster import metrics
-from tests.support.manifests import K8S, find_pods
+from tests.support.manifests import K8S, find_pods, kustomize
 from tests.support.network import matches
 
 FOLDER = K8S / "monitoring"
@@ -30,6 +32,55 @@ OF_KUBERNETES = {
     "kuberay_job_deployment_status": {"namespace", "name", "deployment_status"},
 }
 """What is asked of kube-state-metrics and of KubeRay's operator, by their own documents."""
+
+
+TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
+DURATION = {"type": "string", "pattern": r"^(\d+(ms|[smhdwy]))+$"}
+
+
+def only(required: list[str], **properties: Any) -> dict[str, Any]:
+    """Return the schema of an object that has these properties and no other."""
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": required,
+        "additionalProperties": False,
+    }
+
+
+def many(item: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": item, "minItems": 1}
+
+
+SPECS = {
+    "PodMonitor": only(
+        ["selector", "podMetricsEndpoints"],
+        selector=only([], matchExpressions=many({"type": "object"}), matchLabels=TEXTS),
+        podMetricsEndpoints=many(
+            only(["port"], port={"type": "string"}, interval=DURATION, path={"type": "string"})
+        ),
+    ),
+    "PrometheusRule": only(
+        ["groups"],
+        groups=many(
+            only(
+                ["name", "rules"],
+                name={"type": "string"},
+                rules=many(
+                    only(
+                        ["alert", "expr"],
+                        alert={"type": "string"},
+                        expr={"type": "string"},
+                        labels=TEXTS,
+                        annotations=TEXTS,
+                        **{"for": DURATION},
+                    )
+                ),
+            )
+        ),
+    ),
+}
+"""Of the Prometheus operator's kinds, monitoring.coreos.com/v1, the fields that are used here."""
 
 
 def list_series() -> dict[str, set[str]]:
@@ -121,10 +172,7 @@ def test_each_panel_has_a_place_of_its_own() -> None:
 
 
 def test_the_prometheus_stack_sees_them() -> None:
-    if not shutil.which("kubectl"):
-        pytest.skip("kubectl is absent: it builds the overlays")
-    built = subprocess.run(["kubectl", "kustomize", FOLDER], capture_output=True, check=True).stdout
-    for each in yaml.safe_load_all(built):
+    for each in yaml.safe_load_all(kustomize(FOLDER)):
         assert each["metadata"]["labels"]["release"] == "kube-prometheus-stack", each["kind"]
 
 
@@ -138,3 +186,68 @@ def test_every_node_is_scraped(overlay: str, build: Any) -> None:
         assert matches(monitor["selector"], pod.labels)
         names = {port["name"] for each in pod.containers for port in each.get("ports", ())}
         assert ports <= names
+
+
+def read_of_operator() -> list[Any]:
+    built = list(yaml.safe_load_all(kustomize(FOLDER)))
+    return [each for each in built if each["apiVersion"] == "monitoring.coreos.com/v1"]
+
+
+def test_the_operators_kinds_are_whole() -> None:
+    found = read_of_operator()
+    assert {each["kind"] for each in found} == SPECS.keys()
+    for each in found:
+        assert each.keys() == {"apiVersion", "kind", "metadata", "spec"}
+        jsonschema.Draft202012Validator(SPECS[each["kind"]]).validate(each["spec"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "old", "new"),
+    [
+        ("PodMonitor", '"interval"', '"every"'),
+        ("PodMonitor", '"podMetricsEndpoints"', '"endpoints"'),
+        ("PodMonitor", '"15s"', '"15"'),
+        ("PrometheusRule", '"expr"', '"expression"'),
+        ("PrometheusRule", '"for"', '"after"'),
+        ("PrometheusRule", '"30m"', '"30 minutes"'),
+    ],
+)
+def test_a_mistake_in_the_operators_kinds_is_found(kind: str, old: str, new: str) -> None:
+    (spec,) = (each["spec"] for each in read_of_operator() if each["kind"] == kind)
+    assert old in json.dumps(spec)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.Draft202012Validator(SPECS[kind]).validate(
+            json.loads(json.dumps(spec).replace(old, new))
+        )
+
+
+def read_as_grafana(text: str) -> Any:
+    """Return what Grafana's own models keep of a dashboard."""
+    register_default_plugins()
+    dashboard = Dashboard.from_json(json.loads(text))
+    return json.loads(JSONEncoder(sort_keys=True).encode(dashboard))
+
+
+def find_lost(given: Any, kept: Any, where: str = "") -> Iterator[str]:
+    """Yield what of a document is not in another, by its place."""
+    if isinstance(given, dict) and isinstance(kept, dict):
+        for key, value in given.items():
+            yield from find_lost(value, kept.get(key), f"{where}/{key}")
+    elif isinstance(given, list) and isinstance(kept, list) and len(given) == len(kept):
+        for number, pair in enumerate(zip(given, kept, strict=True)):
+            yield from find_lost(*pair, f"{where}/{number}")
+    elif given != kept:
+        yield where
+
+
+def test_grafana_knows_all_that_the_dashboard_says() -> None:
+    text = (FOLDER / "rushes.json").read_text()
+    assert list(find_lost(json.loads(text), read_as_grafana(text))) == []
+
+
+@pytest.mark.parametrize("key", ["gridPos", "fieldConfig", "refId", "schemaVersion", "templating"])
+def test_a_misspelt_key_of_the_dashboard_is_found(key: str) -> None:
+    text = (FOLDER / "rushes.json").read_text().replace(f'"{key}"', f'"{key}s"')
+    lost = list(find_lost(json.loads(text), read_as_grafana(text)))
+    assert lost
+    assert all(each.endswith(f"/{key}s") or f"/{key}s/" in each for each in lost)

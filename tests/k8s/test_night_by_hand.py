@@ -11,7 +11,7 @@ import pytest
 from ray.util.metrics import Counter
 
 from cluster import metrics
-from tests.k8s.night_by_hand import NUM_CLIPS
+from tests.k8s.night_by_hand import NUM_CLIPS, STEPS
 from tests.support.command import ROOT, make_environment
 from tests.support.isolated import ISOLATED, need_namespaces
 
@@ -23,7 +23,7 @@ def is_counter(metric: object) -> bool:
 
 
 def test_a_night_with_a_worker_taken_back_and_the_endpoint(tmp_path: Path) -> None:
-    need_namespaces("kubectl")
+    need_namespaces()
     done = subprocess.run(
         [*ISOLATED, sys.executable, "-m", "tests.k8s.night_by_hand", tmp_path],
         cwd=ROOT, env=make_environment(), capture_output=True, text=True, check=False,
@@ -32,10 +32,16 @@ def test_a_night_with_a_worker_taken_back_and_the_endpoint(tmp_path: Path) -> No
     seen = json.loads(done.stdout.splitlines()[-1])
     workers = [{"livenessProbe": True}] * 3
     assert seen["probes"] == [{"livenessProbe": True, "readinessProbe": True}, *workers]
+    # A night that fails ends its submitter so: that is what the alert looks at.
+    assert seen["failing"] == 1
     # Every clip is committed by the one night; the worker's left with what they had begun saved.
     assert seen["code"] == 0, seen["log"]
     assert seen["status"]["committed"] == NUM_CLIPS
     assert seen["attempts"] == [1] * NUM_CLIPS, seen["log"]
+    # What the taken worker was at, unless it was between two clips, went on from the step that it
+    # was saved at: no step was made twice.
+    assert all(step > 0 for step in seen["saved"])
+    assert NUM_CLIPS * STEPS / 2 < seen["steps"] <= NUM_CLIPS * STEPS
     events = [json.loads(line) for line in seen["log"].splitlines() if line.startswith("{")]
     notes = [each["text"] for each in events if each["event"] == "note"]
     assert any("leaves its node" in text for text in notes)

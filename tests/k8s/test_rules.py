@@ -269,7 +269,12 @@ def test_a_rule_finds(rule: rules.Rule, mutate: Callable[..., None], build: Any)
 
 def ask_a_port_that_is_not_there(documents: list[Document]) -> None:
     job = of_kind(documents, "CronJob")["spec"]["jobTemplate"]["spec"]
-    job["template"]["spec"]["containers"][0]["command"][4] = "http://online-head-svc:8256"
+    job["template"]["spec"]["containers"][0]["env"][0]["value"] = "online-head-svc:8256"
+
+
+def hide_the_head_from_its_service(documents: list[Document]) -> None:
+    spec = of_kind(documents, "RayService")["spec"]["rayClusterConfig"]
+    spec["headGroupSpec"]["template"]["metadata"]["labels"]["app.kubernetes.io/name"] = "rushes"
 
 
 def misspell_an_argument(documents: list[Document]) -> None:
@@ -291,7 +296,7 @@ def serve_with_fewer_gangs(documents: list[Document]) -> None:
 
 def render_with_another_pool(documents: list[Document]) -> None:
     job = of_kind(documents, "CronJob")["spec"]["jobTemplate"]["spec"]
-    job["template"]["spec"]["containers"][0]["args"] += ["--set", "pool.idle_s=60"]
+    job["template"]["spec"]["containers"][0]["args"][0] += " --set pool.idle_s=60"
 
 
 def leave_a_proxy_to_itself(documents: list[Document]) -> None:
@@ -325,6 +330,7 @@ SHARED = (
     (rules.one_pool_renders_all, serve_with_fewer_gangs),
     (rules.one_pool_renders_all, render_with_another_pool),
     (rules.ports_match, ask_a_port_that_is_not_there),
+    (rules.ports_match, hide_the_head_from_its_service),
     (rules.applications_load, misspell_an_argument),
     (rules.applications_load, misspell_a_setting),
 )

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -14,7 +19,8 @@ import pytest
 from packaging.requirements import Requirement
 
 from tests.support.kube_api import serve_kube_api
-from tests.support.manifests import K8S, find_kind, find_pods, make_ray_job
+from tests.support.manifest_nights import MARGIN_S
+from tests.support.manifests import K8S, KUBECTL, find_kind, find_pods, make_ray_job
 from tests.support.s3 import serve_s3
 
 ROOT = K8S.parent
@@ -69,35 +75,143 @@ def test_list_dependencies(tmp_path: Path) -> None:
     assert done.stdout.splitlines() == project["dependencies"]
 
 
+def start_night(night: Any, folder: Path, name: str = "night", **given: str) -> tuple[int, Any]:
+    """Call the script against an API that has a night; return its exit code and what it created."""
+    assert KUBECTL
+    with serve_kube_api(night, folder) as api:
+        path = f"{Path(KUBECTL).parent}:{os.environ['PATH']}"
+        config = {"KUBECONFIG": str(api.config), "HOME": str(folder), "PATH": path}
+        call = [BIN / "start-night", name]
+        done = subprocess.run(call, env=os.environ | config | given, check=False)
+    return done.returncode, api.created
+
+
 @pytest.mark.parametrize("overlay", ["gpu", "kueue"])
 def test_start_night_creates_the_job_that_is_validated(
     overlay: str, build: Any, tmp_path: Path
 ) -> None:
     (night,) = find_kind(build(overlay), "RayCronJob")
-    with serve_kube_api(night, tmp_path) as api:
-        done = subprocess.run(
-            [BIN / "start-night", "night"],
-            env={**os.environ, "KUBECONFIG": str(api.config), "HOME": str(tmp_path)},
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    (created,) = api.created
+    before = int(time.time())
+    code, (created,) = start_night(night, tmp_path, RUSHES_NIGHT="2026-11-30")
+    assert code == 0
     metadata = created.pop("metadata")
     expected = make_ray_job(night)
     assert {name: metadata[name] for name in ("generateName", "labels")} == expected.pop("metadata")
-    assert created == expected
+    # But for what fixes its date and its end, in both places.
+    fixed = re.compile(r"env RUSHES_NIGHT=2026-11-30 RUSHES_UNTIL=(\d+) ")
+    ends = set(fixed.findall(json.dumps(created)))
+    assert json.loads(fixed.sub("", json.dumps(created))) == expected
+    (submitter,) = created["spec"]["submitterPodTemplate"]["spec"]["containers"]
+    assert submitter["args"] == [created["spec"]["entrypoint"]]
+    assert len(ends) == 1
+    deadline_s = expected["spec"]["activeDeadlineSeconds"]
+    assert before + deadline_s < int(ends.pop()) <= time.time() + deadline_s + MARGIN_S
 
 
 def test_start_night_fails_where_there_is_none(build: Any, tmp_path: Path) -> None:
     (night,) = find_kind(build("gpu"), "RayCronJob")
-    with serve_kube_api(night, tmp_path) as api:
-        done = subprocess.run(
-            [BIN / "start-night", "nihgt"],
-            env={**os.environ, "KUBECONFIG": str(api.config), "HOME": str(tmp_path)},
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-    assert done.returncode != 0
-    assert api.created == []
+    code, created = start_night(night, tmp_path, "nihgt")
+    assert code != 0
+    assert created == []
+
+
+def test_start_night_fails_where_there_is_no_deadline(build: Any, tmp_path: Path) -> None:
+    night = copy.deepcopy(find_kind(build("gpu"), "RayCronJob")[0])
+    del night["spec"]["jobTemplate"]["activeDeadlineSeconds"]
+    code, created = start_night(night, tmp_path)
+    assert code != 0
+    assert created == []
+
+
+def run_night(*command: str, **given: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [BIN / "run-night", *command],
+        env=os.environ | given, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("now", "night"),
+    [
+        ("2026-11-30 20:00", "2026-11-30"),
+        ("2026-12-01 04:00", "2026-11-30"),
+        ("2026-12-01 11:59", "2026-11-30"),
+        ("2026-12-01 12:00", "2026-12-01"),
+    ],
+)
+@pytest.mark.parametrize("script", ["run-night", "start-night"])
+def test_a_night_has_the_date_of_its_evening(
+    script: str, now: str, night: str, build: Any, tmp_path: Path
+) -> None:
+    # The clock is `date`'s: one that says what time it is, and is the real one else.
+    (date := tmp_path / "date").write_text(
+        f"""#!/bin/bash
+words=("${{@/12 hours ago/{now} 12 hours ago}}")
+exec {shutil.which("date")} "${{words[@]}}"
+"""
+    )
+    date.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    if script == "run-night":
+        assert run_night("echo", "{night}", PATH=path).stdout == f"{night}\n"
+    else:
+        (cronjob,) = find_kind(build("gpu"), "RayCronJob")
+        path = f"{tmp_path}:{Path(KUBECTL or '').parent}:{os.environ['PATH']}"
+        code, (created,) = start_night(cronjob, tmp_path, PATH=path)
+        assert code == 0
+        assert f"RUSHES_NIGHT={night} " in created["spec"]["entrypoint"]
+
+
+def test_a_nights_words_have_its_date() -> None:
+    done = run_night("printf", "%s|", "s3://a/{night}*.parquet", "{night}", "a b", RUSHES_NIGHT="d")
+    assert (done.returncode, done.stdout) == (0, "s3://a/d*.parquet|d|a b|")
+
+
+def test_what_is_started_is_what_runs(build: Any, tmp_path: Path) -> None:
+    (night,) = find_kind(build("gpu"), "RayCronJob")
+    _, (created,) = start_night(night, tmp_path, RUSHES_NIGHT="2026-11-30")
+    (shown := tmp_path / "rushes").write_text('#!/bin/bash\nprintf "%s\n" "$@"\n')
+    shown.chmod(0o755)
+    done = subprocess.run(
+        ["sh", "-c", created["spec"]["entrypoint"]],
+        env={"PATH": f"{tmp_path}:{BIN}:{os.environ['PATH']}",
+             "RUSHES_TABLES": "s3://tables/{night}*.parquet", "RUSHES_OUTPUT": "s3://out/{night}"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    words = done.stdout.splitlines()
+    assert words[1] == "s3://tables/2026-11-30*.parquet"
+    assert words[words.index("--output") + 1] == "s3://out/2026-11-30"
+    assert words == [
+        each.replace("$RUSHES_TABLES", words[1]).replace("$RUSHES_OUTPUT", "s3://out/2026-11-30")
+        for each in shlex.split(make_ray_job(night)["spec"]["entrypoint"])[3:]
+    ]
+
+
+def test_a_night_that_reaches_its_end_is_told_to_save() -> None:
+    script = 'trap "echo saved; exit 75" TERM; echo begun; while true; do sleep 0.1; done'
+    until = str(int(time.time()) + 2)
+    done = run_night("bash", "-c", script, RUSHES_UNTIL=until)
+    assert (done.returncode, done.stdout) == (75, "begun\nsaved\n")
+
+
+def test_a_night_that_is_told_to_stop_tells_its_command() -> None:
+    script = 'trap "echo saved; exit 75" TERM; echo begun; while true; do sleep 0.1; done'
+    given = {"RUSHES_UNTIL": str(int(time.time()) + 600)}
+    with subprocess.Popen(
+        [BIN / "run-night", "bash", "-c", script],
+        env=os.environ | given, stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout
+        assert process.stdout.readline() == "begun\n"
+        process.terminate()
+        assert process.communicate()[0] == "saved\n"
+    assert process.returncode == 75
+
+
+def test_a_night_that_is_over_begins_nothing() -> None:
+    done = run_night("echo", "begun", RUSHES_NIGHT="2026-11-30", RUSHES_UNTIL="1764572460")
+    assert (done.returncode, done.stdout) == (75, "")
+    assert "2025-12-01T07:01:00Z" in done.stderr
 
 
 def test_the_demos_setup_fills_its_bucket(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:

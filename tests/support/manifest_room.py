@@ -12,6 +12,7 @@ from tests.support.manifests import (
     expand_documents,
     find_clusters,
     find_pods,
+    list_variables,
     list_words,
     quantity,
     read_recipe,
@@ -77,8 +78,12 @@ def _count_kept(shape: GangShape) -> int:
 
 def _count_joining(documents: list[Document]) -> int:
     """Return how many batches join the endpoint's cluster."""
-    calls = [" ".join(list_words(each)) for pod in find_pods(documents) for each in pod.containers]
-    return sum(ENDPOINT_ADDRESS in call and " rushes render " in call for call in calls)
+    return sum(
+        ENDPOINT_ADDRESS in (list_variables(each).get("RAY_DASHBOARD_ADDRESS") or "")
+        and "rushes" in list_words(each)
+        for pod in find_pods(documents)
+        for each in pod.containers
+    )
 
 
 def _place_gangs(

@@ -14,6 +14,7 @@ from jobs.api.proxy import IMPORT_PATH as PROXY_PATH
 from jobs.application import EndpointConfig
 from jobs.cli import app
 from pipeline.errors import UsageError
+from tests.support.manifest_nights import HEAD_SERVICE
 from tests.support.manifest_room import (
     endpoints_have_room_by_day,
     gangs_have_nodes_of_their_own,
@@ -26,6 +27,7 @@ from tests.support.manifests import (
     find_clusters,
     find_kind,
     find_pods,
+    list_variables,
     list_words,
     read_recipe,
 )
@@ -33,7 +35,7 @@ from tests.support.network import matches
 
 Rule = Callable[[list[Document]], Iterator[str]]
 
-KUBERAY_SERVICES = {"online-head-svc": {"ray.io/node-type": "head"}}
+KUBERAY_SERVICES = {"online-head-svc": HEAD_SERVICE}
 """Services that KubeRay makes of a RayService, and the pods behind them."""
 SECRETS = {"rushes-s3", "rushes-ray", "rushes-keys", "rushes-webhook", "rushes-hub"}
 """Those that k8s/README.md has one make."""
@@ -234,8 +236,8 @@ def ports_match(documents: list[Document]) -> Iterator[str]:
                 port = container.get(probe, {}).get("httpGet", {}).get("port")
                 if port and port not in _list_ports(pod):
                     yield f"{pod.where}: {probe} asks port {port}"
-            words = list_words(container)
-            for host, port in re.findall(r"http://([\w.-]+):(\d+)", " ".join(words)):
+            address = list_variables(container).get("RAY_DASHBOARD_ADDRESS") or ""
+            for host, port in re.findall(r"^([\w.-]+):(\d+)$", address):
                 selector = {"matchLabels": KUBERAY_SERVICES.get(host, {"": ""})}
                 behind = [each for each in pods if matches(selector, each.labels)]
                 if not any(int(port) in _list_ports(each) for each in behind):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
+import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,6 +22,13 @@ from pipeline.recipe import Recipe, load_recipe
 K8S = Path(__file__).parents[2] / "k8s"
 OVERLAYS = sorted(path.name for path in (K8S / "overlays").iterdir() if path.is_dir())
 Document = dict[str, Any]
+KUBECTL = shutil.which("kubectl", path=str(Path(sys.executable).parent)) or shutil.which("kubectl")
+"""The one that pip brings, or the system's: it builds the overlays."""
+OF_KUBERAY = {
+    "app.kubernetes.io/name": "kuberay",
+    "app.kubernetes.io/created-by": "kuberay-operator",
+}
+"""Labels by which KubeRay's services find its pods; a template's own go before these."""
 _UNITS = {"Mi": 2**20, "Gi": 2**30, "m": 1e-3}
 
 
@@ -39,9 +50,14 @@ class Pod:
 
 @cache
 def _build(overlay: str) -> str:
-    folder = K8S / "overlays" / overlay
+    return kustomize(K8S / "overlays" / overlay)
+
+
+def kustomize(folder: Path) -> str:
+    """Return what `kubectl kustomize` makes of a folder."""
+    assert KUBECTL, "kubectl is absent: the extra `dev` has it"
     done = subprocess.run(
-        ["kubectl", "kustomize", folder], capture_output=True, text=True, check=False
+        [KUBECTL, "kustomize", folder], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -109,8 +125,15 @@ def quantity(text: str | int) -> float:
 
 
 def list_words(container: dict[str, Any]) -> list[str]:
-    """Return what a container runs, word by word."""
-    return [*container.get("command", ()), *container.get("args", ())]
+    """Return what a container runs, word by word; of what it submits, too."""
+    command, args = container.get("command", ()), container.get("args", ())
+    lines = (shlex.split(each) for each in args) if command == ["submit-night"] else ()
+    return [*command, *(chain.from_iterable(lines) if lines else args)]
+
+
+def list_variables(container: dict[str, Any]) -> dict[str, str | None]:
+    """Return a container's own environment; what comes from elsewhere, as None."""
+    return {each["name"]: each.get("value") for each in container.get("env", ())}
 
 
 def find_clusters(documents: list[Document]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -149,4 +172,5 @@ def _make_pod(
     where: str, template: Document, labels: dict[str, str], group: Document | None = None
 ) -> Pod:
     given = template.get("metadata", {}).get("labels", {})
-    return Pod(where, {**given, **labels}, template["spec"], group)
+    of_kuberay = OF_KUBERAY if group else {}
+    return Pod(where, {**of_kuberay, **given, **labels}, template["spec"], group)

@@ -1,0 +1,153 @@
+"""Rules of nights and of the nodes that they run on: one clock, a bound, an end that is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tests.support.manifests import (
+    Document,
+    expand_documents,
+    find_clusters,
+    find_kind,
+    find_pods,
+    list_variables,
+)
+from tests.support.network import matches
+
+DAY_S = 24 * 3600
+MARGIN_S = 60
+"""From a first try's deadline to the end that `start-night` gives to all."""
+HEAD_SERVICE = {
+    "ray.io/node-type": "head",
+    "app.kubernetes.io/name": "kuberay",
+    "app.kubernetes.io/created-by": "kuberay-operator",
+}
+"""How KubeRay's services find a head (HeadServiceLabels), but for the cluster's own name."""
+RESTRICTED = {
+    "pod-security.kubernetes.io/enforce": "restricted",
+    "pod-security.kubernetes.io/enforce-version": "v1.34",
+}
+
+
+def services_find_heads(documents: list[Document]) -> Iterator[str]:
+    """No label of a head's template takes the place of one that KubeRay's services look for."""
+    for pod in find_pods(documents):
+        if pod.labels.get("ray.io/node-type") == "head" and not matches(
+            {"matchLabels": HEAD_SERVICE}, pod.labels
+        ):
+            yield f"{pod.where}: {pod.labels}"
+
+
+def nights_have_one_clock(documents: list[Document]) -> Iterator[str]:
+    """A CronJob starts nights, or KubeRay does; what the other would need isn't there."""
+    clocks = [each["metadata"]["name"] for each in find_kind(documents, "CronJob")]
+    for night in find_kind(documents, "RayCronJob"):
+        if night["spec"]["suspend"] != (clocks == ["night"]):
+            yield f"suspend {night['spec']['suspend']}, with CronJobs {clocks}"
+        if not night["spec"]["suspend"]:
+            for each in documents:
+                if each["metadata"].get("name") == "clock":
+                    yield f"{each['kind']} clock, though KubeRay starts nights"
+
+
+def clocks_wait_for_the_last_night(documents: list[Document]) -> Iterator[str]:
+    """No CronJob starts a Job beside the one before it."""
+    for clock in find_kind(documents, "CronJob"):
+        if clock["spec"].get("concurrencyPolicy") != "Forbid":
+            yield f"{clock['metadata']['name']}: {clock['spec'].get('concurrencyPolicy')}"
+
+
+def nights_are_tried_again(documents: list[Document]) -> Iterator[str]:
+    """A night that breaks has another try, and is over before the next one, however many it has."""
+    for night in find_kind(documents, "RayCronJob"):
+        spec = night["spec"]["jobTemplate"]
+        tries = spec.get("backoffLimit", 0) + 1
+        if not 2 <= tries <= 3:
+            yield f"{tries} tries"
+        deadline_s = spec.get("activeDeadlineSeconds", DAY_S)
+        longest_s = deadline_s + MARGIN_S if night["spec"]["suspend"] else tries * deadline_s
+        if longest_s >= DAY_S:
+            yield f"{tries} tries of {deadline_s} s: over after {longest_s} s"
+    for clock in find_kind(documents, "CronJob"):
+        pod = clock["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+        if pod["containers"][0]["command"][0] == "submit-night":
+            limit = clock["spec"]["jobTemplate"]["spec"].get("backoffLimit", 6)
+            if not 1 <= limit <= 2:
+                yield f"{limit + 1} tries"
+
+
+def submitters_end_as_their_nights(documents: list[Document]) -> Iterator[str]:
+    """A submitter is ours: of what its RayJob says, and no longer there than that may take."""
+    for job in find_kind(expand_documents(documents), "RayJob"):
+        spec, pod = job["spec"], job["spec"]["submitterPodTemplate"]["spec"]
+        (container,) = pod["containers"]
+        if container.get("command") != ["submit-night"]:
+            yield f"{container.get('command')} submits"
+        if container.get("args") != [spec["entrypoint"]]:
+            yield f"{container.get('args')} is submitted, not {spec['entrypoint']}"
+        if pod.get("activeDeadlineSeconds") != spec.get("activeDeadlineSeconds"):
+            yield f"a submitter of {pod.get('activeDeadlineSeconds')} s"
+
+
+def calls_need_a_token(documents: list[Document]) -> Iterator[str]:
+    """Every cluster asks for the secret's token, and a submitter of our own brings it."""
+    for whose, cluster in find_clusters(expand_documents(documents)):
+        if cluster.get("authOptions") != {"mode": "token", "secretName": "rushes-ray"}:
+            yield f"{whose}: {cluster.get('authOptions')}"
+    for pod in find_pods(documents):
+        if pod.where.startswith("CronJob") and (
+            pod.labels.get("app.kubernetes.io/component") == "submitter"
+        ):
+            (container,) = pod.spec["containers"]
+            given = list_variables(container)
+            if given.get("RAY_AUTH_MODE") != "token" or "RAY_AUTH_TOKEN" not in given:
+                yield f"{pod.where}: {given}"
+
+
+def heads_stay(documents: list[Document]) -> Iterator[str]:
+    """A cluster autoscaler moves no head; beside spot GPUs, its node is none that is taken back."""
+    for whose, cluster in find_clusters(expand_documents(documents)):
+        template = cluster["headGroupSpec"]["template"]
+        annotations = template["metadata"].get("annotations", {})
+        if annotations.get("cluster-autoscaler.kubernetes.io/safe-to-evict") != "false":
+            yield f"{whose} head: {annotations}"
+        where = template["spec"].get("nodeSelector")
+        if any(map(_has_gpus, cluster["workerGroupSpecs"])) and where != {
+            "rushes/nodes": "on-demand"
+        }:
+            yield f"{whose} head: on {where}"
+
+
+def gpus_are_of_spot_nodes(documents: list[Document]) -> Iterator[str]:
+    """A group with GPUs asks for the nodes that have them, and tolerates their taints."""
+    for whose, cluster in find_clusters(expand_documents(documents)):
+        for group in filter(_has_gpus, cluster["workerGroupSpecs"]):
+            spec = group["template"]["spec"]
+            taints = {each["key"] for each in spec.get("tolerations", ())}
+            if spec.get("nodeSelector") != {"rushes/nodes": "spot-gpu"}:
+                yield f"{whose} {group['groupName']}: on {spec.get('nodeSelector')}"
+            if not {"nvidia.com/gpu", "rushes/spot"} <= taints:
+                yield f"{whose} {group['groupName']}: tolerates {taints}"
+
+
+def namespaces_are_restricted(documents: list[Document]) -> Iterator[str]:
+    """The namespace itself refuses pods that aren't, by one version of the standard."""
+    namespaces = find_kind(documents, "Namespace")
+    if not namespaces:
+        yield "no Namespace"
+    for each in namespaces:
+        if not RESTRICTED.items() <= each["metadata"].get("labels", {}).items():
+            yield f"{each['metadata']['name']}: {each['metadata'].get('labels')}"
+
+
+def _has_gpus(group: dict[str, Any]) -> bool:
+    (container,) = group["template"]["spec"]["containers"]
+    return "nvidia.com/gpu" in container["resources"]["limits"]
+
+
+RULES: tuple[Callable[[list[Document]], Iterator[str]], ...] = (
+    services_find_heads, nights_have_one_clock, clocks_wait_for_the_last_night,
+    nights_are_tried_again, submitters_end_as_their_nights, calls_need_a_token, heads_stay,
+    gpus_are_of_spot_nodes, namespaces_are_restricted,
+)  # fmt: skip
