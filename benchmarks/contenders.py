@@ -1,9 +1,10 @@
-"""The three contenders of `overhead.py`, each run by it in a fresh process of its own.
+"""The contenders of `overhead.py`, each run by it in a fresh process of its own.
 
     python benchmarks/contenders.py bare TABLE OUT PART PARTS
     python benchmarks/contenders.py ray-data TABLE OUT
     python benchmarks/contenders.py ray-data-rows TABLE OUT
     python benchmarks/contenders.py rushes TABLE OUT
+    python benchmarks/contenders.py rushes-plain TABLE OUT
 
 All render the clips of TABLE into OUT with the embedded model, two workers of one thread each. A
 contender leaves a file in OUT/first-step that holds when its first denoising step was done, in
@@ -156,13 +157,14 @@ class StepClock:
         return max(before, at - (steps - 1) / rate) if rate else at
 
 
-def run_rushes(table: str, out: str) -> None:
-    """`rushes render TABLE --output OUT`, with a reporter that keeps the time."""
+def run_rushes(table: str, out: str, *changes: str) -> None:
+    """`rushes render TABLE --output OUT --set ...`, with a reporter that keeps the time."""
     from jobs.recipes import find_recipe
     from jobs.render import render_tables
 
     clock = StepClock()
-    result = render_tables([table], str(Path(out) / "output"), find_recipe("tiny-cpu"), clock)
+    recipe = find_recipe("tiny-cpu", changes)
+    result = render_tables([table], str(Path(out) / "output"), recipe, clock)
     if result.status.committed != result.status.rows:
         raise SystemExit(f"not all rows are committed: {result.status}")
     note_first_step(Path(out), clock.first_step())
@@ -174,5 +176,7 @@ if __name__ == "__main__":
         run_bare(table, out, *map(int, rest))
     elif name == "rushes":
         run_rushes(table, out)
+    elif name == "rushes-plain":
+        run_rushes(table, out, "develop.onednn=false")
     else:
         run_ray_data(table, out, row_blocks=name == "ray-data-rows")

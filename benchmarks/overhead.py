@@ -6,6 +6,7 @@ Renders the same clips with the embedded model, two workers of one thread each, 
   ray-data       Ray Data's `map_batches` with a class and a pool of two actors, as documented
   ray-data-rows  the same with one row a block
   rushes         `rushes render`, with all it does besides: posters, probes, checksums, commits
+  rushes-plain   the same with `--set develop.onednn=false`, by the others' convolution kernels
 
 and prints start-up (process start until the first denoising step is done) apart from the steady
 state (from there until the last clip's file is complete). Each run is in fresh processes. Run it
@@ -35,7 +36,8 @@ import pyarrow.parquet as pq
 
 from pipeline.probe import read_frames
 
-NAMES = ("bare", "ray-data", "ray-data-rows", "rushes")
+NAMES = ("bare", "ray-data", "ray-data-rows", "rushes", "rushes-plain")
+OURS = ("rushes", "rushes-plain")
 WORKERS = 2
 CLIPS = 48
 SEEDS = 4
@@ -156,7 +158,7 @@ def measure(name: str, table: Path, out: Path) -> Run:
                 raise SystemExit(f"{name} ended with {process.returncode}:\n{log[-4000:]}")
     ended = time.time()
     first = min(float(path.read_text()) for path in (out / "first-step").iterdir())
-    done = "output/commits/*/*.json" if name == "rushes" else "*.mp4"
+    done = "output/commits/*/*.json" if name in OURS else "*.mp4"
     last = max(path.stat().st_mtime for path in out.glob(done))
     return Run(startup=first - began, steady=last - first, wall=ended - began)
 
@@ -164,7 +166,7 @@ def measure(name: str, table: Path, out: Path) -> Run:
 def find_videos(name: str, table: Path, out: Path) -> dict[str, Path]:
     """Return the MP4 of each row of the table, by the row's id."""
     ids = pq.read_table(table, columns=["id"])["id"].to_pylist()
-    if name != "rushes":
+    if name not in OURS:
         return {each: out / f"{each}.mp4" for each in ids}
     manifest = pq.read_table(out / "output" / "manifest", columns=["id", "uri"])
     found = dict(zip(*(manifest[column].to_pylist() for column in ("id", "uri")), strict=True))
@@ -253,7 +255,8 @@ def _head(options: argparse.Namespace) -> list[str]:
         "the same x264 settings; Rushes also writes a poster, decodes each file again, checks "
         "its SHA-256 after the upload and commits it. Its recipe decodes by oneDNN "
         "(`[develop] onednn`), the others by the kernels of PyTorch's choice: those round "
-        "otherwise, so some files differ.",
+        "otherwise, so some files differ. `rushes-plain` is Rushes by those kernels: what it saves "
+        "beside `bare` it saves by encoding once what repeats.",
         "",
         "Made by `python benchmarks/overhead.py " + " ".join(sys.argv[1:]) + "`.",
         "",
