@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import psutil
 import ray
@@ -33,6 +33,7 @@ CONNECT_TIMEOUT_S = 5.0
 NODE_POLL_S, NODE_WAIT_S = 0.05, 20.0
 LOSS_POLL_S = 1.0
 SILENCE_S = 5.0
+_Resource: TypeAlias = Literal["num_cpus", "num_gpus"]
 _SILENT = "Ray's head gives no answer; if it stays away for a minute, this ends"
 LOCAL_ENVIRONMENT = {
     "RAY_worker_maximum_startup_concurrency": "16",  # all of a run's actors start at once
@@ -143,11 +144,11 @@ def _ask_nodes(say: Callable[[str], None]) -> list[dict[str, Any]]:
 
 
 def describe_shortage(recipe: Recipe, read_cpus: float = 0.0) -> str:
-    """Return what the cluster at hand lacks for all of a recipe's actors; nothing if they fit.
+    """Return what the cluster at hand lacks of the least for a recipe; nothing if it is there.
 
     A batch asks for `READ_CPUS` beside them.
     """
-    asked = {"CPU": _asked_cpus(recipe) + read_cpus, "GPU": _asked_gpus(recipe)}
+    asked = {"CPU": _least(recipe, "num_cpus") + read_cpus, "GPU": _least(recipe, "num_gpus")}
     if short := _compare(cast(Any, ray).cluster_resources(), asked):
         return f"the cluster has {short} that the recipe asks for; the rest waits for more"
     return ""
@@ -177,31 +178,33 @@ def _compare(here: dict[str, float], asked: dict[str, float]) -> str:
 
 def logical_cpus(recipe: Recipe, runs: int = 1) -> float:
     """Return how many CPUs all actors of so many runs on one pool ask for, with some to spare."""
-    stages = _asked_by_stages(recipe, "num_cpus")
-    return _asked_cpus(recipe) + SPARE_CPUS + (runs - 1) * (stages + SPARE_CPUS)
-
-
-def _asked_cpus(recipe: Recipe) -> float:
     gangs = sum(each.count * each.layout.ranks * each.num_cpus for each in recipe.gangs)
-    return _asked_by_stages(recipe, "num_cpus") + gangs
+    return gangs + runs * (_asked_by_stages(recipe, "num_cpus") + SPARE_CPUS)
 
 
-def _asked_by_stages(recipe: Recipe, what: Literal["num_cpus", "num_gpus"]) -> float:
+def _least(recipe: Recipe, what: _Resource) -> float:
+    """Return what the stages, the gangs that are kept and a gang of any other shape ask for."""
+    kept, others = 0.0, [0.0]
+    for each in recipe.gangs:
+        number = sum(map(each.is_kept, range(each.count)))
+        asked = each.layout.ranks * getattr(each, what)
+        kept += number * asked
+        if not number:
+            others.append(asked)
+    return _asked_by_stages(recipe, what) + kept + max(others)
+
+
+def _asked_by_stages(recipe: Recipe, what: _Resource) -> float:
     return sum(each.workers * getattr(each, what) for each in (recipe.encode, recipe.develop))
-
-
-def _asked_gpus(recipe: Recipe) -> float:
-    gangs = sum(each.count * each.layout.ranks * each.num_gpus for each in recipe.gangs)
-    return _asked_by_stages(recipe, "num_gpus") + gangs
 
 
 def _check_gpus(recipe: Recipe) -> None:
     """Say at once that this machine's GPUs are too few: nobody will add one while we wait."""
-    needed = _asked_gpus(recipe)
+    needed = _least(recipe, "num_gpus")
     here = _count_gpus() if needed else 0
     if needed > here:
         raise UsageError(
-            f"recipe {recipe.name} asks for {needed:g} GPUs in all, this machine has {here}; "
+            f"recipe {recipe.name} asks for {needed:g} GPUs at least, this machine has {here}; "
             "name a cluster by --address, or ask for less: --set gangs.0.count=1"
         )
 

@@ -195,7 +195,7 @@ class Plan:
             rows = table.rows.select(("clip_id", "row", "id"))
             found = rows.filter(pc.is_in(rows["clip_id"], wanted))
             for clip_id, row, each_id in zip(*(c.to_pylist() for c in found.columns), strict=True):
-                yield clip_id, PlannedRow(table.source, row, name_row(each_id, clip_id))
+                yield clip_id, PlannedRow(*table.locate(row), name_row(each_id, clip_id))
 
     def _read_clips(self, *columns: str) -> Iterator[tuple[Any, ...]]:
         """Yield (clip id, the named columns' values…) of each distinct clip, in table order."""

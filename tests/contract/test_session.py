@@ -10,8 +10,15 @@ from contextlib import contextmanager
 import psutil
 import pytest
 
-from cluster.session import SILENCE_S, SPARE_CPUS, describe_shortage, logical_cpus
+from cluster.session import (
+    SILENCE_S,
+    SPARE_CPUS,
+    check_cluster,
+    describe_shortage,
+    logical_cpus,
+)
 from jobs.recipes import find_recipe
+from pipeline.errors import UsageError
 from tests.conftest import NUM_CPUS
 from tests.support.command import (
     find_children,
@@ -136,3 +143,9 @@ def test_who_heeds_sigterm_may_take_its_time() -> None:
         process.terminate()
         assert process.communicate(timeout=60)[0] == "ended\n"
         assert process.returncode == 0
+
+
+def test_gangs_that_come_and_go_need_a_place_each_shape_for_one() -> None:
+    """Three gangs that stay, encode and develop on one GPU, and a gang of four for long clips."""
+    with pytest.raises(UsageError, match="asks for 8 GPUs at least, this machine has 0"):
+        check_cluster(find_recipe("wan22-a14b-8x80gb"))

@@ -117,17 +117,27 @@ def test_it_fits_the_hardware(name: str) -> None:
     recipe = recipe_of(name)
     shared = [recipe.encode.num_gpus] * recipe.encode.workers
     shared += [recipe.develop.num_gpus] * recipe.develop.workers
-    shared += [
-        gang.num_gpus for gang in recipe.gangs for _ in range(gang.count * gang.layout.ranks)
-    ]
+    kept = [sum(map(each.is_kept, range(each.count))) for each in recipe.gangs]
+    for place, gang in enumerate(recipe.gangs):  # each shape in turn has all of its gangs
+        numbers = [*kept[:place], gang.count, *kept[place + 1 :]]
+        gangs = [
+            each.num_gpus
+            for each, number in zip(recipe.gangs, numbers, strict=True)
+            for _ in range(number * each.layout.ranks)
+        ]
+        assert count_gpus([*shared, *gangs]) == GPUS[name]
+
+
+def count_gpus(shares: list[float]) -> int:
+    """Return how many GPUs actors with these shares of one need."""
     rooms: list[float] = []  # what is left of each GPU, the largest share placed first
-    for share in sorted(filter(None, shared), reverse=True):
+    for share in sorted(filter(None, shares), reverse=True):
         fitting = next((i for i, left in enumerate(rooms) if share <= left + 1e-9), None)
         if fitting is None:
             rooms.append(1 - share)
         else:
             rooms[fitting] -= share
-    assert len(rooms) == GPUS[name]
+    return len(rooms)
 
 
 @every_recipe
