@@ -25,6 +25,7 @@ from pipeline.ledger import Ledger
 from pipeline.local import LocalRunner
 from pipeline.probe import read_frames
 from pipeline.recipe import Recipe
+from pipeline.runs import read_runs
 from pipeline.store import ObjectStore
 from tests.support.command import wait_until, write_table
 from tests.support.leaks import check_leaks
@@ -72,6 +73,12 @@ def poison() -> None:
         pid = wait_until(find_next, 120, "a rank for short clips at work").pop()
         os.kill(pid, signal.SIGKILL)
         killed.add(pid)
+
+
+def count_lost(ledger: Ledger) -> int:
+    """Return how many gangs the output's one run lost."""
+    (record,) = read_runs(ledger.store)
+    return record.gangs_lost
 
 
 Render = Callable[[int, signal.Signals], tuple[Ledger, list[Failure]]]
@@ -177,6 +184,7 @@ def test_a_gang_that_loses_its_first_rank_is_rebuilt(killed: Ledger) -> None:
     assert sorted(each.attempts for each in commits) == [1] * (NUM_CLIPS - 2) + [2]
     layouts = {(each.num_frames, each.layout, each.gang) for each in commits}
     assert layouts == {(LONG, "tensor=2", "pair-0"), (SHORT, "1", "single-0")}
+    assert count_lost(killed) == 1 + MAX_ATTEMPTS
 
 
 def test_a_clip_that_kills_its_gang_every_time_costs_itself_alone(
@@ -200,6 +208,7 @@ def test_a_gang_with_a_rank_that_hangs_is_rebuilt_and_makes_the_same_bytes(
     hung, failed = render(1, signal.SIGSTOP)
     assert failed == []
     assert sum(each.attempts for each in hung.read_commits()) == NUM_CLIPS + 1
+    assert count_lost(hung) == 1
     for commit in map(hung.read_commit, killed.committed_ids()):
         assert commit.video.sha256 == killed.read_commit(commit.clip_id).video.sha256
 
