@@ -160,10 +160,13 @@ def test_many_row_groups_and_files_keep_their_order(tmp_path: Path) -> None:
             columns["late"] = ["x"] * 1000
         pq.write_table(pa.table(columns), tmp_path / f"part-{part}.parquet", row_group_size=64)
     for source in (tmp_path, tmp_path / "*.parquet"):
-        rows = make_plan(source).tables[0].rows
+        plan = make_plan(source)
+        rows = plan.tables[0].rows
         assert rows["n"].to_pylist() == list(range(3000))
         assert rows["row"].to_pylist() == list(range(3000))
         assert rows["late"].null_count == 2000
+        ((_, found),) = plan.find_rows([rows["clip_id"][1234].as_py()])
+        assert (found.source.rpartition("/")[2], found.row) == ("part-1.parquet", 234)
 
 
 def test_csv(tmp_path: Path) -> None:
