@@ -10,6 +10,10 @@ from pipeline.batches import BatchEnd, BatchJob, Cancellation
 from pipeline.inbox import VideoEnd, VideoJob
 
 
+class NoGangError(Exception):
+    """No gang that is large enough for a clip can be built now; others can."""
+
+
 class PoolBrokenError(Exception):
     """No gang can be built, or the run has left: it can't go on, and no clip is to blame."""
 

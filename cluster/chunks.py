@@ -2,7 +2,8 @@
 
 A call takes milliseconds on its way to the ranks. So shortly before a chunk ends, its driver says
 whether more steps come next: then the ranks are given them already, and go on without a pause.
-Whatever else is due waits for the end of the chunk.
+Whatever else is due waits for the end of the chunk. Where a step takes long, a pause is nothing
+beside it, and one that runs over would bring another before anything else: none is given ahead.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cluster.answers import ClipKey
-from cluster.gang import Gang
+from cluster.gang import Gang, GangDiedError
 from cluster.rank import Progress
 
 LEAD_S = 0.02
 """How long before a chunk's end the next is given: some times what a call takes."""
+LONG = 2.0
+"""A chunk that takes so many times as long as it should is one long step."""
 
 
 @dataclass
@@ -51,14 +54,17 @@ class Chunks:
             GangDiedError: the gang is lost.
             ClipError: the model refused the clip.
         """
-        (running, steps), self._ahead = self._ahead or self._give(), None
+        timeout_s = None if self._ahead is None else self.timeout_s  # its time begins only now
+        (running, steps), self._ahead = self._ahead or self._give(self.timeout_s), None
         before = self.now.step
         try:
-            if self.step_s and before + steps < self.now.num_steps:
+            if self._is_short(steps) and before + steps < self.now.num_steps:
                 await asyncio.wait({running}, timeout=self.step_s * steps - LEAD_S)
                 if may_go_on():
-                    self._ahead = self._give(after_another=True)
-            self.now = await running
+                    self._ahead = self._give(2 * self.timeout_s)  # it waits for this one first
+            self.now = await asyncio.wait_for(running, timeout_s)
+        except TimeoutError as error:
+            raise GangDiedError(f"{self.gang.name}: no steps within {timeout_s:.0f} s") from error
         except BaseException:
             running.cancel()
             raise
@@ -78,12 +84,14 @@ class Chunks:
         """How long a chunk may take."""
         return self.bound(self.step_s * self._count()) if self.step_s else self.first_bound_s
 
+    def _is_short(self, steps: int) -> bool:
+        return 0 < self.step_s * steps <= LONG * self.chunk_s
+
     def _count(self) -> int:
         return max(1, round(self.chunk_s / max(self.step_s, 1e-6))) if self.step_s else 1
 
-    def _give(self, *, after_another: bool = False) -> tuple[asyncio.Task[Progress], int]:
+    def _give(self, timeout_s: float) -> tuple[asyncio.Task[Progress], int]:
         steps = self._count()
-        timeout_s = self.timeout_s * (2 if after_another else 1)  # it waits for that one first
         return asyncio.create_task(self.gang.advance(self.key, steps, timeout_s)), steps
 
 

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from cluster import metrics
-from cluster.answers import PoolBrokenError
+from cluster.answers import NoGangError, PoolBrokenError
 from cluster.drive import Drive, HaltedError
 from cluster.gang import (
     ClipError,
@@ -61,6 +61,8 @@ class Fleet:
         """Why no gang can be built, where none can, until it is started again."""
         self._given_up: dict[int | None, tuple[str, float]] = {}
         """Rooms that no gang can be built for: why, and until when nobody tries."""
+        self._failed_starts = Counter[str]()
+        """Of each gang, in a row."""
         self._recipe = recipe
         self._name = name
         self._queue = queue
@@ -94,12 +96,18 @@ class Fleet:
         """Make the gangs that nobody makes: all, or anew those that were given up."""
         self.broken = None
         self._given_up = {}
+        self._failed_starts.clear()
         for shape in self._recipe.gangs:
             for number in range(shape.count):
                 name = f"{shape.name}-{number}"
                 if name not in self._servers or self._servers[name].done():
                     serving = self._serve(name, shape, is_kept=shape.is_kept(number))
                     self._servers[name] = asyncio.create_task(serving)
+
+    def start_anew(self) -> None:
+        """Try again what was given up, if anything was."""
+        if self.broken or self._given_up:
+            self.start()
 
     def find_refusal(self, room: int | None) -> str:
         """Return why a clip gets no gang of this room; nothing if it may get one.
@@ -134,7 +142,7 @@ class Fleet:
 
         One that isn't kept is there while there are clips for it.
         """
-        failed_starts, room = 0, shape.max_tokens
+        room = shape.max_tokens
         patience_s = None if is_kept else self._recipe.pool.idle_s
         while True:
             if not is_kept:
@@ -148,17 +156,18 @@ class Fleet:
             except Exception as error:  # noqa: BLE001 - whatever stops a gang, another try follows
                 # Others' work goes on meanwhile: so does the wait for a place.
                 if not (isinstance(error, NoPlaceError) and self._queue.is_one_made()):
-                    failed_starts += 1
-                alike = (each.shape.max_tokens == room for each in self._gangs.values())
-                if failed_starts >= MAX_FAILED_STARTS and not any(alike):
+                    self._failed_starts[name] += 1
+                if self._is_hopeless(room):
                     self._give_up_room(room, f"no gang like {name} can be started: {error}")
                     return
                 self._warn(f"gang {name} could not be started: {error}")
-                await asyncio.sleep(RESTART_PAUSE_S * failed_starts)
+                await asyncio.sleep(RESTART_PAUSE_S * max(1, self._failed_starts[name]))
                 continue
             finally:
                 self._starting[room] -= 1
-            failed_starts = 0
+            self._failed_starts[name] = 0
+            if room in self._given_up:
+                self.start()
             await self._feed(gang, patience_s)
 
     async def _feed(self, gang: Gang, patience_s: float | None) -> None:
@@ -205,18 +214,31 @@ class Fleet:
         finally:
             self._asleep.discard(name)
 
+    def _is_hopeless(self, room: int | None) -> bool:
+        """Return whether every gang of a room that is to be there has failed to start too often."""
+        awake = [
+            f"{shape.name}-{number}"
+            for shape in self._recipe.gangs
+            for number in range(shape.count)
+            if shape.max_tokens == room
+        ]
+        return all(
+            name in self._asleep or self._failed_starts[name] >= MAX_FAILED_STARTS for name in awake
+        )
+
     def _give_up_room(self, room: int | None, reason: str) -> None:
         """Fail the clips that no gang can be built for; all of them: the pool is broken."""
         self._given_up[room] = reason, time.monotonic() + self._recipe.pool.start_timeout_s
         if self._given_up.keys() >= {each.max_tokens for each in self._recipe.gangs}:
             self._give_up(reason)
         else:
-            self._warn(f"clips of their size fail: {reason}")
-            self._queue.fail(room, reason)
+            self._warn(f"clips of their size are given up: {reason}")
+            self._queue.give_up(NoGangError(reason), (room,))
 
     def _give_up(self, reason: str) -> None:
         self.broken = reason
-        self._queue.give_up(PoolBrokenError(reason))
+        rooms = {each.max_tokens for each in self._recipe.gangs}
+        self._queue.give_up(PoolBrokenError(reason), rooms)
 
     async def _run(self, gang: Gang, job: Job) -> None:
         """Render one clip on `gang`; raises GangDiedError once the clip is safe elsewhere."""

@@ -101,7 +101,9 @@ class Gang:
             try:
                 await _wait(group.ready(), timeout_s, f"{name}: resources {ranks} x {bundle}")
             except GangDiedError as error:
-                raise NoPlaceError(str(error)) from error
+                if isinstance(error.__cause__, TimeoutError):
+                    raise NoPlaceError(str(error)) from error
+                raise
             gang.held_since = time.monotonic()
             places = enumerate(_order_by_node(group, ranks))
             gang._ranks = [gang._start_rank(model, number, bundle) for number, bundle in places]

@@ -24,6 +24,7 @@ import ray
 
 from cluster.answers import (
     ClipKey,
+    NoGangError,
     PoolBrokenError,
     PoolClosedError,
     PoolProgress,
@@ -76,8 +77,7 @@ class GangPool:
         """
         self._left.pop(checkpoints.store.uri, None)
         tenant = self._admit(checkpoints)
-        if self._fleet.broken:
-            self._fleet.start()
+        self._fleet.start_anew()
         await tenant.open()
 
     async def render(
@@ -96,6 +96,7 @@ class GangPool:
 
         Raises:
             PoolBrokenError: no gang can be built.
+            NoGangError: none that takes this clip.
         """
         await self._admit(checkpoints).open()
         tenant = self._admit(checkpoints)  # it may have left meanwhile
@@ -108,7 +109,6 @@ class GangPool:
         if self._fleet.broken:
             raise PoolBrokenError(self._fleet.broken)
         task = Task(key, request, turn, shape.max_tokens)
-        refusal = self._fleet.find_refusal(shape.max_tokens)
         given = ray.put(conditioning)  # the pool's own: a client may die before the clip's turn
         job = Job(task, tenant, given)
         self._queue.add(job)
@@ -116,8 +116,8 @@ class GangPool:
             saved = await tenant.load(clip_id)
             if saved and saved[0].kind == "latents":
                 job.reuse(*saved)
-            elif refusal:
-                job.fail(refusal, attempts=0)
+            elif why := self._fleet.find_refusal(shape.max_tokens):
+                raise NoGangError(why)
             else:
                 await self._queue.put(job)
             return await asyncio.shield(job.result)

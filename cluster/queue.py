@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from cluster import metrics
 from cluster.answers import ClipKey
@@ -97,16 +97,11 @@ class Queue:
         async with self._added:
             await self._added.wait_for(is_more)
 
-    def give_up(self, error: Exception) -> None:
-        """Raise at whoever awaits any of the jobs."""
+    def give_up(self, error: Exception, rooms: Container[int | None]) -> None:
+        """Raise at whoever awaits any of the jobs for gangs of these rooms."""
         for job in self._jobs.values():
-            job.give_up(error)
-
-    def fail(self, room: int | None, reason: str) -> None:
-        """Fail the jobs for gangs of this room; they have lost none."""
-        for job in self._jobs.values():
-            if job.task.room == room:
-                job.fail(reason, attempts=0)
+            if job.task.room in rooms:
+                job.give_up(error)
 
     def is_one_made(self) -> bool:
         """Return whether any gang has a job."""

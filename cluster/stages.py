@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from ray.exceptions import RayError
 
 from cluster import metrics
-from cluster.answers import Rendered
+from cluster.answers import NoGangError, Rendered
 from cluster.client import PoolClient
 from cluster.niceness import load_stepping_back
 from cluster.schedule import Turn
@@ -123,8 +123,17 @@ async def denoise_once(pool: PoolClient, row: Row, ledger: Ledger) -> Row:
     try:
         await asyncio.to_thread(ledger.read_commit, row["clip_id"])
     except FileNotFoundError:
-        return await denoise(pool, row)
+        try:
+            return await denoise(pool, row)
+        except NoGangError as error:  # the others are to be made; no attempt was
+            failure = describe_failure(row["clip_id"], "denoise", _cause(error), attempts=0)
+            return {**row, "payload": b"", "failure": failure.model_dump_json()}
     return {**row, "payload": b"", "failure": ""}
+
+
+def _cause(error: Exception) -> str:
+    """Return what an actor raised, without the trace that Ray makes of it."""
+    return str(getattr(error, "cause", error))
 
 
 async def _render(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,15 +33,32 @@ class PlannedCall:
     def remaining(self, done: Set[str], limit: int | None = None) -> dict[str, RenderRequest]:
         """Return the clips still to render, by clip id, most work first.
 
+        Clips that different gangs take are mixed evenly, so that none of those gangs waits for the
+        clips of another to be given out.
+
         `limit` counts clips in table order, whether done or not: the first ones are a sample that
         doesn't change, so the same call again renders nothing more.
         """
         requests = self.plan.requests(done)
-        if limit is None:
+        if limit is not None:
+            order = (key for table in self.plan.tables for (key,) in table.read_valid())
+            first = set(list(dict.fromkeys(order))[:limit])
+            requests = {key: each for key, each in requests.items() if key in first}
+        return self._mix(requests)
+
+    def _mix(self, requests: dict[str, RenderRequest]) -> dict[str, RenderRequest]:
+        if len({gang.max_tokens for gang in self.recipe.gangs}) == 1:
             return requests
-        order = (key for table in self.plan.tables for (key,) in table.read_valid())
-        first = set(list(dict.fromkeys(order))[:limit])
-        return {key: each for key, each in requests.items() if key in first}
+        lines = defaultdict[int | None, list[str]](list)
+        for key, each in requests.items():
+            gang = self.recipe.find_gang(each.width, each.height, each.num_frames)
+            lines[gang.max_tokens if gang else None].append(key)
+        places = {
+            key: (place + 0.5) / len(line)
+            for line in lines.values()
+            for place, key in enumerate(line)
+        }
+        return {key: requests[key] for key in sorted(requests, key=places.__getitem__)}
 
 
 def plan_rows(tables: Sequence[str], recipe: Recipe) -> Plan:

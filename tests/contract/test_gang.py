@@ -12,12 +12,16 @@ import ray
 
 from cluster import gang as gang_module
 from cluster.answers import ClipKey
+from cluster.chunks import Chunks
 from cluster.gang import ClipError, Gang, GangDiedError
 from jobs.recipes import find_recipe
+from pipeline.checkpoints import Checkpoints
 from pipeline.encode import Encoder
 from pipeline.graph import Graph
+from pipeline.identity import digest
 from pipeline.recipe import GangShape, resolve_checkpoint
 from pipeline.request import RenderRequest
+from pipeline.store import ObjectStore
 from tests.support.leaks import check_leaks
 
 RECIPE = find_recipe()
@@ -43,6 +47,58 @@ def test_a_clip_that_one_rank_alone_refuses_costs_the_gang(monkeypatch: pytest.M
     graph = Graph(RECIPE.model, resolve_checkpoint(RECIPE.model))
     asyncio.run(refuse_alone(Encoder(graph).encode(REQUEST).to_bytes()))
     check_leaks()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_steps_given_ahead_make_the_same_clip_and_a_refusal_among_them_costs_it_alone() -> None:
+    graph = Graph(RECIPE.model, resolve_checkpoint(RECIPE.model))
+    asyncio.run(give_ahead(Encoder(graph).encode(REQUEST).to_bytes()))
+    check_leaks()
+
+
+async def give_ahead(conditioning: bytes) -> None:
+    request = REQUEST.model_copy(update={"num_inference_steps": 40})
+    gang = await Gang.create("pair-0", "test-gang", PAIR, RECIPE)
+    saves = Checkpoints(ObjectStore("memory://given-ahead"), "f" * 64)
+
+    async def begin(name: str, chunk_s: float) -> Chunks:
+        key = ClipKey("memory://given-ahead", digest(name))
+        now = await gang.start(key, request, ray.put(conditioning), None, START_S)
+        return Chunks(gang, key, now, chunk_s, lambda _: STEP_S, START_S)
+
+    async def finish(chunks: Chunks) -> bytes:
+        latents, wrong = await gang.finish(chunks.key, saves, 0.0, "tensor=2", STEP_S)
+        assert not wrong
+        return ray.get(latents)
+
+    try:
+        ahead, were_ahead = await begin("ahead", 0.1), 0
+        while not ahead.now.done:
+            await ahead.make_next(lambda: True)
+            were_ahead += ahead.are_ahead
+        assert were_ahead > 1
+        made = await finish(ahead)
+        refused = await begin("refused", 0.1)
+        while not refused.are_ahead:
+            await refused.make_next(lambda: True)
+        dropping = [
+            ray.get_actor(f"{gang.title}/{rank}").drop.remote(refused.key) for rank in (0, 1)
+        ]
+        with pytest.raises(ClipError, match="KeyError"):
+            await make_all(refused)
+        refused.close()
+        await asyncio.gather(*dropping)
+        whole = await begin("whole", 1e9)
+        while not whole.now.done:
+            await whole.make_next(lambda: False)
+        assert await finish(whole) == made
+    finally:
+        gang.kill()
+
+
+async def make_all(chunks: Chunks) -> None:
+    while not chunks.now.done:
+        await chunks.make_next(lambda: True)
 
 
 async def refuse_alone(conditioning: bytes) -> None:

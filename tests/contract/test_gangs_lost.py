@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -12,19 +13,22 @@ import ray
 import torch
 
 from cluster import fleet as fleet_module
-from cluster.answers import ClipKey, Rendered
-from cluster.client import join_pool
+from cluster.answers import ClipKey, NoGangError, Rendered
+from cluster.client import PoolClient, join_pool
 from cluster.fleet import Fleet
 from cluster.job import Job
 from cluster.queue import Queue
 from cluster.schedule import Task
+from cluster.stages import denoise_once
 from cluster.tenants import Tenant as PoolsTenant
 from jobs.recipes import find_recipe
 from pipeline.checkpoints import Checkpoints
 from pipeline.denoise import Denoiser
+from pipeline.documents import Failure
 from pipeline.encode import Encoder
 from pipeline.graph import Graph
 from pipeline.identity import digest
+from pipeline.ledger import Ledger
 from pipeline.recipe import resolve_checkpoint
 from pipeline.store import ObjectStore
 from tests.support.command import wait_until
@@ -97,16 +101,43 @@ def test_a_gang_that_finds_no_place_fails_the_clips_that_need_it_alone(
     pool: Tenant, clip: Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fleet_module, "MAX_FAILED_STARTS", 1)
-    small, large = asyncio.run(render_both(pool.client.checkpoints, clip))
+    small, why = asyncio.run(render_both(pool.client.checkpoints, clip))
     assert ray.get(small.latents[0]) == clip.latents
-    assert large.latents == []
-    (reason,) = large.reasons
-    assert reason.startswith("no gang like wide-0 can be started: wide-0: resources 2 x ")
-    assert large.attempts == 0, "it may be tried again"
+    assert why.startswith("no gang like wide-0 can be started: wide-0: resources 2 x ")
 
 
-async def render_both(saves: Checkpoints, clip: Clip) -> list[Rendered]:
-    """Ask a fleet for a clip that is small enough for its gang, and then for one that isn't."""
+def test_a_batchs_clip_that_gets_no_gang_fails_without_an_attempt(
+    clip: Clip, tmp_path: Path
+) -> None:
+    ledger = Ledger(ObjectStore(tmp_path))
+    refusing = PoolClient(ray.remote(Refusing).remote(), Checkpoints(ledger.store, "f" * 64))
+    row = {
+        "clip_id": clip.key,
+        "request": clip.request.model_dump_json(),
+        "payload": clip.conditioning,
+        "failure": "",
+    }
+    row = asyncio.run(denoise_once(refusing, row, ledger))
+    ray.kill(refusing.actor)
+    failure = Failure.model_validate_json(row["failure"])
+    assert (failure.reason, failure.attempts) == (Refusing.WHY, 0)
+
+
+class Refusing:
+    """A pool without a gang for anybody."""
+
+    WHY = "no gang like wide-0 can be started: no place"
+
+    async def render(self, *_: object) -> None:
+        """Refuse a clip."""
+        raise NoGangError(self.WHY)
+
+
+async def render_both(saves: Checkpoints, clip: Clip) -> tuple[Rendered, str]:
+    """Ask a fleet for a clip that is too large for its one gang, and for one that isn't.
+
+    Returns that, and why the other was refused.
+    """
     queue, warnings = Queue(), list[str]()
     fleet = Fleet(WIDE_AND_SINGLE, "test-fleet", queue, warnings.append)
     tenant = PoolsTenant(saves, 0)
@@ -120,9 +151,10 @@ async def render_both(saves: Checkpoints, clip: Clip) -> list[Rendered]:
         await queue.put(jobs[-1])
     try:
         async with asyncio.timeout(WAIT_S):
-            large = await jobs[0].result
-            assert fleet.find_refusal(None) == large.reasons[-1]
+            with pytest.raises(NoGangError) as refused:
+                await jobs[0].result
+            assert fleet.find_refusal(None) == str(refused.value)
             assert not fleet.broken
-            return [await jobs[1].result, large]
+            return await jobs[1].result, str(refused.value)
     finally:
         await fleet.close()

@@ -16,6 +16,7 @@ from pipeline.probe import read_frames
 from pipeline.recipe import Recipe
 from pipeline.store import ObjectStore
 from tests.support.command import write_table
+from tests.support.pools import keep_gangs
 from tests.support.reporters import Silent
 
 pytestmark = pytest.mark.timeout(600)
@@ -36,21 +37,37 @@ def recipe() -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def ledger(ray_cluster: None, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Ledger:
-    """A clip for each gang, rendered through Ray."""
+def ledgers(
+    ray_cluster: None, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Ledger, Ledger]:
+    """A clip for each gang, rendered through Ray, twice."""
     folder = tmp_path_factory.mktemp("gangs")
     frames = list(LAYOUTS.values())
     table = write_table(
         folder / "ads.parquet", prompt=["a red ball moving left"] * len(frames), num_frames=frames
     )
-    render_tables([table], str(folder / "out"), recipe, Silent())
-    return Ledger(ObjectStore(folder / "out"))
+    with keep_gangs(recipe, folder / "other"):
+        for name in ("out", "again"):
+            render_tables([table], str(folder / name), recipe, Silent())
+    return Ledger(ObjectStore(folder / "out")), Ledger(ObjectStore(folder / "again"))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_gang_makes_a_clip_twice_the_same_to_the_byte(
+    ledgers: tuple[Ledger, Ledger], layout: str
+) -> None:
+    one, other = (
+        next(each for each in ledger.read_commits() if each.layout == layout) for ledger in ledgers
+    )
+    assert one.clip_id == other.clip_id
+    assert one.video.sha256 == other.video.sha256
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_gang_makes_one_ranks_clip(
-    ledger: Ledger, recipe: Recipe, tmp_path: Path, layout: str
+    ledgers: tuple[Ledger, Ledger], recipe: Recipe, tmp_path: Path, layout: str
 ) -> None:
+    ledger, _ = ledgers
     commits = {each.layout: each for each in ledger.read_commits()}
     assert commits.keys() == LAYOUTS.keys()
     commit = commits[layout]

@@ -81,6 +81,13 @@ def count_lost(ledger: Ledger) -> int:
     return record.gangs_lost
 
 
+def check_same(ledger: Ledger, other: Ledger) -> None:
+    """Check that one clip took two attempts, and that all are the other's, to the byte."""
+    assert sorted(each.attempts for each in ledger.read_commits()) == [1] * (NUM_CLIPS - 1) + [2]
+    for commit in map(ledger.read_commit, other.committed_ids()):
+        assert commit.video.sha256 == other.read_commit(commit.clip_id).video.sha256
+
+
 Render = Callable[[int, signal.Signals], tuple[Ledger, list[Failure]]]
 
 
@@ -169,7 +176,7 @@ def render(
 def poisoned(render: Render) -> tuple[Ledger, list[Failure]]:
     with ThreadPoolExecutor(1) as threads:
         poisoning = threads.submit(poison)
-        outcome = render(0, signal.SIGKILL)
+        outcome = render(1, signal.SIGKILL)
         poisoning.result(10)
     return outcome
 
@@ -179,12 +186,21 @@ def killed(poisoned: tuple[Ledger, list[Failure]]) -> Ledger:
     return poisoned[0]
 
 
-def test_a_gang_that_loses_its_first_rank_is_rebuilt(killed: Ledger) -> None:
+def test_a_gang_that_loses_a_rank_is_rebuilt(killed: Ledger) -> None:
     commits = list(killed.read_commits())
     assert sorted(each.attempts for each in commits) == [1] * (NUM_CLIPS - 2) + [2]
     layouts = {(each.num_frames, each.layout, each.gang) for each in commits}
     assert layouts == {(LONG, "tensor=2", "pair-0"), (SHORT, "1", "single-0")}
     assert count_lost(killed) == 1 + MAX_ATTEMPTS
+
+
+def test_a_gang_that_loses_its_leader_is_rebuilt_and_makes_the_same_bytes(
+    killed: Ledger, render: Render
+) -> None:
+    led, failed = render(0, signal.SIGKILL)
+    assert failed == []
+    assert count_lost(led) == 1
+    check_same(led, killed)
 
 
 def test_a_clip_that_kills_its_gang_every_time_costs_itself_alone(
@@ -207,10 +223,8 @@ def test_a_gang_with_a_rank_that_hangs_is_rebuilt_and_makes_the_same_bytes(
 ) -> None:
     hung, failed = render(1, signal.SIGSTOP)
     assert failed == []
-    assert sum(each.attempts for each in hung.read_commits()) == NUM_CLIPS + 1
     assert count_lost(hung) == 1
-    for commit in map(hung.read_commit, killed.committed_ids()):
-        assert commit.video.sha256 == killed.read_commit(commit.clip_id).video.sha256
+    check_same(hung, killed)
 
 
 def test_two_ranks_show_what_one_shows(killed: Ledger, recipe: Recipe, tmp_path: Path) -> None:

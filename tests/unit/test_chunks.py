@@ -86,6 +86,30 @@ def test_more_steps_are_given_before_the_last_have_ended() -> None:
     assert [limit for _, limit in given][:3] == [60.0, 2.0, 4.0], "the third waits for the second"
 
 
+def test_a_long_step_is_given_when_the_last_has_ended() -> None:
+    """It may run over, and whoever waits for the gang would wait for another."""
+
+    async def story(gang: HeldGang, chunks: Chunks) -> None:
+        chunks.chunk_s = STEP_S / 3
+        for _ in range(3):
+            await make_next(gang, chunks, may_go_on=True)
+            assert not chunks.are_ahead
+
+    assert [steps for steps, _ in run(story).given] == [1, 1, 1]
+
+
+def test_steps_that_were_given_ahead_have_their_time_from_their_turn() -> None:
+    async def story(gang: HeldGang, chunks: Chunks) -> None:
+        await make_next(gang, chunks, may_go_on=True)
+        await make_next(gang, chunks, may_go_on=True)
+        assert chunks.are_ahead
+        chunks.bound = lambda _: 0.01
+        with pytest.raises(GangDiedError, match="no steps within 0 s"):
+            await chunks.make_next(lambda: False)
+
+    run(story)
+
+
 def test_what_else_is_due_has_the_gang_to_itself() -> None:
     async def story(gang: HeldGang, chunks: Chunks) -> None:
         for made in (1, 2, 2):

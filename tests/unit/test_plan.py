@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from jobs.plan import PlannedCall
+from jobs.recipes import find_recipe
 from tests.support.tables import RECIPE, plan_columns
 
 
@@ -18,3 +19,20 @@ def test_a_sample_is_the_first_clips_of_the_table_whatever_is_done(tmp_path: Pat
     assert list(call.remaining({one}, limit=2)) == [two]
     assert not call.remaining({one, two}, limit=2)
     assert list(call.remaining({one, two}, limit=9)) == [three]
+
+
+def test_clips_of_different_gangs_are_given_out_side_by_side(tmp_path: Path) -> None:
+    """All long ones first would keep the gangs for short ones waiting."""
+    plan = plan_columns(
+        tmp_path, prompt=[f"ad {n}" for n in range(9)], num_frames=[17] * 3 + [5] * 6
+    )
+    gangs = "gangs=[{name='short', max_tokens=32}, {name='long'}]"
+    frames = {
+        name: [
+            each.num_frames
+            for each in PlannedCall(recipe, "f" * 64, plan).remaining(set()).values()
+        ]
+        for name, recipe in (("one", RECIPE), ("two", find_recipe(overrides=[gangs])))
+    }
+    assert frames["one"] == [17] * 3 + [5] * 6
+    assert frames["two"] == [5, 17, 5] * 3
