@@ -33,7 +33,7 @@ from pipeline.recipe import resolve_checkpoint
 from pipeline.store import ObjectStore
 from tests.support.command import wait_until
 from tests.support.leaks import check_leaks
-from tests.support.pools import WAIT_S, Clip, Tenant, make_clip
+from tests.support.pools import WAIT_S, Clip, Refusing, Tenant, make_clip
 
 RECIPE = find_recipe(overrides=["gangs.0.count=1"])
 PLACE_S = 20
@@ -121,16 +121,6 @@ def test_a_batchs_clip_that_gets_no_gang_fails_without_an_attempt(
     ray.kill(refusing.actor)
     failure = Failure.model_validate_json(row["failure"])
     assert (failure.reason, failure.attempts) == (Refusing.WHY, 0)
-
-
-class Refusing:
-    """A pool without a gang for anybody."""
-
-    WHY = "no gang like wide-0 can be started: no place"
-
-    async def render(self, *_: object) -> None:
-        """Refuse a clip."""
-        raise NoGangError(self.WHY)
 
 
 async def render_both(saves: Checkpoints, clip: Clip) -> tuple[Rendered, str]:

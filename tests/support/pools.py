@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from cluster.answers import PoolProgress
+from cluster.answers import NoGangError, PoolProgress
 from cluster.client import PoolClient, join_pool
 from pipeline.checkpoints import Checkpoints
 from pipeline.denoise import Denoiser
@@ -22,6 +22,16 @@ from pipeline.request import RenderRequest
 from pipeline.store import ObjectStore
 
 WAIT_S = 180.0
+
+
+class Refusing:
+    """A pool without a gang for anybody."""
+
+    WHY = "no gang like wide-0 can be started: no place"
+
+    async def render(self, *_: object) -> None:
+        """Refuse a clip."""
+        raise NoGangError(self.WHY)
 
 
 @dataclass(frozen=True)
