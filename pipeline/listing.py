@@ -52,7 +52,8 @@ def list_glob(filesystem: Any, path: str) -> tuple[str, Listing]:
         found.update(filesystem.find(match) if info["type"] == "directory" else [match])
     if not any(map(_HIDDEN.match, pattern.split("/"))):
         found = {file for file in found if not _is_hidden(file, head)}
-    return head, _choose(filesystem, head, found)
+    folder = head or "/"
+    return folder, _choose(filesystem, folder, found)
 
 
 def suffix_of(path: str) -> str:
@@ -92,8 +93,9 @@ def _choose(filesystem: Any, folder: str, files: Iterable[str]) -> Listing:
 
     @cache
     def is_output(parent: str) -> bool:
-        return filesystem.isfile(f"{parent}/run.json") and any(
-            filesystem.isdir(f"{parent}/{name}") for name in ("rows", "lease")
+        inside = parent.rstrip("/")
+        return filesystem.isfile(f"{inside}/run.json") and any(
+            filesystem.isdir(f"{inside}/{name}") for name in ("rows", "lease")
         )
 
     kept: dict[str, str] = {}
@@ -113,9 +115,9 @@ def _choose(filesystem: Any, folder: str, files: Iterable[str]) -> Listing:
 
 
 def _parents(file: str, folder: str) -> Iterator[str]:
-    """Yield the folders above a file, up to `folder`."""
+    """Yield the folders above a file, up to `folder`. The root's parent is the root."""
     parent = posixpath.dirname(file)
-    while len(parent) > len(folder.rstrip("/")):
+    while len(parent) > len(folder.rstrip("/")) and parent != "/":
         yield parent
         parent = posixpath.dirname(parent)
     yield parent

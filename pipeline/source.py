@@ -150,7 +150,10 @@ def _find_place(given: str) -> tuple[Any, str]:
         path = filesystem._strip_protocol(given)
     filesystem.invalidate_cache()
     path = path.rstrip("/") or path
-    return filesystem, posixpath.normpath(path) if is_local(filesystem) else path
+    if is_local(filesystem):
+        # In the root's folder fsspec makes `//a` of `a`, and POSIX lets two slashes be.
+        path = re.sub("^//", "/", posixpath.normpath(path))
+    return filesystem, path
 
 
 def _find_base(folder: str) -> str:

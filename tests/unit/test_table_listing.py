@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,6 +13,7 @@ from fsspec.core import open as open_url
 
 from pipeline.errors import UsageError
 from pipeline.ledger import Ledger
+from pipeline.listing import list_folder
 from pipeline.manifest import write_manifest
 from pipeline.store import ObjectStore
 from tests.support.outputs import IDENTITY
@@ -83,6 +85,21 @@ def test_a_name_that_is_there_means_itself(
         assert prompts(source) == ["a"]
         assert prompts(tmp_path / source) == ["a"]
     assert prompts("d[1]") == (["a"] if name == "d[1]" else ["b"])
+
+
+def test_a_glob_may_begin_at_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stem = uuid.uuid4().hex
+    write(f"memory://{stem}-a.parquet", "a")
+    write(f"memory://{stem}-b/day=1/b.parquet", "b")
+    (table,) = make_plan(f"memory://{stem}*").tables
+    assert table.rows["prompt"].to_pylist() == ["a", "b"]
+    assert table.rows["day"].to_pylist() == [None, 1]
+    listing = list_folder(fsspec.filesystem("memory"), "/")
+    assert {f"/{stem}-a.parquet", f"/{stem}-b/day=1/b.parquet"} <= set(listing.files)
+    write(tmp_path / "a.parquet", "a")
+    monkeypatch.chdir("/")
+    for source in (tmp_path / "a.parquet", tmp_path / "*.parquet"):
+        assert prompts(source.relative_to("/")) == ["a"]
 
 
 def test_a_file_by_two_names_is_one(tmp_path: Path) -> None:
