@@ -98,12 +98,12 @@ def _choose(filesystem: Any, folder: str, files: Iterable[str]) -> Listing:
             filesystem.isdir(f"{inside}/{name}") for name in ("rows", "lease")
         )
 
-    kept: dict[str, str] = {}
+    kept: dict[tuple[str, ...], str] = {}
     passed = Counter[str]()
     notes = list[str]()
     for file in sorted(file for file in files if suffix_of(file) in FORMATS):
         output = next(filter(is_output, _parents(file, folder)), None)
-        first = file if output else kept.setdefault(real_path(filesystem, file), file)
+        first = file if output else kept.setdefault(_identify(filesystem, file), file)
         if output:
             passed[output] += 1
         elif first != file:
@@ -112,6 +112,12 @@ def _choose(filesystem: Any, folder: str, files: Iterable[str]) -> Listing:
         shown = show_path(filesystem, output)
         notes.append(f"{shown} is an output of rushes, and is passed over (files: {count})")
     return Listing(tuple(kept.values()), tuple(notes))
+
+
+def _identify(filesystem: Any, file: str) -> tuple[str, ...]:
+    """Return what all names of one table share: the file, and what folders say of it."""
+    said = (part for part in file.split("/")[:-1] if "=" in part)
+    return (real_path(filesystem, file), *said)
 
 
 def _parents(file: str, folder: str) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fsspec.core import open as open_url
+from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import UsageError
 from pipeline.ledger import Ledger
 from pipeline.listing import list_folder
 from pipeline.manifest import write_manifest
+from pipeline.source import Source, read_folders
 from pipeline.store import ObjectStore
 from tests.support.outputs import IDENTITY
 from tests.support.tables import make_plan
@@ -116,6 +119,25 @@ def test_a_file_by_two_names_is_one(tmp_path: Path) -> None:
     assert plan.tables[0].hints == (
         f"{ads} is {tmp_path}/dd/latest.parquet by another name, and is read once",
     )
+
+
+def test_one_file_in_different_folders_of_keys_is_several_tables(tmp_path: Path) -> None:
+    ads = write(tmp_path / "ads.parquet", "a")
+    for locale in ("de", "ko"):
+        (tmp_path / "all" / f"locale={locale}").mkdir(parents=True)
+        (tmp_path / "all" / f"locale={locale}" / "ads.parquet").symlink_to(ads)
+    (table,) = make_plan(tmp_path / "all").tables
+    assert table.rows["locale"].to_pylist() == ["de", "ko"]
+    assert table.hints == ()
+
+
+def test_folders_of_keys_are_read_in_time(tmp_path: Path) -> None:
+    files = tuple(f"/ads/n={n}/even={n % 2}/a.parquet" for n in range(20_000))
+    source = Source("/ads", "file:///ads", LocalFileSystem(), "/ads", files)
+    started = time.monotonic()
+    folders = read_folders(source)
+    assert time.monotonic() - started < 5  # quadratic, it took half a minute
+    assert folders[-1] == {"n": 19_999, "even": 1}
 
 
 def test_a_rejected_row_of_several_files_is_found_in_its_own(tmp_path: Path) -> None:
