@@ -92,7 +92,10 @@ def test_unreachable_stores() -> None:
         ("a.jsonl", b"5\n", "line 1 is not a JSON object"),
         ("a.json", b'[{"prompt": "a"}, 5]', "is not a JSON object"),
         ("a.jsonl", b"[" * 100_000, "is not JSON"),
-        ("a.jsonl", b"\n\n", "no column 'prompt'"),
+        ("a.jsonl", b"\n\n", "a.jsonl is empty"),
+        ("a.json", b"[]", "a.json is empty"),
+        ("a.csv", b" \n", "a.csv is empty"),
+        ("a.jsonl", b"{}\n", "no column 'prompt'"),
     ],
 )
 def test_a_file_that_is_not_what_its_suffix_says(

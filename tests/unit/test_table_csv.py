@@ -1,4 +1,4 @@
-"""CSV as people and tools write it: labels get types that lose no text; broken files are refused."""
+"""CSV as people and tools write it: labels get types, where those lose nothing of the text."""
 
 from __future__ import annotations
 
