@@ -53,14 +53,14 @@ def test_the_rows_of_clips_come_in_table_order(tmp_path: Path) -> None:
 
 
 def test_failures_find_their_rows_in_time() -> None:
-    clip_ids = [f"{n:064x}" for n in range(50_000)]
+    clip_ids = [f"{n:064x}" for n in range(100_000)]
     many = pa.table(
-        {"row": range(50_000), "id": pa.nulls(50_000, pa.string()), "clip_id": clip_ids}
+        {"row": range(100_000), "id": pa.nulls(100_000, pa.string()), "clip_id": clip_ids}
     )
-    table = PlannedTable("ads", "ads", "ads", many, (), (), (("ads", 50_000),))
+    table = PlannedTable("ads", "ads", "ads", many, (), (), (("ads", 100_000),))
     plan = Plan((table,))
     started = time.monotonic()
     assert [row.row for each in clip_ids for _, row in plan.find_rows([each])] == list(
-        range(50_000)
+        range(100_000)
     )
     assert time.monotonic() - started < 10  # to look through all rows each time took a minute
