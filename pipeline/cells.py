@@ -21,7 +21,6 @@ MAX_DIGITS = 300
 """Digits of the longest number that is still read as one: a float can hold it."""
 SHOWN_CHARS = 40
 _EXACT_FLOAT = 2**53
-_EXACT_SINGLE = 2**24
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,4})?", re.ASCII | re.IGNORECASE)
 _NOT_FINITE = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
@@ -59,8 +58,23 @@ class Moment:
     """How long it is, if it is a duration."""
 
 
-class SingleFloat(float):
-    """A float of 32 bits, where those no longer tell whole numbers apart."""
+class NarrowFloat(float):
+    """A float of fewer than 64 bits, where those no longer tell whole numbers apart."""
+
+    limit: int
+    """The first whole number that is also what the next one is rounded to."""
+
+
+class SingleFloat(NarrowFloat):
+    """A float of 32 bits."""
+
+    limit = 2**24
+
+
+class HalfFloat(NarrowFloat):
+    """A float of 16 bits."""
+
+    limit = 2**11
 
 
 def find_lost_digits(number: float) -> str:
@@ -68,7 +82,7 @@ def find_lost_digits(number: float) -> str:
 
     Floats count every whole number up to a limit, which the next one is rounded to.
     """
-    limit = _EXACT_SINGLE if isinstance(number, SingleFloat) else _EXACT_FLOAT
+    limit = number.limit if isinstance(number, NarrowFloat) else _EXACT_FLOAT
     return f"floats lose digits from {limit} on" if abs(number) >= limit else ""
 
 

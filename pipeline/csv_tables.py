@@ -13,12 +13,8 @@ import pyarrow.csv as pa_csv
 
 from pipeline.errors import UsageError
 
-_LOSSLESS = {
-    pa.int64(): re.compile(r"0|-?[1-9]\d*"),
-    pa.float64(): re.compile(r"(?!-?0\d)(?!-?\d{16})[^+].*"),
-    pa.time32("s"): re.compile(r"\d\d:\d\d:\d\d"),
-}
-"""Text in a CSV that these types say all of: not 007, +49 30 or an id of 20 digits, nor 16:10."""
+_UNCLOSED = "a quotation mark opens in it that nothing closes"
+_QUOTED = re.compile(rb'"[^"]*"')
 _MAX_BLOCK = 2**31 - 1
 _HEADER_BYTES = 2**16
 
@@ -26,32 +22,57 @@ _HEADER_BYTES = 2**16
 def read_csv(file: Any, shown: str, known: Sequence[str]) -> pa.Table:
     """Read a CSV file; a label whose type would lose something of its text is text.
 
-    A column without a name is left out where it has no values, as Excel leaves behind, or counts
-    the rows, as pandas' index does.
+    A column without a name is left out where it has no values, as Excel leaves behind, or is the
+    first and numbers the rows, each differently, as the index of pandas and R does.
 
     Raises:
-        UsageError: another column has no name, or its rows don't all have a value for each.
+        UsageError: another column has no name, its rows don't all have a value for each, or a
+            quotation mark is not closed.
     """
-    header = re.split(rb"[\r\n]", file.read(_HEADER_BYTES), maxsplit=1)[0]
+    unquoted = _QUOTED.sub(b'""', file.read(_HEADER_BYTES))
+    header = next(filter(None, re.split(rb"[\r\n]", unquoted)), b"")
     parted = next((mark for mark in (b";", b"\t", b"|") if mark in header), None)
     if parted and b"," not in header:
         raise UsageError(f"{shown}: its columns are parted by {parted.decode()!r}; expected commas")
     types = dict.fromkeys(known, pa.string())
     table = _parse_csv(file, shown, pa_csv.ConvertOptions(column_types=types))
+    _check_last_value(table, file, shown)
     table = _drop_nameless(table, shown)
     names = table.column_names
-    typed = [name for name in names if names.count(name) == 1 and table[name].type in _LOSSLESS]
+    typed = [name for name in names if names.count(name) == 1 and not _is_text(table[name].type)]
     if not typed:
         return table
     types = dict.fromkeys(typed, pa.string())
     options = pa_csv.ConvertOptions(column_types=types, include_columns=typed)
     texts = _parse_csv(file, shown, options)
     for name in typed:
-        lossless = _LOSSLESS[table[name].type]
-        values = (text.strip() for text in set(texts[name].to_pylist()) if text)
-        if not all(map(lossless.fullmatch, values)):
+        if not _says_all(table[name], texts[name]):
             table = table.set_column(names.index(name), name, texts[name])
     return table
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return kind in (pa.string(), pa.binary(), pa.null())
+
+
+def _says_all(typed: pa.ChunkedArray, texts: pa.ChunkedArray) -> bool:
+    """Return whether values, written out, are the text that they were read from."""
+    # A time with an offset becomes UTC's.
+    return getattr(typed.type, "tz", None) is None and typed.cast(pa.string()).equals(texts)
+
+
+def _check_last_value(table: pa.Table, file: Any, shown: str) -> None:
+    """Raise where the last value holds all lines after a quotation mark that nothing closes."""
+    if not table.num_rows or not pa.types.is_string(table.column(-1).type):
+        return
+    last = table.column(-1)[-1].cast(pa.binary()).as_py() or b""
+    if b"\n" not in last:
+        return
+    file.seek(0)
+    content = file.read()
+    if _quotes(content) % 2:
+        line = content.count(b"\n") - last.count(b"\n") + 1
+        raise UsageError(f"{shown}: line {line}: {_UNCLOSED}")
 
 
 def _drop_nameless(table: pa.Table, shown: str) -> pa.Table:
@@ -60,9 +81,7 @@ def _drop_nameless(table: pa.Table, shown: str) -> pa.Table:
         if table.column_names[place].strip():
             continue
         values = table.column(place)
-        if values.null_count == len(values) or (
-            place == 0 and values.to_pylist() == list(range(len(values)))
-        ):
+        if values.null_count == len(values) or (place == 0 and _is_index(values)):
             table = table.remove_column(place)
         else:
             nameless.insert(0, place + 1)
@@ -73,6 +92,11 @@ def _drop_nameless(table: pa.Table, shown: str) -> pa.Table:
             "name them, or take them out"
         )
     return table
+
+
+def _is_index(values: pa.ChunkedArray) -> bool:
+    numbers = set(values.to_pylist()) if values.type == pa.int64() else set()
+    return None not in numbers and len(numbers) == len(values)
 
 
 def _parse_csv(file: Any, shown: str, options: pa_csv.ConvertOptions) -> pa.Table:
@@ -98,7 +122,7 @@ def _parse_csv(file: Any, shown: str, options: pa_csv.ConvertOptions) -> pa.Tabl
             raise
         row = ragged[0]
         if _quotes(row.text) % 2:
-            advice = "a quotation mark opens in it that nothing closes"
+            advice = _UNCLOSED
         elif row.actual_columns < row.expected_columns:
             advice = "a missing value needs its comma, too"
         else:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.arrow import open_bytes
-from pipeline.cells import Moment, SingleFloat, find_lost_digits
+from pipeline.cells import HalfFloat, Moment, SingleFloat, find_lost_digits
 from pipeline.csv_tables import read_csv
 from pipeline.errors import UsageError
 from pipeline.json_tables import parse_objects, replace_broken, type_values
@@ -38,7 +38,7 @@ FORMATS = {
 ROW_MARK = "\0row"
 """A label column of nulls that gives every file's labels its row count. Dropped in the end."""
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
-_NARROW = {pa.float16(): np.float16, pa.float32(): np.float32}
+_NARROW = {pa.float16(): (np.float16, HalfFloat), pa.float32(): (np.float32, SingleFloat)}
 _PANDAS_INDEX = re.compile(r"__index_level_\d+__")  # an unnamed index: nobody's label
 
 
@@ -151,5 +151,6 @@ def _list_durations(column: pa.ChunkedArray) -> list[Moment | None]:
 
 def _widen(cell: float, kind: pa.DataType) -> float:
     """Return the number that a narrow float is written as: 3.3, not the 3.2999999523 it holds."""
-    number = float(str(_NARROW[kind](cell)))
-    return SingleFloat(number) if find_lost_digits(SingleFloat(number)) else number
+    as_written, narrow = _NARROW[kind]
+    number = narrow(str(as_written(cell)))
+    return number if find_lost_digits(number) else float(number)

@@ -47,8 +47,9 @@ def parse_objects(content: bytes, shown: str) -> list[dict[str, Any]]:
             if not isinstance(item, dict):
                 raise UsageError(f"{shown}: {where} is not a JSON object with a table's columns")
             objects.append(cast(dict[str, Any], item))
-    values = objects[0].values() if len(objects) == 1 else ()
-    if values and all(isinstance(value, dict | list) for value in values):
+    columns = objects[0] if len(objects) == 1 else {}
+    is_row = not isinstance(columns.get("prompt", {}), dict)
+    if columns and not is_row and all(isinstance(each, dict | list) for each in columns.values()):
         raise UsageError(f"{shown} is one object of lists or objects; {_EXPECTED}")
     return objects
 
@@ -61,7 +62,15 @@ def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return built
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_build_object)
+def _read_int(digits: str) -> int | str:
+    """Return a whole number; as text where it has more digits than Python reads."""
+    try:
+        return int(digits)
+    except ValueError:
+        return digits
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_build_object, parse_int=_read_int)
 
 
 def type_values(values: list[Any]) -> pa.Array:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import pyarrow as pa
 
@@ -37,7 +37,7 @@ def join_labels(
     """Return several files' labels as one table, in the least type that holds all of each.
 
     A label that is text in any file is text in all that are `untyped`, as CSV is: there it only
-    looked like a number or date.
+    looked like a number or date. So it is where it looked like different things in several.
 
     Raises:
         UsageError: a label has types in two files that none holds both of; they are named, as
@@ -49,6 +49,12 @@ def join_labels(
         for field in each.schema
         if field.type in (pa.string(), pa.large_string())
     }
+
+    looks: dict[str, set[pa.DataType]] = {}
+    for each, typeless in zip(tables, untyped, strict=True):
+        for field in each.schema if typeless else ():
+            looks.setdefault(field.name, set()).add(field.type)
+    texts |= {name for name, kinds in looks.items() if _differ(kinds - {pa.null()})}
 
     def agree(field: pa.Field) -> pa.Field:
         is_text = field.name in texts and not pa.types.is_nested(field.type)
@@ -66,6 +72,15 @@ def join_labels(
         raise UsageError(
             conflict or f"labels of {shown[0]} and {shown[-1]} have no type in common: {reason}"
         ) from error
+
+
+def _differ(kinds: Set[pa.DataType]) -> bool:
+    """Return whether types are several of which none says what all do, as one of numbers would."""
+    return (
+        len(kinds) > 1
+        and kinds != {pa.int64(), pa.float64()}
+        and not any(map(pa.types.is_nested, kinds))
+    )
 
 
 def _find_conflict(schemas: Sequence[pa.Schema], shown: Sequence[str]) -> str | None:

@@ -52,7 +52,8 @@ def list_glob(filesystem: Any, path: str) -> tuple[str, Listing]:
         found.update(filesystem.find(match) if info["type"] == "directory" else [match])
     if not any(map(_HIDDEN.match, pattern.split("/"))):
         found = {file for file in found if not _is_hidden(file, head)}
-    return head, _choose(filesystem, head, found)
+    folder = head or "/"
+    return folder, _choose(filesystem, folder, found)
 
 
 def suffix_of(path: str) -> str:
@@ -92,16 +93,17 @@ def _choose(filesystem: Any, folder: str, files: Iterable[str]) -> Listing:
 
     @cache
     def is_output(parent: str) -> bool:
-        return filesystem.isfile(f"{parent}/run.json") and any(
-            filesystem.isdir(f"{parent}/{name}") for name in ("rows", "lease")
+        inside = parent.rstrip("/")
+        return filesystem.isfile(f"{inside}/run.json") and any(
+            filesystem.isdir(f"{inside}/{name}") for name in ("rows", "lease")
         )
 
-    kept: dict[str, str] = {}
+    kept: dict[tuple[str, ...], str] = {}
     passed = Counter[str]()
     notes = list[str]()
     for file in sorted(file for file in files if suffix_of(file) in FORMATS):
         output = next(filter(is_output, _parents(file, folder)), None)
-        first = file if output else kept.setdefault(real_path(filesystem, file), file)
+        first = file if output else kept.setdefault(_identify(filesystem, file), file)
         if output:
             passed[output] += 1
         elif first != file:
@@ -112,10 +114,16 @@ def _choose(filesystem: Any, folder: str, files: Iterable[str]) -> Listing:
     return Listing(tuple(kept.values()), tuple(notes))
 
 
+def _identify(filesystem: Any, file: str) -> tuple[str, ...]:
+    """Return what all names of one table share: the file, and what folders say of it."""
+    said = (part for part in file.split("/")[:-1] if "=" in part)
+    return (real_path(filesystem, file), *said)
+
+
 def _parents(file: str, folder: str) -> Iterator[str]:
-    """Yield the folders above a file, up to `folder`."""
+    """Yield the folders above a file, up to `folder`. The root's parent is the root."""
     parent = posixpath.dirname(file)
-    while len(parent) > len(folder.rstrip("/")):
+    while len(parent) > len(folder.rstrip("/")) and parent != "/":
         yield parent
         parent = posixpath.dirname(parent)
     yield parent

@@ -114,10 +114,32 @@ def read_source(source: Source, known: Sequence[str]) -> Columns:
     else:
         with ThreadPoolExecutor(READ_THREADS) as threads:
             parts = list(threads.map(read, source.files, source.shown_files))
-    folders = _read_folders(source)
+    folders = read_folders(source)
     pairs = zip(parts, folders, strict=True)
     joined = _join([_add_folders(part, keys, known) for part, keys in pairs], source)
     return replace(joined, notes=_note_folders(source, parts[0], folders[0], known))
+
+
+def read_folders(source: Source) -> list[dict[str, int | str | None]]:
+    """Return each file's `key=value` folders; a key is a whole number where all its values are."""
+    folders: list[dict[str, str | None]] = []
+    for path in source.files:
+        parts = posixpath.relpath(path, source.base).split("/")[:-1] if source.base else []
+        pairs = (part.partition("=") for part in parts if "=" in part)
+        folders.append(
+            {unquote(key): None if v == _HIVE_NULL else unquote(v) for key, _, v in pairs if key}
+        )
+    values: dict[str, set[str | None]] = {}
+    for each in folders:
+        for key, value in each.items():
+            values.setdefault(key, set()).add(value)
+    whole = {
+        key for key, found in values.items() if all(v is None or _WHOLE.fullmatch(v) for v in found)
+    }
+    return [
+        {key: int(v) if v is not None and key in whole else v for key, v in each.items()}
+        for each in folders
+    ]
 
 
 def _find(given: str) -> Source:
@@ -150,7 +172,10 @@ def _find_place(given: str) -> tuple[Any, str]:
         path = filesystem._strip_protocol(given)
     filesystem.invalidate_cache()
     path = path.rstrip("/") or path
-    return filesystem, posixpath.normpath(path) if is_local(filesystem) else path
+    if is_local(filesystem):
+        # In the root's folder fsspec makes `//a` of `a`, and POSIX lets two slashes be.
+        path = re.sub("^//", "/", posixpath.normpath(path))
+    return filesystem, path
 
 
 def _find_base(folder: str) -> str:
@@ -158,25 +183,6 @@ def _find_base(folder: str) -> str:
     while "=" in posixpath.basename(folder):
         folder = posixpath.dirname(folder)
     return folder
-
-
-def _read_folders(source: Source) -> list[dict[str, int | str | None]]:
-    """Return each file's `key=value` folders; a key is a whole number where all its values are."""
-    folders: list[dict[str, str | None]] = []
-    for path in source.files:
-        parts = posixpath.relpath(path, source.base).split("/")[:-1] if source.base else []
-        pairs = (part.partition("=") for part in parts if "=" in part)
-        folders.append(
-            {unquote(key): None if v == _HIVE_NULL else unquote(v) for key, _, v in pairs if key}
-        )
-    values = {key: [each.get(key) for each in folders] for each in folders for key in each}
-    whole = {
-        key for key, found in values.items() if all(v is None or _WHOLE.fullmatch(v) for v in found)
-    }
-    return [
-        {key: int(v) if v is not None and key in whole else v for key, v in each.items()}
-        for each in folders
-    ]
 
 
 def _note_folders(

@@ -88,6 +88,8 @@ def _plan_table(
     source: Source, rules: Rules, recipe: Recipe, clip_id_of: Callable[[RenderRequest], str]
 ) -> PlannedTable:
     columns = read_source(source, KNOWN_COLUMNS)
+    if not columns.names and not columns.num_rows:
+        raise UsageError(f"{source.given} is empty")
     _check_prompt_column(columns.names, source.given)
     for part in columns.parts:
         if part.num_rows:

@@ -59,3 +59,9 @@ def plan_columns(folder: Path, **columns: Any) -> Plan:
 
 def reject_of(plan: Plan, row: int = 0) -> str | None:
     return plan.tables[0].rows["reject"][row].as_py()
+
+
+def cells(plan: Plan, *names: str) -> list[tuple[Any, ...]]:
+    """Return the values of some columns of a plan's first table, row by row."""
+    columns = [plan.tables[0].rows[name].to_pylist() for name in names]
+    return list(zip(*columns, strict=True))

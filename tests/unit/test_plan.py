@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+
+import pyarrow as pa
 
 from jobs.plan import PlannedCall
 from jobs.recipes import find_recipe
-from tests.support.tables import RECIPE, plan_columns
+from pipeline.plan import Plan, PlannedTable
+from tests.support.tables import RECIPE, make_plan, plan_columns
 
 
 def test_a_sample_is_the_first_clips_of_the_table_whatever_is_done(tmp_path: Path) -> None:
@@ -36,3 +40,27 @@ def test_clips_of_different_gangs_are_given_out_side_by_side(tmp_path: Path) -> 
     }
     assert frames["one"] == [17] * 3 + [5] * 6
     assert frames["two"] == [5, 17, 5] * 3
+
+
+def test_the_rows_of_clips_come_in_table_order(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("prompt,id\nx,1\ny,2\n,3\nx,4\n")
+    (tmp_path / "b.csv").write_text("prompt\ny\nx\n")
+    plan = make_plan(tmp_path / "a.csv", tmp_path / "b.csv")
+    x, y = (clip_id for clip_id, _ in list(plan.tables[0].read_valid("row"))[:2])
+    found = [(clip_id, row.row, row.name) for clip_id, row in plan.find_rows([y, x, y])]
+    assert found == [(x, 0, "1"), (y, 1, "2"), (x, 3, "4"), (y, 0, y[:16]), (x, 1, x[:16])]
+    assert list(plan.find_rows(["0" * 64])) == []
+
+
+def test_failures_find_their_rows_in_time() -> None:
+    clip_ids = [f"{n:064x}" for n in range(100_000)]
+    many = pa.table(
+        {"row": range(100_000), "id": pa.nulls(100_000, pa.string()), "clip_id": clip_ids}
+    )
+    table = PlannedTable("ads", "ads", "ads", many, (), (), (("ads", 100_000),))
+    plan = Plan((table,))
+    started = time.monotonic()
+    assert [row.row for each in clip_ids for _, row in plan.find_rows([each])] == list(
+        range(100_000)
+    )
+    assert time.monotonic() - started < 10  # to look through all rows each time took a minute

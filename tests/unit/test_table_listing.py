@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fsspec.core import open as open_url
+from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import UsageError
 from pipeline.ledger import Ledger
+from pipeline.listing import list_folder
 from pipeline.manifest import write_manifest
+from pipeline.source import Source, read_folders
 from pipeline.store import ObjectStore
 from tests.support.outputs import IDENTITY
 from tests.support.tables import make_plan
@@ -85,6 +90,21 @@ def test_a_name_that_is_there_means_itself(
     assert prompts("d[1]") == (["a"] if name == "d[1]" else ["b"])
 
 
+def test_a_glob_may_begin_at_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stem = uuid.uuid4().hex
+    write(f"memory://{stem}-a.parquet", "a")
+    write(f"memory://{stem}-b/day=1/b.parquet", "b")
+    (table,) = make_plan(f"memory://{stem}*").tables
+    assert table.rows["prompt"].to_pylist() == ["a", "b"]
+    assert table.rows["day"].to_pylist() == [None, 1]
+    listing = list_folder(fsspec.filesystem("memory"), "/")
+    assert {f"/{stem}-a.parquet", f"/{stem}-b/day=1/b.parquet"} <= set(listing.files)
+    write(tmp_path / "a.parquet", "a")
+    monkeypatch.chdir("/")
+    for source in (tmp_path / "a.parquet", tmp_path / "*.parquet"):
+        assert prompts(source.relative_to("/")) == ["a"]
+
+
 def test_a_file_by_two_names_is_one(tmp_path: Path) -> None:
     ads = write(tmp_path / "dd" / "mon.parquet", "a")
     link, folder = tmp_path / "link.parquet", tmp_path / "folder"
@@ -99,6 +119,25 @@ def test_a_file_by_two_names_is_one(tmp_path: Path) -> None:
     assert plan.tables[0].hints == (
         f"{ads} is {tmp_path}/dd/latest.parquet by another name, and is read once",
     )
+
+
+def test_one_file_in_different_folders_of_keys_is_several_tables(tmp_path: Path) -> None:
+    ads = write(tmp_path / "ads.parquet", "a")
+    for locale in ("de", "ko"):
+        (tmp_path / "all" / f"locale={locale}").mkdir(parents=True)
+        (tmp_path / "all" / f"locale={locale}" / "ads.parquet").symlink_to(ads)
+    (table,) = make_plan(tmp_path / "all").tables
+    assert table.rows["locale"].to_pylist() == ["de", "ko"]
+    assert table.hints == ()
+
+
+def test_folders_of_keys_are_read_in_time(tmp_path: Path) -> None:
+    files = tuple(f"/ads/n={n}/even={n % 2}/a.parquet" for n in range(20_000))
+    source = Source("/ads", "file:///ads", LocalFileSystem(), "/ads", files)
+    started = time.monotonic()
+    folders = read_folders(source)
+    assert time.monotonic() - started < 5  # quadratic, it took half a minute
+    assert folders[-1] == {"n": 19_999, "even": 1}
 
 
 def test_a_rejected_row_of_several_files_is_found_in_its_own(tmp_path: Path) -> None:

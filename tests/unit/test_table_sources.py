@@ -7,13 +7,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import pandas as pd
 import polars as pl
 import pyarrow as pa
-import pyarrow.csv as pa_csv
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
@@ -21,14 +19,9 @@ import s3fs
 from moto.server import ThreadedMotoServer
 
 from pipeline.errors import UsageError
-from tests.support.tables import make_plan, reject_of
+from tests.support.tables import cells, make_plan, reject_of
 
 PROMPTS = ["a red cup", "a blue shoe", "a green can"]
-
-
-def cells(plan: Any, *names: str) -> list[tuple[Any, ...]]:
-    columns = [plan.tables[0].rows[name].to_pylist() for name in names]
-    return list(zip(*columns, strict=True))
 
 
 def test_pandas_writes_missing_integers_as_null(tmp_path: Path) -> None:
@@ -169,92 +162,6 @@ def test_many_row_groups_and_files_keep_their_order(tmp_path: Path) -> None:
         assert (found.source.rpartition("/")[2], found.row) == ("part-1.parquet", 234)
 
 
-def test_csv(tmp_path: Path) -> None:
-    path = tmp_path / "ads.csv"
-    path.write_text(
-        "\ufeffid,prompt,negative_prompt,width,fps,seed,region,bid\n"
-        '007,"a red cup, still\non a table",,48,12.5,9007199254740993,NA,1\n'
-        "8,a shoe,none,,, ,EU,2\n"
-        "9,a can,,n/a,8,1.0,,3\n",
-        encoding="utf-8",
-    )
-    plan = make_plan(path)
-    assert cells(plan, "id", "prompt", "negative_prompt", "width", "fps", "region", "bid") == [
-        ("007", "a red cup, still\non a table", "blurry", 48, 12.5, "NA", 1),
-        ("8", "a shoe", "none", 64, 8.0, "EU", 2),
-        ("9", "a can", "blurry", None, 8.0, None, 3),
-    ]
-    assert cells(plan, "seed")[0] == (2**53 + 1,)
-    assert (reject_of(plan, 2) or "").startswith("width: got 'n/a'")
-
-
-def test_csv_that_pyarrow_wrote(tmp_path: Path) -> None:
-    table = pa.table({"prompt": PROMPTS, "width": [48.0, None, 80.0], "on": [True, None, False]})
-    pa_csv.write_csv(table, tmp_path / "ads.csv")
-    plan = make_plan(tmp_path / "ads.csv")
-    assert cells(plan, "prompt", "width", "on") == list(
-        zip(PROMPTS, [48, 64, 80], [True, None, False], strict=True)
-    )
-
-
-def test_csv_that_is_not_utf8_rejects_its_rows_only(tmp_path: Path) -> None:
-    (tmp_path / "ads.csv").write_bytes(b"prompt,city\na cup,Ulm\ncaf\xe9,K\xf6ln\n")
-    plan = make_plan(tmp_path / "ads.csv")
-    assert reject_of(plan) is None
-    assert "not UTF-8" in (reject_of(plan, 1) or "")
-    assert cells(plan, "city") == [("Ulm",), ("K\ufffdln",)]
-
-
-def test_a_csv_label_loses_nothing_to_its_type(tmp_path: Path) -> None:
-    path = tmp_path / "ads.csv"
-    path.write_text(
-        "prompt,sku,phone,ad,aspect,price,count,at,on\n"
-        "a,00123,+491701234567,120208123456789012345,16:10,1.50,-5,10:00:00,2026-01-01\n"
-        "b,7,,120208123456789012346,21:09,-0.5,0,,\n",
-        encoding="utf-8",
-    )
-    plan = make_plan(path)
-    assert cells(plan, "sku", "phone", "ad", "aspect") == [
-        ("00123", "+491701234567", "120208123456789012345", "16:10"),
-        ("7", None, "120208123456789012346", "21:09"),
-    ]
-    assert cells(plan, "price", "count") == [(1.5, -5), (-0.5, 0)]
-    schema = plan.tables[0].rows.schema
-    assert [schema.field(name).type for name in ("at", "on")] == [pa.time32("s"), pa.date32()]
-
-
-def test_csv_columns_without_a_name(tmp_path: Path) -> None:
-    path = tmp_path / "ads.csv"
-    frame = pd.DataFrame({"prompt": PROMPTS, "bid": [1, 2, 3]})
-    frame.to_csv(path)  # its index as a first column
-    plan = make_plan(path)
-    assert cells(plan, "prompt", "bid") == list(zip(PROMPTS, [1, 2, 3], strict=True))
-    assert plan.tables[0].rows.column_names[-1] == "bid"
-    path.write_text('prompt,bid,,\na red cup,1,,\na blue shoe,2,"",\n')  # as Excel leaves it
-    plan = make_plan(path)
-    assert cells(plan, "prompt", "bid") == [("a red cup", 1), ("a blue shoe", 2)]
-    assert plan.tables[0].rows.column_names[-1] == "bid"
-
-
-def test_a_label_that_is_text_in_one_csv_is_text_in_all(tmp_path: Path) -> None:
-    (tmp_path / "1.csv").write_text("prompt,sku,launch,bid\na,12,2026-01-01,1\n")
-    (tmp_path / "2.csv").write_text("prompt,sku,launch,bid,tag\nb,A1,soon,2.5,\n")
-    (tmp_path / "3.jsonl").write_text('{"prompt": "c", "sku": 5, "tag": "new"}\n')
-    assert cells(make_plan(tmp_path), "sku", "launch", "bid", "tag") == [
-        ("12", "2026-01-01", 1, None),
-        ("A1", "soon", 2.5, None),
-        ("5", None, None, "new"),
-    ]
-
-
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
-def test_a_label_that_is_text_in_parquet_is_text_in_csv(tmp_path: Path, kind: Any) -> None:
-    columns = {"prompt": ["a"], "sku": pa.array(["007"], kind), "bid": [1]}
-    pq.write_table(pa.table(columns), tmp_path / "1.parquet")
-    (tmp_path / "2.csv").write_text("prompt,sku,bid\nb,8,2.5\n")
-    assert cells(make_plan(tmp_path), "sku", "bid") == [("007", 1), ("8", 2.5)]
-
-
 def test_what_the_folders_of_one_file_say_is_noted(tmp_path: Path) -> None:
     folder = tmp_path / "run=7" / "seed=42"
     folder.mkdir(parents=True)
@@ -298,6 +205,18 @@ def test_jsonl(tmp_path: Path) -> None:
     array = tmp_path / "ads.json"
     array.write_text(json.dumps(lines[:1]), encoding="utf-8")
     assert make_plan(array).requests() == plan.requests()
+
+
+def test_a_row_of_json_alone_is_rejected(tmp_path: Path) -> None:
+    path = tmp_path / "ads.jsonl"
+    long = "7" * 5000
+    path.write_text(f'{{"prompt": "a", "seed": {long}, "x": {long}}}\n{{"prompt": "b", "x": 1}}\n')
+    plan = make_plan(path)
+    assert (reject_of(plan) or "").startswith("seed: got '7777")
+    assert reject_of(plan, 1) is None
+    assert cells(plan, "x") == [(long,), ("1",)]
+    path.write_text('{"prompt": ["a"]}\n')
+    assert (reject_of(make_plan(path)) or "").startswith("prompt: got a list")
 
 
 @pytest.fixture

@@ -1,0 +1,149 @@
+"""CSV as people and tools write it: labels get types, where those lose nothing of the text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+import pytest
+
+from tests.support.tables import cells, make_plan, reject_of
+
+PROMPTS = ["a red cup", "a blue shoe", "a green can"]
+
+
+def test_csv(tmp_path: Path) -> None:
+    path = tmp_path / "ads.csv"
+    path.write_text(
+        "\ufeffid,prompt,negative_prompt,width,fps,seed,region,bid\n"
+        '007,"a red cup, still\non a table",,48,12.5,9007199254740993,NA,1\n'
+        "8,a shoe,none,,, ,EU,2\n"
+        "9,a can,,n/a,8,1.0,,3\n",
+        encoding="utf-8",
+    )
+    plan = make_plan(path)
+    assert cells(plan, "id", "prompt", "negative_prompt", "width", "fps", "region", "bid") == [
+        ("007", "a red cup, still\non a table", "blurry", 48, 12.5, "NA", 1),
+        ("8", "a shoe", "none", 64, 8.0, "EU", 2),
+        ("9", "a can", "blurry", None, 8.0, None, 3),
+    ]
+    assert cells(plan, "seed")[0] == (2**53 + 1,)
+    assert (reject_of(plan, 2) or "").startswith("width: got 'n/a'")
+
+
+def test_csv_that_pyarrow_wrote(tmp_path: Path) -> None:
+    table = pa.table({"prompt": PROMPTS, "width": [48.0, None, 80.0], "on": [True, None, False]})
+    pa_csv.write_csv(table, tmp_path / "ads.csv")
+    plan = make_plan(tmp_path / "ads.csv")
+    assert cells(plan, "prompt", "width", "on") == list(
+        zip(PROMPTS, [48, 64, 80], [True, None, False], strict=True)
+    )
+
+
+def test_marks_within_quotes_part_no_columns(tmp_path: Path) -> None:
+    path = tmp_path / "ads.csv"
+    path.write_text('"prompt"\n"a; b"\n')
+    assert cells(make_plan(path), "prompt") == [("a; b",)]
+    path.write_text('prompt,x\na,5" pipe\nb,"two\nlines"\nc,""\n')
+    assert cells(make_plan(path), "x") == [('5" pipe',), ("two\nlines",), (None,)]
+    path.write_text('"prompt"\n"a; ""b"""\n\n')
+    assert cells(make_plan(path), "prompt") == [('a; "b"',)]
+
+
+def test_csv_that_is_not_utf8_rejects_its_rows_only(tmp_path: Path) -> None:
+    (tmp_path / "ads.csv").write_bytes(b"prompt,city\na cup,Ulm\ncaf\xe9,K\xf6ln\n")
+    plan = make_plan(tmp_path / "ads.csv")
+    assert reject_of(plan) is None
+    assert "not UTF-8" in (reject_of(plan, 1) or "")
+    assert cells(plan, "city") == [("Ulm",), ("K\ufffdln",)]
+
+
+def test_a_csv_label_loses_nothing_to_its_type(tmp_path: Path) -> None:
+    path = tmp_path / "ads.csv"
+    path.write_text(
+        "prompt,sku,phone,ad,aspect,share,count,at,on\n"
+        "a,00123,+491701234567,120208123456789012345,16:10,1.5,-5,10:00:00,2026-01-01\n"
+        "b,7,,120208123456789012346,21:09,-0.5,0,,\n",
+        encoding="utf-8",
+    )
+    plan = make_plan(path)
+    assert cells(plan, "sku", "phone", "ad", "aspect") == [
+        ("00123", "+491701234567", "120208123456789012345", "16:10"),
+        ("7", None, "120208123456789012346", "21:09"),
+    ]
+    assert cells(plan, "share", "count") == [(1.5, -5), (-0.5, 0)]
+    schema = plan.tables[0].rows.schema
+    assert [schema.field(name).type for name in ("at", "on")] == [pa.time32("s"), pa.date32()]
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("1.10", "1.1"),
+        ("1.0", "2.5"),
+        ("1E5", "100000"),
+        ("0.1000000000000000055", "0.1"),
+        ("NaN", "1.5"),
+        ("TRUE", "true"),
+        ("2026-01-01T10:00:00", "2026-01-01 10:00:00"),
+        ("2026-01-01 10:00:00+02:00", "2026-01-01 08:00:00Z"),
+        ("-0", "0"),
+    ],
+)
+def test_a_csv_label_whose_type_would_be_written_differently_is_text(
+    tmp_path: Path, texts: tuple[str, str]
+) -> None:
+    rows = "".join(f"a,{text}\n" for text in texts)
+    (tmp_path / "ads.csv").write_text(f"prompt,x\n{rows}")
+    assert cells(make_plan(tmp_path / "ads.csv"), "x") == [(text,) for text in texts]
+    for number, text in enumerate((*texts, "text")):
+        (tmp_path / f"{number}.csv").write_text(f"prompt,x\na,{text}\n")
+    assert cells(make_plan(tmp_path / "[0-9].csv"), "x") == [(texts[0],), (texts[1],), ("text",)]
+
+
+def test_csv_columns_without_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "ads.csv"
+    frame = pd.DataFrame({"prompt": PROMPTS, "bid": [1, 2, 3]})
+    frame.to_csv(path)  # its index as a first column
+    plan = make_plan(path)
+    assert cells(plan, "prompt", "bid") == list(zip(PROMPTS, [1, 2, 3], strict=True))
+    assert plan.tables[0].rows.column_names[-1] == "bid"
+    for index in ([1, 2, 3], [7, 2, 30]):  # R's, and a filtered one of pandas
+        frame.set_axis(index).to_csv(path)
+        assert make_plan(path).tables[0].rows.column_names[-1] == "bid"
+    path.write_text('prompt,bid,,\na red cup,1,,\na blue shoe,2,"",\n')  # as Excel leaves it
+    plan = make_plan(path)
+    assert cells(plan, "prompt", "bid") == [("a red cup", 1), ("a blue shoe", 2)]
+    assert plan.tables[0].rows.column_names[-1] == "bid"
+
+
+def test_a_label_that_is_text_in_one_csv_is_text_in_all(tmp_path: Path) -> None:
+    (tmp_path / "1.csv").write_text("prompt,sku,launch,bid\na,12,2026-01-01,1\n")
+    (tmp_path / "2.csv").write_text("prompt,sku,launch,bid,tag\nb,A1,soon,2.5,\n")
+    (tmp_path / "3.jsonl").write_text('{"prompt": "c", "sku": 5, "tag": "new"}\n')
+    assert cells(make_plan(tmp_path), "sku", "launch", "bid", "tag") == [
+        ("12", "2026-01-01", 1, None),
+        ("A1", "soon", 2.5, None),
+        ("5", None, None, "new"),
+    ]
+
+
+def test_a_label_that_looks_different_in_two_csvs_is_text(tmp_path: Path) -> None:
+    (tmp_path / "1.csv").write_text("prompt,at,on,bid\na,2026-01-01,true,5\n")
+    (tmp_path / "2.csv").write_text("prompt,at,on,bid\na,2026-01-01 00:00:00,1,2.5\n")
+    assert cells(make_plan(tmp_path), "at", "on", "bid") == [
+        ("2026-01-01", "true", 5),
+        ("2026-01-01 00:00:00", "1", 2.5),
+    ]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
+def test_a_label_that_is_text_in_parquet_is_text_in_csv(tmp_path: Path, kind: Any) -> None:
+    columns = {"prompt": ["a"], "sku": pa.array(["007"], kind), "bid": [1]}
+    pq.write_table(pa.table(columns), tmp_path / "1.parquet")
+    (tmp_path / "2.csv").write_text("prompt,sku,bid\nb,8,2.5\n")
+    assert cells(make_plan(tmp_path), "sku", "bid") == [("007", 1), ("8", 2.5)]
