@@ -18,6 +18,8 @@ from tests.support.network import matches
 DAY_S = 24 * 3600
 MARGIN_S = 60
 """From a first try's deadline to the end that `start-night` gives to all."""
+QUEUE_NAME = "kueue.x-k8s.io/queue-name"
+"""The label of what Kueue admits."""
 HEAD_SERVICE = {
     "ray.io/node-type": "head",
     "app.kubernetes.io/name": "kuberay",
@@ -59,11 +61,15 @@ def clocks_wait_for_the_last_night(documents: list[Document]) -> Iterator[str]:
 
 
 def nights_are_tried_again(documents: list[Document]) -> Iterator[str]:
-    """A night that breaks has another try, and is over before the next one, however many it has."""
+    """A night that breaks has another try, and is over before the next one, however many it has.
+
+    Kueue's has one alone: it would begin with all its GPUs again.
+    """
     for night in find_kind(documents, "RayCronJob"):
         spec = night["spec"]["jobTemplate"]
         tries = spec.get("backoffLimit", 0) + 1
-        if not 2 <= tries <= 3:
+        queued = QUEUE_NAME in night["metadata"]["labels"]
+        if not (tries == 1 if queued else 2 <= tries <= 3):
             yield f"{tries} tries"
         deadline_s = spec.get("activeDeadlineSeconds", DAY_S)
         longest_s = deadline_s + MARGIN_S if night["spec"]["suspend"] else tries * deadline_s
