@@ -60,6 +60,15 @@ def clocks_wait_for_the_last_night(documents: list[Document]) -> Iterator[str]:
             yield f"{clock['metadata']['name']}: {clock['spec'].get('concurrencyPolicy')}"
 
 
+def clocks_alone_have_a_deadline(documents: list[Document]) -> Iterator[str]:
+    """A Job that only starts a night has one, and none that submits it: alerts tell by it."""
+    for clock in find_kind(documents, "CronJob"):
+        job = clock["spec"]["jobTemplate"]["spec"]
+        (command, *_) = job["template"]["spec"]["containers"][0]["command"]
+        if (command == "start-night") != ("activeDeadlineSeconds" in job):
+            yield f"{command}: a deadline of {job.get('activeDeadlineSeconds')} s"
+
+
 def nights_are_tried_again(documents: list[Document]) -> Iterator[str]:
     """A night that breaks has another try, and is over before the next one, however many it has.
 
@@ -154,6 +163,6 @@ def _has_gpus(group: dict[str, Any]) -> bool:
 
 RULES: tuple[Callable[[list[Document]], Iterator[str]], ...] = (
     services_find_heads, nights_have_one_clock, clocks_wait_for_the_last_night,
-    nights_are_tried_again, submitters_end_as_their_nights, calls_need_a_token, heads_stay,
+    clocks_alone_have_a_deadline, nights_are_tried_again, submitters_end_as_their_nights, calls_need_a_token, heads_stay,
     gpus_are_of_spot_nodes, namespaces_are_restricted,
 )  # fmt: skip
