@@ -163,6 +163,6 @@ def _has_gpus(group: dict[str, Any]) -> bool:
 
 RULES: tuple[Callable[[list[Document]], Iterator[str]], ...] = (
     services_find_heads, nights_have_one_clock, clocks_wait_for_the_last_night,
-    clocks_alone_have_a_deadline, nights_are_tried_again, submitters_end_as_their_nights, calls_need_a_token, heads_stay,
-    gpus_are_of_spot_nodes, namespaces_are_restricted,
+    clocks_alone_have_a_deadline, nights_are_tried_again, submitters_end_as_their_nights,
+    calls_need_a_token, heads_stay, gpus_are_of_spot_nodes, namespaces_are_restricted,
 )  # fmt: skip
