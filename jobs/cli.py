@@ -150,8 +150,8 @@ def render(
         bool,
         typer.Option(
             "--ok-if-rejected",
-            help="Rejected rows don't count for the exit code, failed ones do: for schedulers that "
-            "would call again what no retry can mend.",
+            help="Rejected rows don't count for the exit code, but for tables without a valid row; "
+            "failed ones do: for schedulers that would call again what no retry can mend.",
         ),
     ] = False,
     wait: Annotated[
@@ -209,7 +209,8 @@ def render(
         if result.ended_by:
             stopped = result.ended_by == "SIGTERM"
             raise typer.Exit(ExitCode.STOPPED if stopped else ExitCode.INTERRUPTED)
-        rejected = result.plan.rejected and limit is None and not ok_if_rejected
+        may_pass = ok_if_rejected and result.plan.valid
+        rejected = result.plan.rejected and limit is None and not may_pass
         if result.failed or result.given_up or rejected:
             raise typer.Exit(ExitCode.INCOMPLETE)
 

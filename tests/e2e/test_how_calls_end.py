@@ -58,6 +58,7 @@ def prepare(folder: Path, name: str, prompts: Sequence[str]) -> str:
     [
         ((GOOD, BAD), (), ExitCode.INCOMPLETE),
         ((GOOD, BAD), ("--ok-if-rejected",), ExitCode.OK),
+        ((BAD, BAD), ("--ok-if-rejected",), ExitCode.INCOMPLETE),
         ((GOOD, WORSE), ("--ok-if-rejected",), ExitCode.INCOMPLETE),
         ((GOOD, WORSE, BAD), ("--ok-if-rejected",), ExitCode.INCOMPLETE),
     ],

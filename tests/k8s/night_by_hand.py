@@ -1,8 +1,9 @@
 """What KubeRay would do, done by hand: a night on a head and three workers, one of them taken back.
 
 `python -m tests.k8s.night_by_hand FOLDER`, as root in namespaces of its own (see
-`tests.support.pods`). Pods run what the overlay cpu-demo says; the night's table and output are in
-an S3 server. Prints, last, one line of JSON: what was seen.
+`tests.support.pods`). Pods run what the overlay cpu-demo says, and the night is what `start-night`
+makes of its RayCronJob; tables and output are in an S3 server. Prints, last, one line of JSON: what
+was seen.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from pipeline.ledger import Ledger
 from pipeline.runs import read_runs
 from pipeline.store import ObjectStore
 from tests.support.command import ROOT, wait_until, write_table
+from tests.support.kube_api import start_night
 from tests.support.manifests import (
     build_overlay,
     find_kind,
     find_recipe_text,
     find_settings,
-    make_ray_job,
 )
 from tests.support.pods import (
     BRIDGE,
@@ -57,7 +58,10 @@ RANK = "ray::RankWorker.advance"
 def main() -> None:
     folder = Path(sys.argv[1])
     documents = build_overlay("cpu-demo")
-    job = make_ray_job(find_kind(documents, "RayCronJob")[0])["spec"]
+    (night,) = find_kind(documents, "RayCronJob")
+    make_network()
+    _, (created,) = start_night(night, folder)
+    job = created["spec"]
     settings = {**find_settings(documents), "AWS_ENDPOINT_URL": f"http://{BRIDGE}:9000"}
     for name in [name for name in os.environ if name.startswith("RAY_")]:
         del os.environ[name]  # of a local cluster that whoever called this has started
@@ -72,7 +76,6 @@ def main() -> None:
         PYTHONPATH=str(ROOT),
         PATH=f"{Path(sys.executable).parent}:{ROOT / 'k8s' / 'bin'}:{os.environ['PATH']}",
     )
-    make_network()
     server = ThreadedMotoServer(ip_address=BRIDGE, port=9000, verbose=False)
     server.start()
     boto3.client("s3").create_bucket(Bucket=settings["RUSHES_TABLES"].split("/")[2])

@@ -48,6 +48,13 @@ def test_the_example_has_room_for_a_night(build: Any) -> None:
     assert flavor["name"] == find_kind(documents, "ResourceFlavor")[0]["metadata"]["name"]
 
 
+def test_the_example_is_of_an_api_that_kueue_keeps() -> None:
+    documents = list(yaml.safe_load_all(EXAMPLE.read_text("utf-8")))
+    (version,) = {each["apiVersion"].removeprefix("kueue.x-k8s.io/") for each in documents}
+    assert version == "v1beta2"  # v1beta1 went away with Kueue 0.20
+    assert f"the API `{version}`" in (K8S / "README.md").read_text("utf-8")
+
+
 def test_the_nights_queue_is_there(build: Any) -> None:
     (night,) = find_kind(build("kueue"), "RayCronJob")
     documents = list(yaml.safe_load_all(EXAMPLE.read_text("utf-8")))

@@ -26,6 +26,8 @@ OF_PROMETHEUS = {"le"}
 OF_KUBERNETES = {
     "kube_job_created": {"namespace", "job_name"},
     "kube_job_failed": {"namespace", "job_name", "condition"},
+    "kube_job_owner": {"namespace", "job_name", "owner_kind", "owner_name"},
+    "kube_job_spec_active_deadline_seconds": {"namespace", "job_name"},
     "kube_job_status_completion_time": {"namespace", "job_name"},
     "kube_cronjob_created": {"namespace", "cronjob"},
     "kube_cronjob_status_last_schedule_time": {"namespace", "cronjob"},

@@ -59,6 +59,14 @@ def allow_two_nights(documents: list[Document]) -> None:
     clock_of(documents)["concurrencyPolicy"] = "Allow"
 
 
+def start_for_ever(documents: list[Document]) -> None:
+    del clock_of(documents)["jobTemplate"]["spec"]["activeDeadlineSeconds"]
+
+
+def render_till_the_morning(documents: list[Document]) -> None:
+    clock_of(documents)["jobTemplate"]["spec"]["activeDeadlineSeconds"] = 39600
+
+
 def try_once(documents: list[Document]) -> None:
     night_of(documents)["jobTemplate"]["backoffLimit"] = 0
 
@@ -124,9 +132,12 @@ MUTATIONS: tuple[tuple[Callable[..., Any], Callable[[list[Document]], None], str
     (rules.nights_have_one_clock, keep_the_clocks_rights, "raycronjob"),
     (rules.clocks_wait_for_the_last_night, allow_two_nights, "gpu"),
     (rules.clocks_wait_for_the_last_night, allow_two_nights, "shared"),
+    (rules.clocks_alone_have_a_deadline, start_for_ever, "gpu"),
+    (rules.clocks_alone_have_a_deadline, render_till_the_morning, "shared"),
     (rules.nights_are_tried_again, try_once, "gpu"),
     (rules.nights_are_tried_again, try_once_in_shared, "shared"),
     (rules.nights_are_tried_again, try_thrice, "raycronjob"),
+    (rules.nights_are_tried_again, try_thrice, "kueue"),
     (rules.nights_are_tried_again, render_for_a_day, "gpu"),
     (rules.submitters_end_as_their_nights, leave_it_to_kuberay, "gpu"),
     (rules.submitters_end_as_their_nights, submit_another, "gpu"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fnmatch import fnmatchcase
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from tests.support.manifests import (
     find_clusters,
     find_kind,
     find_pods,
+    find_settings,
     quantity,
 )
 
@@ -48,6 +50,35 @@ def test_the_day_keeps_as_many_gpus_as_it_says(build: Any) -> None:
 def test_the_shared_overlay_needs_a_gate(build: Any) -> None:
     assert list_gates(build("shared")) == {EMBEDDED_GATE}
     assert list_gates(build("gpu")) == set()
+
+
+def test_the_cuda_image_is_the_one_that_pods_have(build: Any) -> None:
+    ((image, index),) = re.findall(r"--tag (\S+) \\\s+--build-arg TORCH_INDEX=(\S+)", README)
+    assert {
+        container["image"] for pod in find_pods(build("gpu")) for container in pod.containers
+    } == {image}
+    assert f"docker push {image}\n" in README
+    assert f"--build-arg TORCH_INDEX={index} " in (K8S / "Dockerfile").read_text("utf-8")
+
+
+@pytest.mark.parametrize("overlay", ["gpu", "kueue", "raycronjob", "shared"])
+def test_a_night_finds_the_table_and_the_bucket_that_were_made(overlay: str, build: Any) -> None:
+    settings = find_settings(build(overlay))
+    made = set(re.findall(r"aws s3 mb (\S+)", README))
+    (table,) = re.findall(r'aws s3 cp ads.parquet "(\S+)\$\(date --utc \+%F\)\.parquet"', README)
+    tables = settings["RUSHES_TABLES"].replace("{night}", "2026-11-30")
+    assert fnmatchcase(f"{table}2026-11-30.parquet", tables)
+    places = (settings["RUSHES_TABLES"], settings["RUSHES_OUTPUT"])
+    assert {re.match(r"s3://[^/]+", each)[0] for each in places} == made  # pyright: ignore
+
+
+def test_what_is_copied_by_hand_is_there(documents: list[Document]) -> None:
+    clocks = {each["metadata"]["name"] for each in find_kind(documents, "CronJob")}
+    nights = {each["metadata"]["name"] for each in find_kind(documents, "RayCronJob")}
+    copied = set(re.findall(r"--from=cronjob/(\S+)", README))
+    started = set(re.findall(r"k8s/bin/start-night (\w+)", README))
+    assert copied
+    assert copied <= clocks if clocks else started <= nights
 
 
 def test_the_demo_asks_for_what_it_says(build: Any) -> None:

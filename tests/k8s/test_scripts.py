@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
-from tests.support.kube_api import serve_kube_api
+from tests.support.kube_api import start_night
 from tests.support.manifest_nights import MARGIN_S
 from tests.support.manifests import K8S, KUBECTL, find_kind, find_pods, make_ray_job
 from tests.support.s3 import serve_s3
@@ -75,18 +75,7 @@ def test_list_dependencies(tmp_path: Path) -> None:
     assert done.stdout.splitlines() == project["dependencies"]
 
 
-def start_night(night: Any, folder: Path, name: str = "night", **given: str) -> tuple[int, Any]:
-    """Call the script against an API that has a night; return its exit code and what it created."""
-    assert KUBECTL
-    with serve_kube_api(night, folder) as api:
-        path = f"{Path(KUBECTL).parent}:{os.environ['PATH']}"
-        config = {"KUBECONFIG": str(api.config), "HOME": str(folder), "PATH": path}
-        call = [BIN / "start-night", name]
-        done = subprocess.run(call, env=os.environ | config | given, check=False)
-    return done.returncode, api.created
-
-
-@pytest.mark.parametrize("overlay", ["gpu", "kueue"])
+@pytest.mark.parametrize("overlay", ["gpu", "kueue", "raycronjob"])
 def test_start_night_creates_the_job_that_is_validated(
     overlay: str, build: Any, tmp_path: Path
 ) -> None:

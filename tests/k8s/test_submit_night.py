@@ -8,12 +8,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.command import end_process, find_children, wait_until
-from tests.support.manifests import K8S
+from tests.support.manifests import K8S, find_kind
 
 BIN = Path(sys.executable).parent
 START_S, RUN_S = 120.0, 120.0
@@ -110,6 +112,34 @@ def test_it_hands_on_the_date_that_it_is_given(address: str) -> None:
     entrypoint = f"exec {K8S / 'bin' / 'run-night'} echo 'it is {{night}}'"
     _, said = follow(address, "dated", entrypoint, RUSHES_NIGHT="2026-11-29")
     assert "it is 2026-11-29\n" in said
+
+
+@pytest.mark.parametrize(("hour", "minute", "days"), [(20, 0, 0), (11, 59, -1), (12, 0, 0)])
+def test_a_night_of_a_cronjobs_job_has_the_date_of_its_evening(
+    address: str, build: Any, hour: int, minute: int, days: int
+) -> None:
+    (clock,) = find_kind(build("shared"), "CronJob")
+    (container,) = clock["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    (variable,) = (
+        each["name"]
+        for each in container["env"]
+        if "['batch.kubernetes.io/job-name']" in str(each.get("valueFrom"))
+    )
+    made_for = datetime.now(UTC) - timedelta(days=3)
+    made_for = made_for.replace(hour=hour, minute=minute, second=0, microsecond=0)
+    job = f"night-{int(made_for.timestamp()) // 60}"
+    entrypoint = f"exec {K8S / 'bin' / 'run-night'} echo 'it is {{night}}'"
+    _, said = follow(address, f"{job}-abcde", entrypoint, **{variable: job})
+    assert f"it is {made_for + timedelta(days=days):%F}\n" in said
+
+
+@pytest.mark.parametrize("job", ["now-1796068800", "night-20261130", "night-again"])
+def test_a_night_of_another_jobs_name_has_the_clocks_date(address: str, job: str) -> None:
+    entrypoint = f"exec {K8S / 'bin' / 'run-night'} echo 'it is {{night}}'"
+    evenings = {f"it is {datetime.now(UTC) - timedelta(hours=12):%F}\n"}
+    _, said = follow(address, f"{job}-abcde", entrypoint, RUSHES_JOB=job)
+    evenings.add(f"it is {datetime.now(UTC) - timedelta(hours=12):%F}\n")  # noon may have passed
+    assert any(each in said for each in evenings)
 
 
 def test_a_night_that_is_stopped_has_not_succeeded(address: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +12,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from tests.support.manifests import K8S, KUBECTL
 
 NAMESPACE = "rushes"
 _GROUP = {"groupVersion": "ray.io/v1", "version": "v1"}
@@ -101,3 +105,16 @@ def serve_kube_api(night: dict[str, Any], folder: Path) -> Iterator[KubeApi]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def start_night(
+    night: dict[str, Any], folder: Path, name: str = "night", **given: str
+) -> tuple[int, list[Any]]:
+    """Call `start-night` against an API that has a night; return how it ended, what it created."""
+    assert KUBECTL
+    with serve_kube_api(night, folder) as api:
+        path = f"{Path(KUBECTL).parent}:{os.environ['PATH']}"
+        config = {"KUBECONFIG": str(api.config), "HOME": str(folder), "PATH": path}
+        call = [K8S / "bin" / "start-night", name]
+        done = subprocess.run(call, env=os.environ | config | given, check=False)
+    return done.returncode, api.created

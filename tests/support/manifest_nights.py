@@ -18,6 +18,8 @@ from tests.support.network import matches
 DAY_S = 24 * 3600
 MARGIN_S = 60
 """From a first try's deadline to the end that `start-night` gives to all."""
+QUEUE_NAME = "kueue.x-k8s.io/queue-name"
+"""The label of what Kueue admits."""
 HEAD_SERVICE = {
     "ray.io/node-type": "head",
     "app.kubernetes.io/name": "kuberay",
@@ -58,12 +60,25 @@ def clocks_wait_for_the_last_night(documents: list[Document]) -> Iterator[str]:
             yield f"{clock['metadata']['name']}: {clock['spec'].get('concurrencyPolicy')}"
 
 
+def clocks_alone_have_a_deadline(documents: list[Document]) -> Iterator[str]:
+    """A Job that only starts a night has one, and none that submits it: alerts tell by it."""
+    for clock in find_kind(documents, "CronJob"):
+        job = clock["spec"]["jobTemplate"]["spec"]
+        (command, *_) = job["template"]["spec"]["containers"][0]["command"]
+        if (command == "start-night") != ("activeDeadlineSeconds" in job):
+            yield f"{command}: a deadline of {job.get('activeDeadlineSeconds')} s"
+
+
 def nights_are_tried_again(documents: list[Document]) -> Iterator[str]:
-    """A night that breaks has another try, and is over before the next one, however many it has."""
+    """A night that breaks has another try, and is over before the next one, however many it has.
+
+    Kueue's has one alone: it would begin with all its GPUs again.
+    """
     for night in find_kind(documents, "RayCronJob"):
         spec = night["spec"]["jobTemplate"]
         tries = spec.get("backoffLimit", 0) + 1
-        if not 2 <= tries <= 3:
+        queued = QUEUE_NAME in night["metadata"]["labels"]
+        if not (tries == 1 if queued else 2 <= tries <= 3):
             yield f"{tries} tries"
         deadline_s = spec.get("activeDeadlineSeconds", DAY_S)
         longest_s = deadline_s + MARGIN_S if night["spec"]["suspend"] else tries * deadline_s
@@ -148,6 +163,6 @@ def _has_gpus(group: dict[str, Any]) -> bool:
 
 RULES: tuple[Callable[[list[Document]], Iterator[str]], ...] = (
     services_find_heads, nights_have_one_clock, clocks_wait_for_the_last_night,
-    nights_are_tried_again, submitters_end_as_their_nights, calls_need_a_token, heads_stay,
-    gpus_are_of_spot_nodes, namespaces_are_restricted,
+    clocks_alone_have_a_deadline, nights_are_tried_again, submitters_end_as_their_nights,
+    calls_need_a_token, heads_stay, gpus_are_of_spot_nodes, namespaces_are_restricted,
 )  # fmt: skip

@@ -14,7 +14,7 @@ from jobs.api.proxy import IMPORT_PATH as PROXY_PATH
 from jobs.application import EndpointConfig
 from jobs.cli import app
 from pipeline.errors import UsageError
-from tests.support.manifest_nights import HEAD_SERVICE
+from tests.support.manifest_nights import HEAD_SERVICE, QUEUE_NAME
 from tests.support.manifest_room import (
     endpoints_have_room_by_day,
     gangs_have_nodes_of_their_own,
@@ -169,7 +169,7 @@ def queued_nights_suit_kueue(documents: list[Document]) -> Iterator[str]:
     """Kueue takes a RayJob that is suspended, of a fixed size, and ends with its cluster."""
     for job in find_kind(expand_documents(documents), "RayJob"):
         spec = job["spec"]
-        if "kueue.x-k8s.io/queue-name" in job["metadata"]["labels"] and not (
+        if QUEUE_NAME in job["metadata"]["labels"] and not (
             spec.get("suspend")
             and spec.get("shutdownAfterJobFinishes")
             and not spec["rayClusterSpec"]["enableInTreeAutoscaling"]
