@@ -105,6 +105,7 @@ def render_tables(
     store = ObjectStore(output)
     store.locate_for_arrow("run.json")
     call = plan_call(tables, recipe)
+    names = {table.name for table in call.plan.tables}
     requests = call.remaining(find_done(call, Ledger(store)), limit)
     if requests:
         from cluster.session import check_cluster
@@ -135,18 +136,17 @@ def render_tables(
                     reporter.ended(outcome)
                     if isinstance(outcome, Failure):
                         _add_reasons(reasons, (outcome,), call.plan)
-            status = write_results(ledger)
+            status = write_results(ledger, names)
         except StopSignal:  # seconds are left: the next run writes the manifest
             run.stopped_by = "SIGTERM"
         except KeyboardInterrupt:
             run.stopped_by = "Ctrl-C"
-            status = write_results(ledger)
+            status = write_results(ledger, names)
         except RunBrokenError:
             with suppress(OSError, RunEndingError):  # the store may be what broke
-                write_results(ledger)
+                write_results(ledger, names)
             raise
     status = status or ledger.status()
-    names = {table.name for table in call.plan.tables}
     return RunResult(
         status=add_counts(each for each in status.tables if each.name in names),
         output=store.uri,
