@@ -183,6 +183,7 @@ def render(
         from jobs.progress import ConsoleReporter
         from jobs.render import render_tables
         from jobs.run import RunBrokenError
+        from jobs.stop import StopSignal
 
         chosen = find_recipe(recipe, overrides or ())
         shows = (
@@ -205,6 +206,9 @@ def render(
         except RunBrokenError as error:
             shows.broken(error)
             raise typer.Exit(ExitCode.BROKEN) from error
+        except StopSignal as error:
+            shows.noted("stopped by SIGTERM; the same command goes on from here")
+            raise typer.Exit(ExitCode.STOPPED) from error
         shows.finished(result)
         if result.ended_by:
             stopped = result.ended_by == "SIGTERM"

@@ -148,7 +148,9 @@ class ConsoleReporter:
             for count, word in ((self._failed, "failed"), (self._rejected, "rejected"))
             if count
         )
-        self._bar.update(self._task, detail=f"{self._detail}{bad}")
+        # Two lines beside the bar: in one, counts would be cut on a terminal of 80 columns.
+        lines = filter(None, (self._detail, bad.removeprefix(", ")))
+        self._bar.update(self._task, detail="\n".join(lines))
         now = time.monotonic()
         if not self._console.is_terminal and (force or now - self._last_line_at > LINE_EVERY_S):
             self._last_line_at = now

@@ -73,6 +73,7 @@ class RunResult:
     """The output's other tables."""
 
 
+@stop_signals()
 def render_tables(
     tables: Sequence[str],
     output: str,
@@ -92,9 +93,11 @@ def render_tables(
 
     An interrupt (Ctrl-C) or SIGTERM stops the run cleanly: what is committed stays, what is
     unfinished is saved, and the same call again goes on from there. After SIGTERM, which leaves no
-    time for them, manifest and page are as an earlier run left them.
+    time for them, manifest and page are as an earlier run left them. Before this run holds the
+    lease, neither has anything to save: both are raised.
 
     Raises:
+        StopSignal: SIGTERM came while this planned, fetched the model or waited.
         UsageError: the call is wrong; nothing was written.
         RunBrokenError: the run can't go on; what is committed stays.
     """
@@ -102,6 +105,7 @@ def render_tables(
     store = ObjectStore(output)
     store.locate_for_arrow("run.json")
     call = plan_call(tables, recipe)
+    names = {table.name for table in call.plan.tables}
     requests = call.remaining(find_done(call, Ledger(store)), limit)
     if requests:
         from cluster.session import check_cluster
@@ -110,7 +114,7 @@ def render_tables(
     Ledger(store).open_output(call.identity)
     lease = Lease.acquire(store, recipe.lease.limit_s, wait=wait, say=reporter.noted)
     run = Run(store)
-    with run.recorded(reporter.noted), _kept(lease), stop_signals():
+    with run.recorded(reporter.noted), _kept(lease):
         ledger = Ledger(store, lease.epoch)
         status, given_up, reasons = None, set[str](), Reasons()
         try:
@@ -132,18 +136,17 @@ def render_tables(
                     reporter.ended(outcome)
                     if isinstance(outcome, Failure):
                         _add_reasons(reasons, (outcome,), call.plan)
-            status = write_results(ledger)
+            status = write_results(ledger, names)
         except StopSignal:  # seconds are left: the next run writes the manifest
             run.stopped_by = "SIGTERM"
         except KeyboardInterrupt:
             run.stopped_by = "Ctrl-C"
-            status = write_results(ledger)
+            status = write_results(ledger, names)
         except RunBrokenError:
             with suppress(OSError, RunEndingError):  # the store may be what broke
-                write_results(ledger)
+                write_results(ledger, names)
             raise
     status = status or ledger.status()
-    names = {table.name for table in call.plan.tables}
     return RunResult(
         status=add_counts(each for each in status.tables if each.name in names),
         output=store.uri,

@@ -2,29 +2,54 @@
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportMissingTypeStubs=false
+# pyright: reportUnknownParameterType=false, reportAttributeAccessIssue=false
 
 from __future__ import annotations
 
-from itertools import chain
+from collections.abc import Collection, Iterator, Sequence
 
 import pyarrow as pa
 
 from jobs.contact_sheet import MAX_ROWS, render_contact_sheet
-from pipeline.documents import OutputStatus
+from pipeline.counts import add_counts
+from pipeline.documents import OutputStatus, TableStatus
 from pipeline.ledger import Ledger
 from pipeline.manifest import write_manifest
 
 
-def write_results(ledger: Ledger) -> OutputStatus:
-    """Write the manifest and the page of what the output holds now."""
+def write_results(ledger: Ledger, first: Collection[str] = ()) -> OutputStatus:
+    """Write the manifest and the page of what the output holds now.
+
+    Where the page has no room for all rows, the tables named `first` come before the others, and
+    of either what failed or was rejected before what is good.
+    """
     status = write_manifest(ledger)
-    tables, room = list[pa.Table](), MAX_ROWS
-    for part in chain.from_iterable(map(ledger.read_parts, ledger.list_tables("manifest"))):
-        tables.append(part.slice(0, room))
-        room -= tables[-1].num_rows
-        if not room:
-            break
+    called = [table for table in status.tables if table.name in first]
+    others = [table for table in status.tables if table.name not in first]
+    pages, room = list[pa.Table](), MAX_ROWS
+    for tables in (called, others):
+        for part in _choose_rows(ledger, tables, room):
+            pages.append(part)
+            room -= part.num_rows
     title = ledger.store.uri.rstrip("/").rpartition("/")[2]
-    page = render_contact_sheet(tables, title, left_out=status.rows - (MAX_ROWS - room))
+    page = render_contact_sheet(pages, title, left_out=status.rows - (MAX_ROWS - room))
     ledger.store.put("index.html", page.encode())
     return status
+
+
+def _choose_rows(ledger: Ledger, tables: Sequence[TableStatus], room: int) -> Iterator[pa.Table]:
+    """Yield so many rows of some manifests, in their order; all bad ones before any good one."""
+    import pyarrow.compute as pc
+
+    counts = add_counts(tables)
+    bad_room = min(counts.failed + counts.rejected, room)
+    good_room = room - bad_room
+    for table in tables:
+        if not bad_room and not good_room:
+            return
+        for part in ledger.read_parts(f"manifest/{table.name}.parquet"):
+            is_bad = pc.is_in(part["status"], pa.array(["failed", "rejected"]))
+            bad = pc.indices_nonzero(is_bad)[:bad_room].to_pylist()
+            good = pc.indices_nonzero(pc.invert(is_bad))[:good_room].to_pylist()
+            bad_room, good_room = bad_room - len(bad), good_room - len(good)
+            yield part.take(pa.array(sorted(bad + good), pa.int64()))

@@ -11,6 +11,9 @@ from types import FrameType
 
 AGAIN_S = 0.05
 DELICATE = ("<frozen importlib", logging.__file__)
+"""Files in whose calls nothing is broken off."""
+WHOLE = frozenset({"Lease._create"})
+"""Nor in these: a lease that was made and not handed on would be held until its time limit."""
 
 
 class StopSignal(KeyboardInterrupt):
@@ -53,7 +56,8 @@ def _stop(_: int, frame: FrameType | None) -> None:
 
 def _is_delicate(frame: FrameType | None) -> bool:
     while frame:
-        if frame.f_code.co_filename.startswith(DELICATE):
+        code = frame.f_code
+        if code.co_filename.startswith(DELICATE) or code.co_qualname in WHOLE:
             return True
         frame = frame.f_back
     return False

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.filesize import decimal
-from rich.markup import escape
-from rich.table import Table
 
+from jobs.lines import Line, print_whole
 from jobs.plan import split_clips
 from pipeline.counts import add_counts
 from pipeline.documents import OutputStatus, RowCounts, TableStatus
@@ -31,18 +30,16 @@ BAD = ("failed", "rejected", "remaining")
 def print_summary(console: Console, result: RunResult) -> None:
     """Say how a run ended and where to look."""
     status = result.status
-    table = Table.grid(padding=(0, 2))
     took = describe_duration(result.seconds)
-    table.add_row("rendered", f"{count_noun(result.rendered, 'clip')} in {took}")
-    _add_states(table, status)
+    lines: list[Line] = [("rendered", f"{count_noun(result.rendered, 'clip')} in {took}")]
+    lines += _describe_states(status)
     places = {"videos": "clips/", "manifest": "manifest/*.parquet", "review": "index.html"}
     if result.failures:
         places["errors"] = "manifest/*.parquet, column error"
     if result.plan.rejected:
         places["rejects"] = "rejects/*.parquet"
-    for name, place in places.items():
-        table.add_row(name, escape(f"{result.output}/{place}"))
-    console.print(table, highlight=False, soft_wrap=True)
+    lines += [(name, f"{result.output}/{place}") for name, place in places.items()]
+    print_whole(console, lines)
     if result.ended_by == "SIGTERM":
         console.print("Stopped and saved. The same command goes on from here.", style="yellow")
     elif result.ended_by:
@@ -56,56 +53,50 @@ def print_status(
     console: Console, output: str, status: OutputStatus, lease: LeaseRecord | None = None
 ) -> None:
     """Show what an output holds, and which run writes it."""
-    console.print(tabulate_status(output, status, lease), highlight=False, soft_wrap=True)
+    print_whole(console, describe_status(output, status, lease))
     if len(status.tables) > 1:
-        console.print(_tabulate_tables(status.tables), highlight=False, soft_wrap=True)
+        print_whole(console, _list_tables(status.tables))
 
 
-def tabulate_status(output: str, status: OutputStatus, lease: LeaseRecord | None) -> Table:
+def describe_status(output: str, status: OutputStatus, lease: LeaseRecord | None) -> list[Line]:
     """Return what an output holds, and which run writes it, a line each."""
-    table = Table.grid(padding=(0, 2))
-    table.add_row("output", escape(output))
-    table.add_row("rows", f"{status.rows:,}")
-    _add_states(table, status)
-    table.add_row("clips", f"{status.clips_committed:,} of {status.clips:,} committed")
+    lines: list[Line] = [("output", output), ("rows", f"{status.rows:,}")]
+    lines += _describe_states(status)
+    lines.append(("clips", f"{status.clips_committed:,} of {status.clips:,} committed"))
     if lease and not lease.is_over():
-        table.add_row("writing", escape(str(lease)))
-    return table
+        lines.append(("writing", str(lease)))
+    return lines
 
 
-def _tabulate_tables(tables: Sequence[TableStatus]) -> Table:
-    """Return a line for each table, by name: its rows by state, and where they came from."""
-    shown = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    shown.add_column("table", no_wrap=True)
-    for state in ("rows", "committed", *BAD):
-        shown.add_column(state, justify="right")
-    shown.add_column("source", no_wrap=True)
-    for each in tables:
-        counts = (f"{getattr(each, state):,}" for state in ("rows", "committed", *BAD))
-        shown.add_row(each.name, *counts, escape(each.source or "not known"))
-    return shown
+def _list_tables(tables: Sequence[TableStatus]) -> list[Line]:
+    """Return two lines for each table: its rows by state and its name, and where it came from."""
+    states = ("rows", "committed", *BAD)
+    counts = [states, *([f"{getattr(each, state):,}" for state in states] for each in tables)]
+    widths = [max(map(len, column)) for column in zip(*counts, strict=True)]
+    padded = [
+        [text.rjust(width) for text, width in zip(row, widths, strict=True)] for row in counts
+    ]
+    lines: list[Line] = [(*padded[0], "table, and its source")]
+    for each, row in zip(tables, padded[1:], strict=True):
+        lines += [(*row, each.name), (f"  {each.source or 'source not known'}",)]
+    return lines
 
 
 def print_garbage(console: Console, kinds: Sequence[Kind], *, removed: bool) -> None:
     """Show what there was to clean, and what became of it."""
-    table = Table.grid(padding=(0, 2))
+    lines: list[Line] = []
     for kind in kinds:
         fate = "kept (--unfinished)" if not kind.goes else "removed" if removed else ""
-        table.add_row(
-            kind.name,
-            count_noun(kind.objects, "object"),
-            decimal(kind.size_bytes),
-            fate if kind.objects else "",
-        )
-    console.print(table, highlight=False, soft_wrap=True)
+        size, objects = decimal(kind.size_bytes), count_noun(kind.objects, "object")
+        lines.append((kind.name, objects, size, fate if kind.objects else ""))
+    print_whole(console, lines)
     if not removed and any(kind.objects for kind in kinds if kind.goes):
         console.print("Nothing was removed: --yes removes it.", style="yellow")
 
 
 def print_plan(console: Console, plan: Plan, recipe: Recipe, done: int | None) -> None:
     """Show what tables ask for, and how many clips of it are done, if that is known."""
-    table = Table.grid(padding=(0, 2))
-    rows: list[tuple[str, str]] = [
+    rows: list[Line] = [
         ("rows", f"{plan.rows:,}"),
         ("valid", f"{plan.valid:,}"),
         ("rejected", f"{plan.rejected:,}"),
@@ -122,11 +113,11 @@ def print_plan(console: Console, plan: Plan, recipe: Recipe, done: int | None) -
     split = split_clips(plan, recipe)
     if len(split) > 1:
         rows += [(f"gang {name}", count_noun(clips, "clip")) for name, clips in split.items()]
-    for name, value in rows:
-        table.add_row(escape(name), value)
-    console.print(table, highlight=False)
+    print_whole(console, rows)
     for hint in (hint for each in plan.tables for hint in each.hints):
-        console.print(f"note: {hint}", style="yellow", highlight=False, markup=False)
+        console.print(
+            f"note: {hint}", style="yellow", highlight=False, markup=False, soft_wrap=True
+        )
     print_rejects(console, plan)
 
 
@@ -181,12 +172,10 @@ def _print_left_out(console: Console, reasons: Sequence[object]) -> None:
         console.print(f"and {len(reasons) - REASONS_SHOWN} more reasons", style="yellow")
 
 
-def _add_states(table: Table, status: RowCounts) -> None:
-    table.add_row("committed", f"{count_noun(status.committed, 'row')}")
-    for state in BAD:
-        count = getattr(status, state)
-        if count:
-            table.add_row(state, count_noun(count, "row"))
+def _describe_states(status: RowCounts) -> list[Line]:
+    bad = ((state, getattr(status, state)) for state in BAD)
+    counts = (("committed", status.committed), *((state, count) for state, count in bad if count))
+    return [(state, count_noun(count, "row")) for state, count in counts]
 
 
 def count_noun(number: int, noun: str) -> str:

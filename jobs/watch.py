@@ -8,9 +8,10 @@ from datetime import timedelta
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
+from rich.text import Text
 
-from jobs.summaries import tabulate_status
+from jobs.lines import align
+from jobs.summaries import describe_status
 from pipeline.documents import OutputStatus
 from pipeline.lease import LeaseRecord, read_lease
 from pipeline.ledger import Ledger
@@ -80,7 +81,7 @@ def _show_live(ledger: Ledger, console: Console, every_s: float) -> None:
             began = time.monotonic()
             status, lease = ledger.status(), read_lease(ledger.store)
             pace.look(began, status)
-            live.update(_tabulate(ledger.store.uri, status, lease, pace), refresh=True)
+            live.update(_describe_live(ledger.store.uri, status, lease, pace), refresh=True)
             if not status.remaining:
                 return
             _pause(began, every_s)
@@ -90,12 +91,14 @@ def _pause(began: float, every_s: float) -> None:
     time.sleep(max(every_s, time.monotonic() - began))
 
 
-def _tabulate(output: str, status: OutputStatus, lease: LeaseRecord | None, pace: Pace) -> Table:
-    table = tabulate_status(output, status, lease)
+def _describe_live(
+    output: str, status: OutputStatus, lease: LeaseRecord | None, pace: Pace
+) -> Text:
+    lines = describe_status(output, status, lease)
     if status.remaining:
         left = f", ETA {timedelta(seconds=round(pace.left_s))}" if pace.left_s else ""
-        table.add_row("pace", f"{pace.rows_an_hour:,.0f} rows an hour{left}")
-    return table
+        lines.append(("pace", f"{pace.rows_an_hour:,.0f} rows an hour{left}"))
+    return Text(align(lines))
 
 
 def _describe(status: OutputStatus) -> str:

@@ -7,7 +7,7 @@ with. Paths in it are usable as they stand:
 
 (`read_parquet(…, union_by_name=true)` where tables have different labels.)
 
-`_SUCCESS` is written last, when every row of every table has its end: committed, failed or
+`_SUCCESS` is written last, when there are rows and each has its end: committed, failed or
 rejected. It says that the manifest is complete, not that nothing failed; its content is the counts
 as JSON. A run removes it when it starts.
 """
@@ -38,7 +38,7 @@ CLIP_SCHEMA = pa.schema(
 
 
 def write_manifest(ledger: Ledger) -> OutputStatus:
-    """Write the manifest of every planned table, then `_SUCCESS` if every row has its end.
+    """Write the manifest of every planned table; `_SUCCESS` if there are rows and all have ended.
 
     Returns the counts that the manifest shows.
     """
@@ -57,7 +57,7 @@ def write_manifest(ledger: Ledger) -> OutputStatus:
     for name, parts in ledger.load_rows():
         ledger.put_parts(f"manifest/{name}.parquet", map(partial(describe, name), parts))
     status = counter.status()
-    if status.remaining == 0:
+    if status.rows and not status.remaining:
         ledger.store.put(SUCCESS_KEY, status.model_dump_json(indent=1).encode())
     else:
         ledger.store.delete(SUCCESS_KEY)

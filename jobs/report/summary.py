@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+from jobs.lines import Line, print_whole
 from jobs.report.documents import Report
 from jobs.report.page import describe_end, show_money
 from jobs.report.units import find_unit, show_duration
@@ -22,23 +21,23 @@ def print_report(console: Console, report: Report) -> None:
         said = f"{unit.show(device_seconds)} {unit.name}"
         return said if cost is None else f"{said}, {show_money(cost, report.currency)}"
 
-    table = Table.grid(padding=(0, 2))
+    lines = list[Line]()
     states = (f"{getattr(rows, state):,} {state}" for state in ("committed", "failed", "rejected"))
-    table.add_row("rows", f"{rows.rows:,}: {', '.join(states)}, {rows.remaining:,} remaining")
-    table.add_row("clips", f"{work.clips:,}, {show_duration(work.video_s)} of video")
-    table.add_row("denoising", show_device(work.device_seconds, work.cost))
+    lines.append(("rows", f"{rows.rows:,}: {', '.join(states)}, {rows.remaining:,} remaining"))
+    lines.append(("clips", f"{work.clips:,}, {show_duration(work.video_s)} of video"))
+    lines.append(("denoising", show_device(work.device_seconds, work.cost)))
     if use:
         share = "" if use.ratio is None else f"; {use.ratio:.0%} of it in clips"
-        table.add_row("held", show_device(use.used, use.cost) + share)
+        lines.append(("held", show_device(use.used, use.cost) + share))
     if report.runs:
         last = report.runs[-1]
-        table.add_row("runs", escape(f"{len(report.runs)}, the last one: {describe_end(last)}"))
+        lines.append(("runs", f"{len(report.runs)}, the last one: {describe_end(last)}"))
     for word, problems in (("failed", report.failures), ("rejected", report.rejects)):
         for each in problems[:REASONS_SHOWN]:
             stage = f"{each.stage}: " if each.stage else ""
-            table.add_row(word, escape(f"{each.rows:,}: {stage}{each.reason}"))
+            lines.append((word, f"{each.rows:,}: {stage}{each.reason}"))
         if len(problems) > REASONS_SHOWN:
-            table.add_row(word, f"and {len(problems) - REASONS_SHOWN:,} more reasons")
-    table.add_row("report", escape(f"{report.output}/report.html"))
-    table.add_row("data", escape(f"{report.output}/report.json"))
-    console.print(table, highlight=False, soft_wrap=True)
+            lines.append((word, f"and {len(problems) - REASONS_SHOWN:,} more reasons"))
+    lines.append(("report", f"{report.output}/report.html"))
+    lines.append(("data", f"{report.output}/report.json"))
+    print_whole(console, lines)

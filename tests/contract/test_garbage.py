@@ -117,6 +117,7 @@ def test_a_table_goes_when_it_is_named_and_its_clips_stay(output: Ledger) -> Non
 def test_the_last_table_may_go(output: Ledger) -> None:
     clean_output(output.store.uri, remove=True, unfinished=False, say=pytest.fail, tables=["ads"])
     assert output.status().rows == 0
+    assert not output.store.exists("_SUCCESS"), "of no row there is nothing to say"
     assert '"num_rows":0' in output.store.read("index.html").decode()
 
 

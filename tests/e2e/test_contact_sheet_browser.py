@@ -1,12 +1,16 @@
-"""The contact sheet in a real browser, from a disk, with real clips."""
+"""The contact sheet in a real browser, from a disk and over HTTP, with real clips."""
 
 from __future__ import annotations
 
 import datetime as dt
 import time
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
@@ -205,6 +209,21 @@ def test_search_and_sort(page: Any):
     assert ids(page)[0] == "spring-008"
     page.locator("#sort").select_option(label="locale")
     assert ids(page)[-1] == "spring-007"
+
+
+def test_posters_and_videos_load_over_http(browser: Any, index: Path) -> None:
+    handler = partial(SimpleHTTPRequestHandler, directory=index.parents[1])
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{server.server_port}/{quote(index.parent.name)}/index.html")
+        page.wait_for_selector(".card")
+        wait_for(page, "[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+        assert page.locator(".card img").count() == 9
+        page.locator(".card").first.hover()
+        wait_for(page, "document.querySelector('.card video')?.currentTime > 0.2")
+        page.close()
+        server.shutdown()
 
 
 def test_hover_and_focus_play_one_video(page: Any):

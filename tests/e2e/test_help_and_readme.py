@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +14,8 @@ from pydantic import BaseModel
 from typer.testing import CliRunner
 
 from jobs.cli import ExitCode, app
-from jobs.recipes import list_recipes
+from jobs.plan import plan_rows
+from jobs.recipes import find_recipe, list_recipes
 from pipeline.columns import KNOWN_COLUMNS
 from pipeline.recipe import GangShape, Recipe
 
@@ -51,6 +54,21 @@ def read_readme(topic: str) -> str:
     found = [text for text in sections if topic in text.partition("\n")[0].casefold()]
     assert found, f"the README has no section on {topic}"
     return "\n".join(found)
+
+
+def test_make_demo_is_the_readme_s_call_and_its_table_has_no_bad_row() -> None:
+    root = Path(__file__).parents[2]
+    make = ["make", "--dry-run", "--file", root / "Makefile", "demo"]
+    lines = subprocess.run(make, cwd=root, capture_output=True, text=True, check=True).stdout
+    (line,) = (each for each in lines.splitlines() if "rushes render" in each)
+    program, name, *args = shlex.split(line)
+    assert (program, name) == (".venv/bin/rushes", "render")
+    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+    given = command.make_context(name, args).params
+    assert (given["tables"], given["output"]) == (["examples/ads.parquet"], "out/demo")
+    assert "renders examples/ads.parquet into out/demo" in read_readme("in a minute")
+    plan = plan_rows([str(root / "examples" / "ads.parquet")], find_recipe(given["recipe"]))
+    assert (plan.rows, plan.clips, plan.rejected) == (8, 8, 0)
 
 
 def list_options() -> Iterator[tuple[str, str]]:

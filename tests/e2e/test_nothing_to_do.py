@@ -12,7 +12,7 @@ from jobs.render import render_tables
 from pipeline.ledger import Ledger
 from pipeline.store import ObjectStore
 from tests.support.command import write_table
-from tests.support.outputs import draft
+from tests.support.outputs import draft, plan_rows
 from tests.support.reporters import Silent
 
 ROWS = 5
@@ -29,6 +29,7 @@ def test_the_page_shows_as_many_rows_as_a_browser_can(
     call = plan_call([table], recipe)
     ledger = Ledger(ObjectStore(tmp_path / "out"))
     ledger.open_output(call.identity)
+    ledger.save_rows("a-old", plan_rows((None, "no prompt")))
     media = tmp_path / "media"
     media.write_bytes(b"media")
     for clip_id in call.plan.clip_ids:
@@ -36,8 +37,8 @@ def test_the_page_shows_as_many_rows_as_a_browser_can(
     result = render_tables([table], str(tmp_path / "out"), recipe, Silent())
     assert (result.rendered, result.status.committed) == (0, ROWS)
     page = ledger.store.read("index.html").decode()
-    assert "The first 3 rows are here; 2 more are in the manifest alone." in page
+    assert ">3 rows are here; 3 more are in the manifest alone." in page
     assert [prompt in page for prompt in prompts] == [True] * 3 + [False] * 2
-    (manifest,) = ledger.store.list("manifest")
+    _, manifest = ledger.list_tables("manifest")
     assert ledger.read_table(manifest)["prompt"].to_pylist() == prompts
     assert ledger.store.exists("_SUCCESS")

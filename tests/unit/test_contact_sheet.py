@@ -217,7 +217,7 @@ def test_rows_that_are_left_out_are_told_of():
     table = pa.table({"id": ["a"] * 1200})
     assert "left-out" not in render_contact_sheet([table], "Run").split("<body>")[1]
     page = render_contact_sheet([table, table], "Run", left_out=1_000_000)
-    assert "The first 2,400 rows are here; 1,000,000 more are in the manifest alone." in page
+    assert ">2,400 rows are here; 1,000,000 more are in the manifest alone." in page
 
 
 def test_the_same_tables_make_the_same_page():

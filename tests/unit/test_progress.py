@@ -5,20 +5,21 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from jobs.plan import PlannedCall
 from jobs.progress import ConsoleReporter
 from jobs.render import RunResult
-from jobs.summaries import print_status, print_summary
+from jobs.summaries import print_plan, print_status, print_summary
 from pipeline.documents import Failure, OutputStatus, RowCounts, TableStatus, describe_failure
 from pipeline.plan import Plan
 from tests.support.tables import RECIPE, plan_columns
 
 
-def make_console() -> tuple[Console, io.StringIO]:
+def make_console(width: int = 200, *, terminal: bool = False) -> tuple[Console, io.StringIO]:
     text = io.StringIO()
-    return Console(file=text, width=200), text
+    return Console(file=text, width=width, force_terminal=terminal), text
 
 
 def test_a_failure_shows_at_once_with_its_rows_and_in_one_line_each(tmp_path: Path) -> None:
@@ -75,13 +76,55 @@ def test_status_lists_tables_where_there_are_several() -> None:
     old = TableStatus(name="old-2", rows=3, rejected=2, remaining=1)
     both = OutputStatus(rows=1203, committed=1200, rejected=2, remaining=1, tables=(ads, old))
     print_status(console, "out", both)
-    *_, head, first, second = (line.split() for line in text.getvalue().splitlines())
-    assert head == ["table", "rows", "committed", "failed", "rejected", "remaining", "source"]
-    assert first == ["ads-1", "1,200", "1,200", "0", "0", "0", "s3://ads/[b].parquet"]
-    assert second[:6] == ["old-2", "3", "0", "0", "2", "1"]
+    assert text.getvalue().splitlines()[-5:] == [
+        " rows  committed  failed  rejected  remaining  table, and its source",
+        "1,200      1,200       0         0          0  ads-1",
+        "  s3://ads/[b].parquet",
+        "    3          0       0         2          1  old-2",
+        "  source not known",
+    ]
     console, text = make_console()
     print_status(console, "out", both.model_copy(update={"tables": (ads,)}))
     assert "ads-1" not in text.getvalue()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "s3://acme-ads-prod/tonight/2025-11-30/monday.parquet",
+        f"s3://acme-ads-prod/{'a long folder/' * 8}monday.parquet",
+    ],
+)
+def test_names_paths_and_counts_are_whole_on_a_narrow_terminal(source: str) -> None:
+    console, text = make_console(width=80, terminal=True)
+    name = "acme-ads-prod-tonight-2025-11-30-monday-0123456789abcdef"
+    states = {"committed": 2_000_001, "failed": 2_000_002, "rejected": 3, "remaining": 4_000_004}
+    tables = [
+        TableStatus(name=f"{name}-{k}", source=f"{source}.{k}", rows=8_000_010, **states)
+        for k in range(2)
+    ]
+    output = f"{source}/out"
+    print_status(console, output, OutputStatus(rows=8_000_010, tables=tuple(tables)))
+    print_summary(console, RunResult(RowCounts(), output, 0, 0, Plan(()), None, 0, 0.5))
+    lines = text.getvalue().splitlines()
+    counts = ["8,000,010", "2,000,001", "2,000,002", "3", "4,000,004"]
+    assert [line.split() for line in lines if name in line] == [
+        [*counts, f"{name}-{k}"] for k in range(2)
+    ]
+    assert [line for line in lines if line.startswith(f"  {source}")] == [
+        f"  {source}.{k}" for k in range(2)
+    ]
+    assert f"output     {output}" in lines
+    assert f"review     {output}/index.html" in lines
+
+
+def test_a_plan_s_notes_are_whole_on_a_narrow_terminal(tmp_path: Path) -> None:
+    console, text = make_console(width=60, terminal=True)
+    plan = plan_columns(tmp_path, prompt=["a"], **{"negative_promt": [None]})
+    print_plan(console, plan, RECIPE, None)
+    (hint,) = plan.tables[0].hints
+    assert len(f"note: {hint}") > 60
+    assert hint in text.getvalue()
 
 
 def test_brackets_in_names_are_no_markup(tmp_path: Path) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+from pathlib import Path
 
 import pytest
 
 from jobs.stop import StopSignal, has_stop_come, stop_signals
+from pipeline.lease import Lease
+from pipeline.store import ObjectStore
 
 
 def test_the_first_one_stops_and_is_remembered_and_the_next_are_ignored() -> None:
@@ -18,3 +22,23 @@ def test_the_first_one_stops_and_is_remembered_and_the_next_are_ignored() -> Non
         assert has_stop_come()
         os.kill(os.getpid(), signal.SIGTERM)
     assert not has_stop_come()
+
+
+class StoppedAtTheLease(ObjectStore):
+    """A store during whose first create SIGTERM comes."""
+
+    def create(self, key: str, data: bytes) -> None:
+        super().create(key, data)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_lease_is_handed_on_before_a_run_is_stopped(tmp_path: Path) -> None:
+    held: list[Lease] = []
+
+    def run() -> None:
+        held.append(Lease.acquire(StoppedAtTheLease(tmp_path), 60.0))
+        threading.Event().wait(60.0)
+
+    with stop_signals(), pytest.raises(StopSignal):
+        run()
+    assert len(held) == 1
