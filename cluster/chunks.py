@@ -62,7 +62,8 @@ class Chunks:
                 await asyncio.wait({running}, timeout=self.step_s * steps - LEAD_S)
                 if may_go_on():
                     self._ahead = self._give(2 * self.timeout_s)  # it waits for this one first
-            self.now = await asyncio.wait_for(running, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                self.now = await running
         except TimeoutError as error:
             raise GangDiedError(f"{self.gang.name}: no steps within {timeout_s:.0f} s") from error
         except BaseException:

@@ -96,11 +96,11 @@ class Fleet:
         """Make the gangs that nobody makes: all, or anew those that were given up."""
         self.broken = None
         self._given_up = {}
-        self._failed_starts.clear()
         for shape in self._recipe.gangs:
             for number in range(shape.count):
                 name = f"{shape.name}-{number}"
                 if name not in self._servers or self._servers[name].done():
+                    self._failed_starts[name] = 0
                     serving = self._serve(name, shape, is_kept=shape.is_kept(number))
                     self._servers[name] = asyncio.create_task(serving)
 

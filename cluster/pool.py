@@ -117,7 +117,7 @@ class GangPool:
             if saved and saved[0].kind == "latents":
                 job.reuse(*saved)
             elif why := self._fleet.find_refusal(shape.max_tokens):
-                raise NoGangError(why)
+                job.give_up(NoGangError(why))  # whoever else has asked for it hears, too
             else:
                 await self._queue.put(job)
             return await asyncio.shield(job.result)

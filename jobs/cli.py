@@ -23,7 +23,7 @@ class ExitCode(IntEnum):
     BROKEN = 1
     USAGE = 2
     INCOMPLETE = 3
-    STOPPED = 75
+    STOPPED = 75  # `jobs.stop.STOPPED`
     INTERRUPTED = 130
 
 

@@ -33,8 +33,8 @@ class PlannedCall:
     def remaining(self, done: Set[str], limit: int | None = None) -> dict[str, RenderRequest]:
         """Return the clips still to render, by clip id, most work first.
 
-        Clips that different gangs take are mixed evenly, so that none of those gangs waits for the
-        clips of another to be given out.
+        Clips that different gangs take are mixed evenly: a run has so many at once, and all of them
+        might be for one of those gangs.
 
         `limit` counts clips in table order, whether done or not: the first ones are a sample that
         doesn't change, so the same call again renders nothing more.

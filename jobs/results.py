@@ -45,11 +45,11 @@ def _choose_rows(ledger: Ledger, tables: Sequence[TableStatus], room: int) -> It
     bad_room = min(counts.failed + counts.rejected, room)
     good_room = room - bad_room
     for table in tables:
-        if not bad_room and not good_room:
-            return
         for part in ledger.read_parts(f"manifest/{table.name}.parquet"):
             is_bad = pc.is_in(part["status"], pa.array(["failed", "rejected"]))
             bad = pc.indices_nonzero(is_bad)[:bad_room].to_pylist()
             good = pc.indices_nonzero(pc.invert(is_bad))[:good_room].to_pylist()
             bad_room, good_room = bad_room - len(bad), good_room - len(good)
             yield part.take(pa.array(sorted(bad + good), pa.int64()))
+            if not bad_room and not good_room:
+                return

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from types import FrameType
+from types import CodeType, FrameType
 
 AGAIN_S = 0.05
 DELICATE = ("<frozen importlib", logging.__file__)
 """Files in whose calls nothing is broken off."""
 WHOLE = frozenset({"Lease._create"})
 """Nor in these: a lease that was made and not handed on would be held until its time limit."""
+UNSAVED = frozenset({"plan_call"})
+"""Where there is nothing to save; but threads that fetch a model's files would be waited for."""
+HURRY_S = 3.0
+STOPPED = 75
+"""The exit code."""
 
 
 class StopSignal(KeyboardInterrupt):
@@ -51,13 +57,26 @@ def _stop(_: int, frame: FrameType | None) -> None:
         again.start()
         return
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if any(code.co_qualname in UNSAVED for code in _find_calls(frame)):
+        hurry = threading.Timer(HURRY_S, _end)
+        hurry.daemon = True
+        hurry.start()
     raise StopSignal
 
 
+def _end() -> None:
+    os.write(2, b"rushes: stopped by SIGTERM; the same command goes on from here\n")
+    os._exit(STOPPED)
+
+
 def _is_delicate(frame: FrameType | None) -> bool:
+    return any(
+        code.co_filename.startswith(DELICATE) or code.co_qualname in WHOLE
+        for code in _find_calls(frame)
+    )
+
+
+def _find_calls(frame: FrameType | None) -> Iterator[CodeType]:
     while frame:
-        code = frame.f_code
-        if code.co_filename.startswith(DELICATE) or code.co_qualname in WHOLE:
-            return True
+        yield frame.f_code
         frame = frame.f_back
-    return False

@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from decimal import Decimal
+from operator import lt
 from typing import Any
 
 import pyarrow as pa
@@ -15,15 +17,20 @@ from pipeline.errors import UsageError
 
 _UNCLOSED = "a quotation mark opens in it that nothing closes"
 _QUOTED = re.compile(rb'"[^"]*"')
+_FLOAT = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?(e[+-]?\d+)?")
 _MAX_BLOCK = 2**31 - 1
 _HEADER_BYTES = 2**16
 
 
-def read_csv(file: Any, shown: str, known: Sequence[str]) -> pa.Table:
+def read_csv(
+    file: Any, shown: str, known: Sequence[str]
+) -> tuple[pa.Table, dict[str, pa.ChunkedArray]]:
     """Read a CSV file; a label whose type would lose something of its text is text.
 
+    With the table returns, by name, the text of every label that has another type.
+
     A column without a name is left out where it has no values, as Excel leaves behind, or is the
-    first and numbers the rows, each differently, as the index of pandas and R does.
+    first and numbers the rows upwards from 0 or 1, as the index of pandas and R does.
 
     Raises:
         UsageError: another column has no name, its rows don't all have a value for each, or a
@@ -41,14 +48,14 @@ def read_csv(file: Any, shown: str, known: Sequence[str]) -> pa.Table:
     names = table.column_names
     typed = [name for name in names if names.count(name) == 1 and not _is_text(table[name].type)]
     if not typed:
-        return table
+        return table, {}
     types = dict.fromkeys(typed, pa.string())
     options = pa_csv.ConvertOptions(column_types=types, include_columns=typed)
     texts = _parse_csv(file, shown, options)
     for name in typed:
         if not _says_all(table[name], texts[name]):
             table = table.set_column(names.index(name), name, texts[name])
-    return table
+    return table, {name: texts[name] for name in typed}
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -56,9 +63,34 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _says_all(typed: pa.ChunkedArray, texts: pa.ChunkedArray) -> bool:
-    """Return whether values, written out, are the text that they were read from."""
-    # A time with an offset becomes UTC's.
-    return getattr(typed.type, "tz", None) is None and typed.cast(pa.string()).equals(texts)
+    """Return whether a tool that has these values may have written them so: nothing is lost.
+
+    No two texts are one value; floats have no digits but those that tell them apart, or all the
+    same number of decimals; a time with an offset would become UTC's.
+    """
+    kind = typed.type
+    if getattr(kind, "tz", None) is not None:
+        return False
+    if typed.cast(pa.string()).equals(texts):
+        return True
+    written = set(texts.drop_null().to_pylist())
+    if len(written) != len(typed.drop_null().unique()):
+        return False
+    if pa.types.is_timestamp(kind):
+        return len({text[10:11] for text in written}) == 1
+    if pa.types.is_boolean(kind):
+        return written <= {"True", "False"} or written <= {"TRUE", "FALSE"}
+    return pa.types.is_floating(kind) and _are_floats(written)
+
+
+def _are_floats(written: Set[str]) -> bool:
+    if not all(map(_FLOAT.fullmatch, written)):
+        return False
+    decimals = [text.partition("e")[0].partition(".")[2] for text in written]
+    is_padded = any(each.endswith("0") and each != "0" for each in decimals)
+    return (not is_padded or len({*map(len, decimals)}) == 1) and all(
+        Decimal(text) == Decimal(repr(float(text))) for text in written
+    )
 
 
 def _check_last_value(table: pa.Table, file: Any, shown: str) -> None:
@@ -70,7 +102,7 @@ def _check_last_value(table: pa.Table, file: Any, shown: str) -> None:
         return
     file.seek(0)
     content = file.read()
-    if _quotes(content) % 2:
+    if _quotes(content) % 2 and not content.rstrip().endswith(b'"'):
         line = content.count(b"\n") - last.count(b"\n") + 1
         raise UsageError(f"{shown}: line {line}: {_UNCLOSED}")
 
@@ -95,8 +127,10 @@ def _drop_nameless(table: pa.Table, shown: str) -> pa.Table:
 
 
 def _is_index(values: pa.ChunkedArray) -> bool:
-    numbers = set(values.to_pylist()) if values.type == pa.int64() else set()
-    return None not in numbers and len(numbers) == len(values)
+    if values.type != pa.int64() or values.null_count:
+        return False
+    numbers = values.to_pylist()
+    return numbers[0] in (0, 1) and all(map(lt, numbers, numbers[1:]))
 
 
 def _parse_csv(file: Any, shown: str, options: pa_csv.ConvertOptions) -> pa.Table:

@@ -61,6 +61,9 @@ class Columns:
     """All columns, as the file has them."""
     cells: dict[str, list[Any]]
     labels: pa.Table
+    texts: dict[str, Any] | None = None
+    """Of a file whose values have no types but those that they look like: the text of labels, by
+    name, as far as there is one."""
     parts: tuple[Part, ...] = ()
     """The files that the rows of a source come from, in their order."""
     notes: tuple[str, ...] = ()
@@ -91,7 +94,10 @@ def read_file(file: Any, suffix: str, shown: str, known: Sequence[str]) -> Colum
         return _split_objects(parse_objects(file.read(), shown), known)
     try:
         data = open_bytes(file.read())
-        table = pq.ParquetFile(data).read() if kind == "Parquet" else read_csv(data, shown, known)
+        if kind == "Parquet":
+            table, texts = pq.ParquetFile(data).read(), None
+        else:
+            table, texts = read_csv(data, shown, known)
         names = table.column_names
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).partition("\n")[0][:160]
@@ -104,7 +110,7 @@ def read_file(file: Any, suffix: str, shown: str, known: Sequence[str]) -> Colum
     for name in names:
         if name not in known and not _PANDAS_INDEX.fullmatch(name):
             labels[name] = clean_label(table[name], f"{shown}: label {name!r}")
-    return Columns(table.num_rows, tuple(names), cells, pa.table(labels))
+    return Columns(table.num_rows, tuple(names), cells, pa.table(labels), texts)
 
 
 def _split_objects(objects: list[dict[str, Any]], known: Sequence[str]) -> Columns:
@@ -114,7 +120,7 @@ def _split_objects(objects: list[dict[str, Any]], known: Sequence[str]) -> Colum
     for name in names:
         if name not in known:
             labels[replace_broken(name)] = type_values([each.get(name) for each in objects])
-    return Columns(len(objects), tuple(names), cells, pa.table(labels))
+    return Columns(len(objects), tuple(names), cells, pa.table(labels), {})
 
 
 def _list_cells(column: pa.ChunkedArray) -> list[Any]:

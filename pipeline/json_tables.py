@@ -48,7 +48,7 @@ def parse_objects(content: bytes, shown: str) -> list[dict[str, Any]]:
                 raise UsageError(f"{shown}: {where} is not a JSON object with a table's columns")
             objects.append(cast(dict[str, Any], item))
     columns = objects[0] if len(objects) == 1 else {}
-    is_row = not isinstance(columns.get("prompt", {}), dict)
+    is_row = not isinstance(columns.get("prompt", {}), dict) and len(columns) == 1
     if columns and not is_row and all(isinstance(each, dict | list) for each in columns.values()):
         raise UsageError(f"{shown} is one object of lists or objects; {_EXPECTED}")
     return objects

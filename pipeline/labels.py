@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
 
 import pyarrow as pa
 
@@ -32,18 +33,19 @@ def clean_label(column: pa.ChunkedArray, shown: str) -> pa.ChunkedArray:
 
 
 def join_labels(
-    tables: Sequence[pa.Table], untyped: Sequence[bool], shown: Sequence[str]
+    tables: Sequence[pa.Table], texts: Sequence[Mapping[str, Any] | None], shown: Sequence[str]
 ) -> pa.Table:
     """Return several files' labels as one table, in the least type that holds all of each.
 
-    A label that is text in any file is text in all that are `untyped`, as CSV is: there it only
-    looked like a number or date. So it is where it looked like different things in several.
+    `texts` are, of each file without types of its own, the labels as they are written there, as far
+    as they are. A label that is text in any file is text in all of those: there it only looked like
+    a number or date. So it is where it looked like different things in several.
 
     Raises:
         UsageError: a label has types in two files that none holds both of; they are named, as
             `shown` says.
     """
-    texts = {
+    worded = {
         field.name
         for each in tables
         for field in each.schema
@@ -51,18 +53,21 @@ def join_labels(
     }
 
     looks: dict[str, set[pa.DataType]] = {}
-    for each, typeless in zip(tables, untyped, strict=True):
-        for field in each.schema if typeless else ():
+    for each, written in zip(tables, texts, strict=True):
+        for field in each.schema if written is not None else ():
             looks.setdefault(field.name, set()).add(field.type)
-    texts |= {name for name, kinds in looks.items() if _differ(kinds - {pa.null()})}
+    worded |= {name for name, kinds in looks.items() if _differ(kinds - {pa.null()})}
 
-    def agree(field: pa.Field) -> pa.Field:
-        is_text = field.name in texts and not pa.types.is_nested(field.type)
-        return field.with_type(pa.string()) if is_text else field
+    def agree(table: pa.Table, written: Mapping[str, Any]) -> pa.Table:
+        for place, field in enumerate(table.schema):
+            if field.name in worded and not pa.types.is_nested(field.type):
+                text = written.get(field.name, table.column(place)).cast(pa.string())
+                table = table.set_column(place, field.name, text)
+        return table
 
     agreed = [
-        each.cast(pa.schema(map(agree, each.schema))) if typeless else each
-        for each, typeless in zip(tables, untyped, strict=True)
+        each if written is None else agree(each, written)
+        for each, written in zip(tables, texts, strict=True)
     ]
     try:
         return pa.concat_tables(agreed, promote_options="permissive")

@@ -207,7 +207,7 @@ def _add_folders(
         else:
             column = pa.nulls(part.num_rows) if value is None else pa.repeat(value, part.num_rows)
             labels = labels.append_column(key, column)
-    return Columns(part.num_rows, (*part.names, *new), cells, labels)
+    return Columns(part.num_rows, (*part.names, *new), cells, labels, part.texts)
 
 
 def _join(parts: list[Columns], source: Source) -> Columns:
@@ -218,13 +218,13 @@ def _join(parts: list[Columns], source: Source) -> Columns:
     for part in parts:
         for name, column in cells.items():
             column.extend(part.cells.get(name) or [None] * part.num_rows)
-    untyped = [FORMATS[suffix_of(path)] != "Parquet" for path in source.files]
-    labels = join_labels([part.labels for part in parts], untyped, source.shown_files)
+    texts = [part.texts for part in parts]
+    labels = join_labels([part.labels for part in parts], texts, source.shown_files)
     files = tuple(
         Part(shown, part.num_rows, part.names)
         for shown, part in zip(source.shown_files, parts, strict=True)
     )
-    return Columns(labels.num_rows, names, cells, labels.drop_columns([ROW_MARK]), files)
+    return Columns(labels.num_rows, names, cells, labels.drop_columns([ROW_MARK]), None, files)
 
 
 def _reach(shown: str, action: Callable[[], T]) -> T:

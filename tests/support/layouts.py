@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,12 @@ def denoise_everywhere(
 
 def difference(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:
     """Return the largest difference of two lists of tensors over the largest value of `other`."""
-    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(one, other, strict=True))
+    return find_worst((a - b).abs().max() / b.abs().max() for a, b in zip(one, other, strict=True))
+
+
+def find_worst(differences: Iterable[float | torch.Tensor]) -> float:
+    """Return the largest; NaN if any is, which Python's `max` would pass over."""
+    return float(torch.tensor([float(each) for each in differences]).max())
 
 
 def differences(out: Path, name: str, layout: ParallelLayout) -> dict[str, float]:
@@ -120,6 +125,6 @@ def differences(out: Path, name: str, layout: ParallelLayout) -> dict[str, float
     alone = torch.load(out / f"{name}.alone.pt")
     shared = [torch.load(out / f"{name}.{layout}.{rank}.pt") for rank in range(layout.ranks)]
     return {
-        part: max(difference(each[part], alone[part]) for each in shared)
+        part: find_worst(difference(each[part], alone[part]) for each in shared)
         for part in ("forward", "latents")
     }

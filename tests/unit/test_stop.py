@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
-from jobs.stop import StopSignal, has_stop_come, stop_signals
+from jobs.stop import STOPPED, StopSignal, has_stop_come, stop_signals
 from pipeline.lease import Lease
 from pipeline.store import ObjectStore
 
@@ -22,6 +24,29 @@ def test_the_first_one_stops_and_is_remembered_and_the_next_are_ignored() -> Non
         assert has_stop_come()
         os.kill(os.getpid(), signal.SIGTERM)
     assert not has_stop_come()
+
+
+FETCHES = """
+import os, signal, time
+from concurrent.futures import ThreadPoolExecutor
+from jobs.stop import stop_signals
+
+def plan_call():
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(time.sleep, 60)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+with stop_signals():
+    plan_call()
+"""
+
+
+def test_a_model_that_is_being_fetched_is_not_waited_for() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FETCHES], capture_output=True, text=True, check=False, timeout=30
+    )
+    assert done.returncode == STOPPED
+    assert "stopped by SIGTERM" in done.stderr
 
 
 class StoppedAtTheLease(ObjectStore):

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.errors import UsageError
 from tests.support.tables import cells, make_plan, reject_of
 
 PROMPTS = ["a red cup", "a blue shoe", "a green can"]
@@ -84,7 +87,8 @@ def test_a_csv_label_loses_nothing_to_its_type(tmp_path: Path) -> None:
     "texts",
     [
         ("1.10", "1.1"),
-        ("1.0", "2.5"),
+        ("1.50", "2.5"),
+        ("20.0", "20"),
         ("1E5", "100000"),
         ("0.1000000000000000055", "0.1"),
         ("NaN", "1.5"),
@@ -105,6 +109,45 @@ def test_a_csv_label_whose_type_would_be_written_differently_is_text(
     assert cells(make_plan(tmp_path / "[0-9].csv"), "x") == [(texts[0],), (texts[1],), ("text",)]
 
 
+def test_a_csv_label_has_the_type_that_its_tool_gave_it(tmp_path: Path) -> None:
+    frame = pd.DataFrame(
+        {
+            "prompt": PROMPTS,
+            "price": [20.0, 19.99, 1e-05],
+            "views": [1.5, None, 3.0],
+            "on": [True, False, True],
+            "at": pd.to_datetime(
+                ["2026-01-31 12:00:00.5", "2026-02-01", "2026-02-02 08:30"], format="mixed"
+            ),
+        }
+    )
+    kinds = {"price": "double", "views": "double", "on": "bool"}
+    written = {
+        "pandas": lambda path: frame.to_csv(path, index=False),
+        "polars": lambda path: pl.from_pandas(frame).write_csv(path),
+        "duckdb": lambda path: duckdb.from_df(frame).write_csv(str(path)),
+        "arrow": lambda path: pa_csv.write_csv(pa.Table.from_pandas(frame), path),
+    }
+    for tool, write in written.items():
+        write(tmp_path / f"{tool}.csv")
+        schema = make_plan(tmp_path / f"{tool}.csv").tables[0].rows.schema
+        assert {name: str(schema.field(name).type) for name in kinds} == kinds, tool
+        assert pa.types.is_timestamp(schema.field("at").type), tool
+    (tmp_path / "excel.csv").write_text("prompt,price,on\na,1.50,TRUE\nb,20.00,FALSE\n")
+    assert cells(make_plan(tmp_path / "excel.csv"), "price", "on") == [(1.5, True), (20.0, False)]
+    frame.to_parquet(tmp_path / "pandas.parquet")
+    assert cells(make_plan(tmp_path / "pandas.*"), "price") == [(20.0,), (19.99,), (1e-05,)] * 2
+
+
+def test_a_typed_label_is_as_it_was_written_where_another_file_has_text(tmp_path: Path) -> None:
+    (tmp_path / "1.csv").write_text("prompt,price,on,at\na,1.50,TRUE,2026-01-31T10:00\n")
+    (tmp_path / "2.csv").write_text("prompt,price,on,at\nb,on request,no,soon\n")
+    assert cells(make_plan(tmp_path), "price", "on", "at") == [
+        ("1.50", "TRUE", "2026-01-31T10:00"),
+        ("on request", "no", "soon"),
+    ]
+
+
 def test_csv_columns_without_a_name(tmp_path: Path) -> None:
     path = tmp_path / "ads.csv"
     frame = pd.DataFrame({"prompt": PROMPTS, "bid": [1, 2, 3]})
@@ -112,9 +155,12 @@ def test_csv_columns_without_a_name(tmp_path: Path) -> None:
     plan = make_plan(path)
     assert cells(plan, "prompt", "bid") == list(zip(PROMPTS, [1, 2, 3], strict=True))
     assert plan.tables[0].rows.column_names[-1] == "bid"
-    for index in ([1, 2, 3], [7, 2, 30]):  # R's, and a filtered one of pandas
+    for index in ([1, 2, 3], [0, 2, 30]):  # R's, and a filtered one of pandas
         frame.set_axis(index).to_csv(path)
         assert make_plan(path).tables[0].rows.column_names[-1] == "bid"
+    frame.set_axis([120208, 120311, 120450]).to_csv(path)
+    with pytest.raises(UsageError, match="values but no name in the header: 1 "):
+        make_plan(path)
     path.write_text('prompt,bid,,\na red cup,1,,\na blue shoe,2,"",\n')  # as Excel leaves it
     plan = make_plan(path)
     assert cells(plan, "prompt", "bid") == [("a red cup", 1), ("a blue shoe", 2)]
