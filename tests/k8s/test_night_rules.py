@@ -137,6 +137,7 @@ MUTATIONS: tuple[tuple[Callable[..., Any], Callable[[list[Document]], None], str
     (rules.nights_are_tried_again, try_once, "gpu"),
     (rules.nights_are_tried_again, try_once_in_shared, "shared"),
     (rules.nights_are_tried_again, try_thrice, "raycronjob"),
+    (rules.nights_are_tried_again, try_once, "kueue"),
     (rules.nights_are_tried_again, try_thrice, "kueue"),
     (rules.nights_are_tried_again, render_for_a_day, "gpu"),
     (rules.submitters_end_as_their_nights, leave_it_to_kuberay, "gpu"),

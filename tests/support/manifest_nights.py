@@ -72,13 +72,13 @@ def clocks_alone_have_a_deadline(documents: list[Document]) -> Iterator[str]:
 def nights_are_tried_again(documents: list[Document]) -> Iterator[str]:
     """A night that breaks has another try, and is over before the next one, however many it has.
 
-    Kueue's has one alone: it would begin with all its GPUs again.
+    Kueue's has one more alone: it begins with all its GPUs again.
     """
     for night in find_kind(documents, "RayCronJob"):
         spec = night["spec"]["jobTemplate"]
         tries = spec.get("backoffLimit", 0) + 1
         queued = QUEUE_NAME in night["metadata"]["labels"]
-        if not (tries == 1 if queued else 2 <= tries <= 3):
+        if not (tries == 2 if queued else 2 <= tries <= 3):
             yield f"{tries} tries"
         deadline_s = spec.get("activeDeadlineSeconds", DAY_S)
         longest_s = deadline_s + MARGIN_S if night["spec"]["suspend"] else tries * deadline_s
