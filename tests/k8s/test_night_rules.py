@@ -95,6 +95,12 @@ def wait_for_ever(documents: list[Document]) -> None:
     del submitter_of(documents)["activeDeadlineSeconds"]
 
 
+def give_up_while_it_fetches(documents: list[Document]) -> None:
+    pod = clock_of(documents)["jobTemplate"]["spec"]["template"]["spec"]
+    environment = pod["containers"][0]["env"]
+    environment[:] = [each for each in environment if each["name"] != "RUSHES_SUBMIT_WAIT_S"]
+
+
 def let_everybody_in(documents: list[Document]) -> None:
     del cluster_of(documents)["authOptions"]
 
@@ -137,11 +143,13 @@ MUTATIONS: tuple[tuple[Callable[..., Any], Callable[[list[Document]], None], str
     (rules.nights_are_tried_again, try_once, "gpu"),
     (rules.nights_are_tried_again, try_once_in_shared, "shared"),
     (rules.nights_are_tried_again, try_thrice, "raycronjob"),
+    (rules.nights_are_tried_again, try_once, "kueue"),
     (rules.nights_are_tried_again, try_thrice, "kueue"),
     (rules.nights_are_tried_again, render_for_a_day, "gpu"),
     (rules.submitters_end_as_their_nights, leave_it_to_kuberay, "gpu"),
     (rules.submitters_end_as_their_nights, submit_another, "gpu"),
     (rules.submitters_end_as_their_nights, wait_for_ever, "gpu"),
+    (rules.submitters_wait_for_models, give_up_while_it_fetches, "shared"),
     (rules.calls_need_a_token, let_everybody_in, "cpu-demo"),
     (rules.calls_need_a_token, bring_no_token, "shared"),
     (rules.heads_stay, evict_the_head, "gpu"),

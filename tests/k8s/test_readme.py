@@ -64,8 +64,10 @@ def test_the_cuda_image_is_the_one_that_pods_have(build: Any) -> None:
 @pytest.mark.parametrize("overlay", ["gpu", "kueue", "raycronjob", "shared"])
 def test_a_night_finds_the_table_and_the_bucket_that_were_made(overlay: str, build: Any) -> None:
     settings = find_settings(build(overlay))
-    made = set(re.findall(r"aws s3 mb (\S+)", README))
-    (table,) = re.findall(r'aws s3 cp ads.parquet "(\S+)\$\(date --utc \+%F\)\.parquet"', README)
+    found = re.findall(r"aws s3 mb (\S+) --region (\S+)", README)
+    made = {bucket for bucket, _ in found}
+    assert {region for _, region in found} == {settings["AWS_DEFAULT_REGION"]}
+    (table,) = re.findall(r'aws s3 cp ads.parquet "(\S+)\$\(date -u \+%F\)\.parquet"', README)
     tables = settings["RUSHES_TABLES"].replace("{night}", "2026-11-30")
     assert fnmatchcase(f"{table}2026-11-30.parquet", tables)
     places = (settings["RUSHES_TABLES"], settings["RUSHES_OUTPUT"])

@@ -16,6 +16,8 @@ from tests.support.manifests import (
 from tests.support.network import matches
 
 DAY_S = 24 * 3600
+FETCH_S = 3600
+"""What a head may take to fetch a model, before it answers anyone."""
 MARGIN_S = 60
 """From a first try's deadline to the end that `start-night` gives to all."""
 QUEUE_NAME = "kueue.x-k8s.io/queue-name"
@@ -72,13 +74,13 @@ def clocks_alone_have_a_deadline(documents: list[Document]) -> Iterator[str]:
 def nights_are_tried_again(documents: list[Document]) -> Iterator[str]:
     """A night that breaks has another try, and is over before the next one, however many it has.
 
-    Kueue's has one alone: it would begin with all its GPUs again.
+    Kueue's has one more alone: it begins with all its GPUs again.
     """
     for night in find_kind(documents, "RayCronJob"):
         spec = night["spec"]["jobTemplate"]
         tries = spec.get("backoffLimit", 0) + 1
         queued = QUEUE_NAME in night["metadata"]["labels"]
-        if not (tries == 1 if queued else 2 <= tries <= 3):
+        if not (tries == 2 if queued else 2 <= tries <= 3):
             yield f"{tries} tries"
         deadline_s = spec.get("activeDeadlineSeconds", DAY_S)
         longest_s = deadline_s + MARGIN_S if night["spec"]["suspend"] else tries * deadline_s
@@ -103,6 +105,18 @@ def submitters_end_as_their_nights(documents: list[Document]) -> Iterator[str]:
             yield f"{container.get('args')} is submitted, not {spec['entrypoint']}"
         if pod.get("activeDeadlineSeconds") != spec.get("activeDeadlineSeconds"):
             yield f"a submitter of {pod.get('activeDeadlineSeconds')} s"
+
+
+def submitters_wait_for_models(documents: list[Document]) -> Iterator[str]:
+    """KubeRay submits a night to a head that answers; the endpoint's may still fetch its model."""
+    for pod in find_pods(documents):
+        if pod.where.startswith("CronJob") and (
+            pod.labels.get("app.kubernetes.io/component") == "submitter"
+        ):
+            (container,) = pod.spec["containers"]
+            wait_s = list_variables(container).get("RUSHES_SUBMIT_WAIT_S")
+            if float(wait_s or 0) < FETCH_S:
+                yield f"{pod.where}: waits {wait_s} s"
 
 
 def calls_need_a_token(documents: list[Document]) -> Iterator[str]:
@@ -164,5 +178,6 @@ def _has_gpus(group: dict[str, Any]) -> bool:
 RULES: tuple[Callable[[list[Document]], Iterator[str]], ...] = (
     services_find_heads, nights_have_one_clock, clocks_wait_for_the_last_night,
     clocks_alone_have_a_deadline, nights_are_tried_again, submitters_end_as_their_nights,
-    calls_need_a_token, heads_stay, gpus_are_of_spot_nodes, namespaces_are_restricted,
+    submitters_wait_for_models, calls_need_a_token, heads_stay, gpus_are_of_spot_nodes,
+    namespaces_are_restricted,
 )  # fmt: skip
