@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -93,7 +94,11 @@ def test_a_call_ends_as_its_own_tables_do(folder: Path) -> None:
         ["failed", "1"],
         ["rejected", "2"],
     ]
-    tables = {line.split()[-1]: line.split()[1:-1] for line in shown if "file://" in line}
+    tables = {
+        source.strip(): counts.split()[:-1]
+        for counts, source in pairwise(shown)
+        if source.startswith("  file://")
+    }
     assert tables == {
         f"file://{folder}/monday.parquet": ["4", "1", "1", "2", "0"],
         f"file://{folder}/tuesday.parquet": ["2", "2", "0", "0", "0"],
@@ -105,7 +110,7 @@ def test_a_table_that_was_moved_is_cleaned_away_by_its_name(folder: Path) -> Non
     (folder / "monday.parquet").rename(folder / "moved.parquet")
     assert "other tables here: 1" in render("moved.parquet").output
     shown = CliRunner().invoke(app, ["status", "out"]).output
-    (name,) = re.findall(r"^(monday-\w+)", shown, re.MULTILINE)
+    (name,) = re.findall(r" (monday-\w+)$", shown, re.MULTILINE)
     listed = CliRunner().invoke(app, ["clean", "out", "--table", name])
     assert "Nothing was removed" in listed.output
     assert "other tables here: 1" in render("moved.parquet").output
