@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -16,7 +17,9 @@ from cluster import fleet as fleet_module
 from cluster.answers import ClipKey, NoGangError, Rendered
 from cluster.client import PoolClient, join_pool
 from cluster.fleet import Fleet
+from cluster.gang import GangDiedError
 from cluster.job import Job
+from cluster.pool import GangPool
 from cluster.queue import Queue
 from cluster.schedule import Task
 from cluster.stages import denoise_once
@@ -104,6 +107,48 @@ def test_a_gang_that_finds_no_place_fails_the_clips_that_need_it_alone(
     small, why = asyncio.run(render_both(pool.client.checkpoints, clip))
     assert ray.get(small.latents[0]) == clip.latents
     assert why.startswith("no gang like wide-0 can be started: wide-0: resources 2 x ")
+
+
+class NoWideGang:
+    """Wide gangs never come up; others are always about to."""
+
+    @classmethod
+    async def create(cls, name: str, *_: object) -> None:
+        """Fail, or wait."""
+        if name.startswith("wide"):
+            raise GangDiedError("no place")
+        await asyncio.Event().wait()
+
+
+def test_whoever_asks_for_a_clip_that_gets_no_gang_hears_of_it(
+    clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one who asked first, whose clip's save is still looked for, and the next."""
+    monkeypatch.setattr(fleet_module, "Gang", NoWideGang)
+    monkeypatch.setattr(fleet_module, "MAX_FAILED_STARTS", 1)
+    saves = Checkpoints(ObjectStore(tmp_path), "f" * 64)
+
+    async def ask_twice() -> list[Any]:
+        pool = GangPool(WIDE_AND_SINGLE, "test-refusals")
+        looked, look = asyncio.Event(), PoolsTenant.load
+
+        async def look_long(tenant: PoolsTenant, clip_id: str) -> Any:
+            await looked.wait()
+            return await look(tenant, clip_id)
+
+        monkeypatch.setattr(PoolsTenant, "load", look_long)
+        await pool.enter(saves)
+        asking = [
+            asyncio.create_task(pool.render(saves, clip.key, clip.request, clip.conditioning))
+            for _ in range(2)
+        ]
+        async with asyncio.timeout(WAIT_S):
+            while not (await pool.progress(saves)).warned:
+                await asyncio.sleep(0.01)
+            looked.set()
+            return await asyncio.gather(*asking, return_exceptions=True)
+
+    assert [type(each) for each in asyncio.run(ask_twice())] == [NoGangError] * 2
 
 
 def test_a_batchs_clip_that_gets_no_gang_fails_without_an_attempt(
