@@ -1,6 +1,8 @@
 """Who steps back where processes share cores, as all of a run's do on a machine without a GPU.
 
-Ray starts its workers at a niceness of 15, of 19 at most: a step back leaves 0.4 of a core's share.
+Ranks on CPUs do, behind encode and develop: those that run ahead of develop leave it alone with the
+queue at the end, and cores idle. Ray starts its workers at a niceness of 15, of 19 at most: a step
+back leaves 0.4 of a core's share.
 """
 
 from __future__ import annotations
