@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -25,11 +24,10 @@ def test_a_gang_over_two_hosts_of_which_one_dies(tmp_path: Path) -> None:
         [*ISOLATED, sys.executable, "-m", "tests.fault.gang_over_hosts", tmp_path],
         cwd=ROOT, env=make_environment(), capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    seen = json.loads(done.stdout.splitlines()[-1])
-    assert seen["code"] == 0, seen["log"]
+    run_log = (tmp_path / "run.log").read_text() if (tmp_path / "run.log").exists() else ""
+    assert done.returncode == 0, done.stderr[-4000:] + run_log
     commits = list(Ledger(ObjectStore(tmp_path / "out")).read_commits())
     assert {each.layout for each in commits} == {"tensor=2"}
-    assert sorted(each.attempts for each in commits) == [1] * (NUM_CLIPS - 1) + [2], seen["log"]
+    assert sorted(each.attempts for each in commits) == [1] * (NUM_CLIPS - 1) + [2], run_log
     (record,) = read_runs(ObjectStore(tmp_path / "out"))
-    assert record.gangs_lost == 1, seen["log"]
+    assert record.gangs_lost == 1, run_log
