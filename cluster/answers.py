@@ -14,6 +14,10 @@ class NoGangError(Exception):
     """No gang that is large enough for a clip can be built now; others can."""
 
 
+class PutOffError(Exception):
+    """Gangs that are large enough find no place now, while others are at work: ask again later."""
+
+
 class PoolBrokenError(Exception):
     """No gang can be built, or the run has left: it can't go on, and no clip is to blame."""
 

@@ -13,13 +13,14 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import pyarrow as pa
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
+from ray.data.expressions import col
 
 from cluster.client import PoolClient
 from cluster.leaving import leave_in_time
@@ -49,9 +50,32 @@ def run_batch(
 ) -> Iterator[Commit | Failure]:
     """Render every clip of the ledger's work table; yield what became of each, as it ends.
 
-    `pool` is one that was joined for the ledger's output.
+    `pool` is one that was joined for the ledger's output. Clips that it puts off, as their gangs
+    find no place, are asked for again once the others have ended, and then wait.
     """
     _configure()
+    put_off = list[str]()
+    for clip_id, outcome in _pass(spec, ledger, pool, work_key, is_patient=False):
+        if outcome:
+            yield outcome
+        else:
+            put_off.append(clip_id)
+    if put_off:
+        for _, outcome in _pass(spec, ledger, pool, work_key, put_off, is_patient=True):
+            if outcome:
+                yield outcome
+
+
+def _pass(
+    spec: RenderSpec,
+    ledger: Ledger,
+    pool: PoolClient,
+    work_key: str,
+    only: Sequence[str] = (),
+    *,
+    is_patient: bool,
+) -> Iterator[tuple[str, Commit | Failure | None]]:
+    """Take all clips through the stages, or some; yield each one's end, None for those put off."""
     recipe = spec.recipe
     gangs = sum(shape.count for shape in recipe.gangs)
     in_flight = gangs + recipe.encode.workers + 1
@@ -59,6 +83,8 @@ def run_batch(
     rows: Any = ray.data.read_parquet(
         path, filesystem=filesystem, num_cpus=READ_CPUS, override_num_blocks=1
     )
+    if only:
+        rows = rows.filter(expr=col("clip_id").is_in(list(only)))
     done = (
         rows.repartition(target_num_rows_per_block=1)
         .map(
@@ -68,7 +94,7 @@ def run_batch(
         )
         .map(
             _Denoise,
-            fn_constructor_args=(pool, ledger),
+            fn_constructor_args=(pool, ledger, is_patient),
             compute=ActorPoolStrategy(
                 size=1,
                 max_tasks_in_flight_per_actor=in_flight,
@@ -83,10 +109,10 @@ def run_batch(
         )
     )
     for block in done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        for text, failed in zip(
-            block["outcome"].to_pylist(), block["failed"].to_pylist(), strict=True
-        ):
-            yield (Failure if failed else Commit).model_validate_json(text)
+        for row in block.to_pylist():
+            kind = Failure if row["failed"] else Commit
+            outcome = kind.model_validate_json(row["outcome"]) if row["outcome"] else None
+            yield row["clip_id"], outcome
 
 
 class _Encode(Encode):
@@ -102,15 +128,15 @@ class _Encode(Encode):
 class _Denoise:
     """Row with conditioning → row with packed latents, by way of the pool."""
 
-    def __init__(self, pool: PoolClient, ledger: Ledger) -> None:
+    def __init__(self, pool: PoolClient, ledger: Ledger, is_patient: bool) -> None:
         # This process owns the conditioning that ranks borrow. Where Ray 2.60 has word for such a
         # borrower left at exit, its destructors wait for ever on a thread that has ended.
         atexit.register(os._exit, 0)
-        self._pool, self._ledger = pool, ledger
+        self._pool, self._ledger, self._is_patient = pool, ledger, is_patient
         leave_in_time(nullcontext())  # whoever asks the pool again gets the same clip
 
     async def __call__(self, row: Row) -> Row:
-        return await denoise_once(self._pool, row, self._ledger)
+        return await denoise_once(self._pool, row, self._ledger, is_patient=self._is_patient)
 
 
 class _Publish(Publish):

@@ -44,9 +44,13 @@ class PoolClient:
         request: RenderRequest,
         conditioning: bytes,
         turn: Turn | None = None,
+        *,
+        is_patient: bool = True,
     ) -> Any:
         """Render a clip's latents: a `Rendered`."""
-        return self.actor.render.remote(self.checkpoints, clip_id, request, conditioning, turn)
+        return self.actor.render.remote(
+            self.checkpoints, clip_id, request, conditioning, turn, is_patient=is_patient
+        )
 
     def progress(self) -> Any:
         """Tell how it goes, a `PoolProgress`; a sign of life, without which a tenant is let go."""

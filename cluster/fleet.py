@@ -61,6 +61,8 @@ class Fleet:
         """Why no gang can be built, where none can, until it is started again."""
         self._given_up: dict[int | None, tuple[str, float]] = {}
         """Rooms that no gang can be built for: why, and until when nobody tries."""
+        self._placeless = set[int | None]()
+        """Rooms of which a gang found no place while others were at work."""
         self._failed_starts = Counter[str]()
         """Of each gang, in a row."""
         self._recipe = recipe
@@ -120,6 +122,17 @@ class Fleet:
             return ""
         return why
 
+    def put_off(self, room: int | None) -> None:
+        """Where no gang of a room finds a place, let no more clips wait than there are to be gangs.
+
+        The others are answered: they would keep clips for other gangs from being asked for.
+        """
+        if room in self._placeless and all(
+            gang.shape.max_tokens != room for gang in self._gangs.values()
+        ):
+            gangs = (shape.count for shape in self._recipe.gangs if shape.max_tokens == room)
+            self._queue.put_off(room, keep=sum(gangs))
+
     async def close(self) -> None:
         """End all gangs."""
         self._watcher.cancel()
@@ -155,7 +168,10 @@ class Fleet:
                 return
             except Exception as error:  # noqa: BLE001 - whatever stops a gang, another try follows
                 # Others' work goes on meanwhile: so does the wait for a place.
-                if not (isinstance(error, NoPlaceError) and self._queue.is_one_made()):
+                if isinstance(error, NoPlaceError) and self._queue.is_one_made():
+                    self._placeless.add(room)
+                    self.put_off(room)
+                else:
                     self._failed_starts[name] += 1
                 if self._is_hopeless(room):
                     self._give_up_room(room, f"no gang like {name} can be started: {error}")
@@ -166,6 +182,7 @@ class Fleet:
             finally:
                 self._starting[room] -= 1
             self._failed_starts[name] = 0
+            self._placeless.discard(room)
             if room in self._given_up:
                 self.start()
             await self._feed(gang, patience_s)

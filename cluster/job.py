@@ -34,6 +34,8 @@ class Job:
     result: asyncio.Future[Rendered] = field(default_factory=_make_future)
     since: float = field(default_factory=time.monotonic)
     """When it was asked for, on this process's clock."""
+    is_patient: bool = True
+    """Whether it waits while its gangs find no place; else it is put off, to be asked for later."""
     over: Literal["", "cancelled", "left"] = ""
     """Why it is to be made no further."""
     drive: Drive | None = None

@@ -87,6 +87,8 @@ class GangPool:
         request: RenderRequest,
         conditioning: bytes,
         turn: Turn | None = None,
+        *,
+        is_patient: bool = True,
     ) -> Rendered:
         """Render a clip's latents; returns when they are done or the clip has failed.
 
@@ -97,6 +99,7 @@ class GangPool:
         Raises:
             PoolBrokenError: no gang can be built.
             NoGangError: none that takes this clip.
+            PutOffError: none finds a place now; whoever `is_patient` waits instead.
         """
         await self._admit(checkpoints).open()
         tenant = self._admit(checkpoints)  # it may have left meanwhile
@@ -110,7 +113,7 @@ class GangPool:
             raise PoolBrokenError(self._fleet.broken)
         task = Task(key, request, turn, shape.max_tokens)
         given = ray.put(conditioning)  # the pool's own: a client may die before the clip's turn
-        job = Job(task, tenant, given)
+        job = Job(task, tenant, given, is_patient=is_patient)
         self._queue.add(job)
         try:
             saved = await tenant.load(clip_id)
@@ -120,6 +123,7 @@ class GangPool:
                 job.give_up(NoGangError(why))  # whoever else has asked for it hears, too
             else:
                 await self._queue.put(job)
+                self._fleet.put_off(shape.max_tokens)
             return await asyncio.shield(job.result)
         finally:
             self._queue.remove(job)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Container
 
 from cluster import metrics
-from cluster.answers import ClipKey
+from cluster.answers import ClipKey, PutOffError
 from cluster.job import Job
 from cluster.schedule import Schedule, Task, Urgency
 from cluster.tenants import Tenant
@@ -26,6 +26,7 @@ class Queue:
         self._schedule = Schedule()
         self._added = asyncio.Condition()
         self._takers = Counter[int | None]()  # that wait, by their room
+        self._waiting = defaultdict[int | None, set[ClipKey]](set)  # by their room
 
     def find(self, key: ClipKey) -> Job | None:
         """Return a clip's job, if there is one."""
@@ -43,11 +44,13 @@ class Queue:
         """Let a job go; its clip may be asked for anew."""
         if self._is_in(job.task):
             del self._jobs[job.task.key]
+            self._waiting[job.task.room].discard(job.task.key)
 
     async def put(self, job: Job) -> None:
         """Let a job wait its turn for a gang."""
         async with self._added:
             self._schedule.add(job.task)
+            self._waiting[job.task.room].add(job.task.key)
             self._added.notify_all()  # one of them has the room for it
 
     async def take(
@@ -81,6 +84,7 @@ class Queue:
         """Return the job that is next for gangs of this room; None where none waits."""
         while task := self._schedule.take(room, classes):
             if self._is_in(task):
+                self._waiting[room].discard(task.key)
                 return self._jobs[task.key]
         return None
 
@@ -92,7 +96,7 @@ class Queue:
         """Return once more jobs wait for gangs of this room than those that wait for one take."""
 
         def is_more() -> bool:
-            return self._schedule.count(room) - self._takers[room] > than()
+            return len(self._waiting[room]) - self._takers[room] > than()
 
         async with self._added:
             await self._added.wait_for(is_more)
@@ -102,6 +106,16 @@ class Queue:
         for job in self._jobs.values():
             if job.task.room in rooms:
                 job.give_up(error)
+
+    def put_off(self, room: int | None, keep: int) -> None:
+        """Raise at whoever awaits a job for gangs of this room, but at the patient and a few.
+
+        `keep` is how many others may wait on.
+        """
+        waiting = [self._jobs[key] for key in self._waiting[room]]
+        for job in sorted(waiting, key=lambda job: job.since)[keep:]:
+            if not job.is_patient:
+                job.give_up(PutOffError(f"{job.task.key.clip_id}: its gangs find no place"))
 
     def is_one_made(self) -> bool:
         """Return whether any gang has a job."""

@@ -87,10 +87,6 @@ class Schedule:
         """Return how many clips wait."""
         return sum(map(len, self._turns.values()))
 
-    def count(self, room: int | None) -> int:
-        """Return how many clips wait for gangs of this room."""
-        return sum(len(self._turns.get((room, urgency), ())) for urgency in Urgency)
-
     def has(self, room: int | None, urgency: Urgency) -> bool:
         """Return whether a clip of a class waits for gangs of this room."""
         return bool(self._turns.get((room, urgency)))

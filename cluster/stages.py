@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from ray.exceptions import RayError
 
 from cluster import metrics
-from cluster.answers import NoGangError, Rendered
+from cluster.answers import NoGangError, PutOffError, Rendered
 from cluster.client import PoolClient
 from cluster.niceness import load_stepping_back
 from cluster.schedule import Turn
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 """A clip on its way. `clip_id` and `request` (JSON) from the start; then `payload`, packed
 conditioning or latents, empty where the clip is committed already; `record`, how it went so far
-(JSON); `failure` (JSON), empty if none. At the end `outcome`, the commit or the failure (JSON), and
-whether it `failed`."""
+(JSON); `failure` (JSON), empty if none; whether it is `put_off`. At the end `outcome`, the commit
+or the failure (JSON), empty if it is put off, and whether it `failed`."""
 
 LATENTS_TRIES = 3
 
@@ -92,14 +92,16 @@ class Encode:
             return _step("encode", row, make)
 
 
-async def denoise(pool: PoolClient, row: Row, turn: Turn | None = None) -> Row:
+async def denoise(
+    pool: PoolClient, row: Row, turn: Turn | None = None, *, is_patient: bool = True
+) -> Row:
     """Row with conditioning → row with packed latents, by way of a pool.
 
-    `turn` is that of `GangPool.render`.
+    `turn` and `is_patient` are those of `GangPool.render`.
     """
     if row["failure"]:
         return row
-    rendered, latents = await _render(pool, row, turn)
+    rendered, latents = await _render(pool, row, turn, is_patient)
     if not rendered.latents:
         *chain, last = rendered.reasons
         failure = describe_failure(row["clip_id"], "denoise", last, tuple(chain), rendered.attempts)
@@ -115,7 +117,9 @@ async def denoise(pool: PoolClient, row: Row, turn: Turn | None = None) -> Row:
     return {**row, "payload": latents, "record": json.dumps(record)}
 
 
-async def denoise_once(pool: PoolClient, row: Row, ledger: Ledger) -> Row:
+async def denoise_once(
+    pool: PoolClient, row: Row, ledger: Ledger, *, is_patient: bool = True
+) -> Row:
     """As `denoise`, but that the row of a clip that is committed gets no payload.
 
     Ray Data may ask again for rows whose blocks were lost with a node, whatever came of them.
@@ -124,7 +128,9 @@ async def denoise_once(pool: PoolClient, row: Row, ledger: Ledger) -> Row:
         await asyncio.to_thread(ledger.read_commit, row["clip_id"])
     except FileNotFoundError:
         try:
-            return await denoise(pool, row)
+            return await denoise(pool, row, is_patient=is_patient)
+        except PutOffError:
+            return {**row, "payload": b"", "put_off": True}
         except NoGangError as error:  # the others are to be made; no attempt was
             failure = describe_failure(row["clip_id"], "denoise", _cause(error), attempts=0)
             return {**row, "payload": b"", "failure": failure.model_dump_json()}
@@ -137,17 +143,19 @@ def _cause(error: Exception) -> str:
 
 
 async def _render(
-    pool: PoolClient, row: Row, turn: Turn | None, tries: int = LATENTS_TRIES
+    pool: PoolClient, row: Row, turn: Turn | None, is_patient: bool, tries: int = LATENTS_TRIES
 ) -> tuple[Rendered, bytes]:
     """Return what became of a clip in the pool, and its latents if there are any."""
     request = RenderRequest.model_validate_json(row["request"])
-    rendered: Rendered = await pool.render(row["clip_id"], request, row["payload"], turn)
+    rendered: Rendered = await pool.render(
+        row["clip_id"], request, row["payload"], turn, is_patient=is_patient
+    )
     try:
         return rendered, await rendered.latents[0] if rendered.latents else b""
     except RayError:  # their node is gone, or the pool's process: what it saved is not
         if tries == 1:
             raise
-        return await _render(pool, row, turn, tries - 1)
+        return await _render(pool, row, turn, is_patient, tries - 1)
 
 
 class Publish:
@@ -162,8 +170,13 @@ class Publish:
 
     def publish(self, row: Row, ledger: Ledger) -> Row:
         """Return a row's outcome, once it is in the ledger; it may be there already."""
+        return {"clip_id": row["clip_id"], **self._publish(row, ledger)}
+
+    def _publish(self, row: Row, ledger: Ledger) -> Row:
         from pipeline.publish import Denoised, Publisher
 
+        if row["put_off"]:
+            return {"outcome": "", "failed": False}
         spec = self._spec
         publisher = Publisher(spec.recipe, self._developer, spec.model_fingerprint, ledger)
 
@@ -191,7 +204,7 @@ def _step(stage: str, row: Row, make: Callable[[RenderRequest], Row]) -> Row:
     Raises:
         RunEndingError: no clip is to blame.
     """
-    row = {"payload": b"", "record": "{}", "failure": "", **row}
+    row = {"payload": b"", "record": "{}", "failure": "", "put_off": False, **row}
     if row["failure"]:
         return row
     try:

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from cluster.answers import NoGangError, PoolProgress
+from cluster.answers import NoGangError, PoolProgress, PutOffError, Rendered
 from cluster.client import PoolClient, join_pool
 from pipeline.checkpoints import Checkpoints
 from pipeline.denoise import Denoiser
@@ -32,6 +32,21 @@ class Refusing:
     async def render(self, *_: object) -> None:
         """Refuse a clip."""
         raise NoGangError(self.WHY)
+
+
+class PuttingOff:
+    """A pool that has finished latents of every clip, and lets the impatient come again for one."""
+
+    def __init__(self, latents: dict[str, bytes], put_off: str) -> None:
+        self._latents, self._put_off = latents, put_off
+
+    async def render(
+        self, checkpoints: Checkpoints, clip_id: str, *_: object, is_patient: bool
+    ) -> Rendered:
+        """Answer at once."""
+        if clip_id == self._put_off and not is_patient:
+            raise PutOffError(clip_id)
+        return Rendered([ray.put(self._latents[clip_id])], (), "single-0", "", 1, 0.0, 0.0)
 
 
 @dataclass(frozen=True)

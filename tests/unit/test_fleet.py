@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster import fleet as fleet_module
+from cluster.answers import ClipKey, NoGangError, PutOffError
 from cluster.fleet import Fleet
 from cluster.gang import GangDiedError, NoPlaceError
+from cluster.job import Job
 from cluster.queue import Queue
+from cluster.schedule import Task
+from cluster.tenants import Tenant
 from jobs.recipes import find_recipe
+from pipeline.checkpoints import Checkpoints
 from pipeline.recipe import GangShape, Recipe
+from pipeline.request import RenderRequest
+from pipeline.store import ObjectStore
 
-ROOM = 80
+ROOM, WIDE_ROOM = 80, 1000
+RETRY_S = 0.2
+"""How long a size that was given up is not tried again."""
 GANGS = (
     "gangs=[{{name='single', count=2, max_tokens={}}}, {{name='wide', tensor=2, max_tokens={}}}]"
 )
@@ -56,6 +66,16 @@ class ToldGang:
         """End."""
 
 
+class EndlessDrive:
+    """A clip that a gang is never done with."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    async def run(self) -> None:
+        """Make it."""
+        await asyncio.Event().wait()
+
+
 async def find(name: str) -> Start:
     """Return the start of a gang that is under way, once it is."""
     async with asyncio.timeout(10):
@@ -77,25 +97,42 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-Story = Callable[[Fleet], Awaitable[None]]
+def make_job(output: Path, name: str, room: int, *, is_patient: bool = False) -> Job:
+    """Return a job for gangs of a room."""
+    tenant = Tenant(Checkpoints(ObjectStore(output), "f" * 64), 0)
+    request = RenderRequest(prompt=name, seed=0, **find_recipe().request.model_dump())
+    task = Task(ClipKey(tenant.output, name), request, None, room)
+    return Job(task, tenant, None, is_patient=is_patient)
+
+
+async def let_wait(queue: Queue, *jobs: Job) -> None:
+    for job in jobs:
+        queue.add(job)
+        await queue.put(job)
+
+
+Story = Callable[[Fleet, Queue], Awaitable[None]]
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Callable[[Story], None]:
     """Run a story of a fleet of two gangs for small clips and one for large ones."""
     monkeypatch.setattr(fleet_module, "Gang", ToldGang)
+    monkeypatch.setattr(fleet_module, "Drive", EndlessDrive)
     monkeypatch.setattr(fleet_module, "remove_gangs", lambda _: None)
     monkeypatch.setattr(fleet_module, "find_leaving_nodes", set)
     monkeypatch.setattr(fleet_module, "RESTART_PAUSE_S", 0.0)
     ToldGang.starts = []
-    recipe = find_recipe(overrides=[GANGS.format(ROOM, 1000)])
+    gangs = GANGS.format(ROOM, WIDE_ROOM)
+    recipe = find_recipe(overrides=[gangs, f"pool.start_timeout_s={RETRY_S}"])
 
     async def main(story: Story) -> None:
         warnings: list[str] = []
-        fleet = Fleet(recipe, "a-fleet", Queue(), warnings.append)
+        queue = Queue()
+        fleet = Fleet(recipe, "a-fleet", queue, warnings.append)
         fleet.start()
         try:
-            await story(fleet)
+            await story(fleet, queue)
         finally:
             await fleet.close()
 
@@ -109,14 +146,14 @@ LOST = GangDiedError("killed while it loads")
 
 
 def test_a_size_is_given_up_once_all_of_its_gangs_have_failed(run: Any) -> None:
-    async def story(fleet: Fleet) -> None:
+    async def story(fleet: Fleet, _: Queue) -> None:
         await fail("single-0", LOST, fleet_module.MAX_FAILED_STARTS + 2)
         await settle()
         assert not fleet.find_refusal(ROOM), "another is still loading"
         await fail("single-1", LOST)
         await settle()
         assert "no gang like single-1" in fleet.find_refusal(ROOM)
-        assert not fleet.find_refusal(1000)
+        assert not fleet.find_refusal(WIDE_ROOM)
         assert not fleet.broken
         await fail("wide-0", LOST)
         await settle()
@@ -130,7 +167,7 @@ def test_a_size_is_given_up_once_all_of_its_gangs_have_failed(run: Any) -> None:
 
 
 def test_a_gang_that_comes_up_takes_its_size_back(run: Any) -> None:
-    async def story(fleet: Fleet) -> None:
+    async def story(fleet: Fleet, _: Queue) -> None:
         await fail("single-1", LOST)
         await fail("single-0", LOST)
         await settle()
@@ -145,12 +182,73 @@ def test_a_gang_that_comes_up_takes_its_size_back(run: Any) -> None:
 
 
 def test_a_gang_that_is_there_keeps_its_size(run: Any) -> None:
-    async def story(fleet: Fleet) -> None:
+    async def story(fleet: Fleet, _: Queue) -> None:
         (await find("single-1")).end.set_result(None)
         await fail("single-0", NoPlaceError("no node"), fleet_module.MAX_FAILED_STARTS + 1)
         await settle()
         assert not fleet.find_refusal(ROOM)
         assert not fleet.broken
         await find("single-0")
+
+    run(story)
+
+
+def test_a_size_that_was_given_up_is_tried_again_for_whoever_comes_later(run: Any) -> None:
+    async def story(fleet: Fleet, _: Queue) -> None:
+        await fail("wide-0", LOST)
+        await settle()
+        assert fleet.find_refusal(WIDE_ROOM)
+        assert not [
+            each for each in ToldGang.starts if each.name == "wide-0" and not each.end.done()
+        ]
+        await asyncio.sleep(2 * RETRY_S)
+        assert not fleet.find_refusal(WIDE_ROOM)
+        (await find("wide-0")).end.set_result(None)
+        await settle()
+        assert fleet.gangs_ready == 1
+
+    run(story)
+
+
+def test_a_place_may_take_long_while_others_are_at_work(run: Any, tmp_path: Path) -> None:
+    """Clips that would only wait are put off, but for as many as there are to be gangs."""
+
+    async def story(fleet: Fleet, queue: Queue) -> None:
+        made = make_job(tmp_path, "made", ROOM)
+        queue.add(made)
+        made.off_gang.clear()  # a gang has it
+        first, second, late = (make_job(tmp_path, each, WIDE_ROOM) for each in ("1", "2", "late"))
+        patient = make_job(tmp_path, "patient", WIDE_ROOM, is_patient=True)
+        other = make_job(tmp_path, "other", ROOM)
+        await let_wait(queue, first, second, patient, other)
+        await fail("wide-0", NoPlaceError("no node"), fleet_module.MAX_FAILED_STARTS + 1)
+        await settle()
+        await let_wait(queue, late)
+        fleet.put_off(WIDE_ROOM)
+        for job in (second, late):
+            with pytest.raises(PutOffError):
+                await job.result
+        assert not fleet.find_refusal(WIDE_ROOM)
+        assert not any(job.result.done() for job in (first, patient, other))
+        made.off_gang.set()
+        await fail("wide-0", NoPlaceError("no node"))
+        for job in (first, patient):
+            with pytest.raises(NoGangError):
+                await job.result
+        assert not other.result.done()
+
+    run(story)
+
+
+def test_a_size_of_which_one_gang_is_there_puts_no_clip_off(run: Any, tmp_path: Path) -> None:
+    async def story(fleet: Fleet, queue: Queue) -> None:
+        (await find("single-1")).end.set_result(None)
+        await settle()
+        jobs = [make_job(tmp_path, str(each), ROOM) for each in range(4)]
+        await let_wait(queue, *jobs)  # of which it takes one
+        await fail("single-0", NoPlaceError("no node"))
+        await settle()
+        fleet.put_off(ROOM)
+        assert not any(job.result.done() for job in jobs)
 
     run(story)
