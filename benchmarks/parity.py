@@ -23,7 +23,15 @@ import torch
 from pipeline.parallel.layout import ParallelLayout
 from pipeline.recipe import Dtype
 from tests.support.families import FAMILIES
-from tests.support.layouts import LAYOUTS, PAIRS, denoise_everywhere, differences
+from tests.support.layouts import (
+    BOTH,
+    LAYOUTS,
+    PAIRS,
+    WIDE_LAYOUTS,
+    WIDE_NAMES,
+    denoise_everywhere,
+    differences,
+)
 
 REPORT = Path(__file__).with_name("parity.md")
 
@@ -45,6 +53,9 @@ def main() -> None:
             tabulate(folders, folder / dtype, dtype, layouts)
             for dtype, layouts in (("float32", LAYOUTS), ("bfloat16", PAIRS))
         ]
+        wide = {name: folders[name] for name in WIDE_NAMES}
+        for dtype in ("float32", "bfloat16"):
+            tables.append(tabulate(wide, folder / f"wide-{dtype}", dtype, (BOTH, *WIDE_LAYOUTS)))
     print("\n\n".join(tables))
     if options.write:
         REPORT.write_text("\n\n".join(["# Parity of layouts", head(), *tables]) + "\n", "utf-8")

@@ -15,9 +15,11 @@ from pipeline.parallel.layout import ParallelLayout
 from pipeline.parallel.place import Place
 from tests.support.families import FAMILIES
 from tests.support.layouts import (
+    BOTH,
     LAYOUTS,
     PAIRS,
     STEPS,
+    WIDE_NAMES,
     denoise,
     denoise_everywhere,
     difference,
@@ -42,8 +44,6 @@ UNEVEN: Mapping[str, Mapping[str, int]] = {
     "wan_vace": {"width": 48, "height": 48, "num_frames": 9},  # 27 tokens
     "hunyuan_video_15": {"width": 48, "height": 48, "num_frames": 9},  # 27 beside the text's
 }
-BOTH, BOTH_NAMES = ParallelLayout(tensor=2, context=2), ("wan_vace", "ltx2")
-"""What is tried in bfloat16 on four ranks."""
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def test_ranks_come_close_in_bfloat16(
         assert found == {"forward": 0.0, "latents": 0.0}
 
 
-@pytest.mark.parametrize("name", BOTH_NAMES)
+@pytest.mark.parametrize("name", WIDE_NAMES)
 def test_four_ranks_come_close_in_bfloat16(
     checkpoint_of: Callable[[str], Path], tmp_path: Path, name: str
 ) -> None:

@@ -30,6 +30,13 @@ LAYOUTS = (
     ParallelLayout(context=2, guidance=2),
 )
 PAIRS = tuple(layout for layout in LAYOUTS if layout.ranks == 2)
+BOTH = ParallelLayout(tensor=2, context=2)
+WIDE_LAYOUTS = (
+    ParallelLayout(tensor=2, context=2, guidance=2),
+    ParallelLayout(context=4),
+)
+WIDE_NAMES = ("wan_vace", "ltx2", "hunyuan_video_15")
+"""Families whose plans differ most: blocks of two kinds, sound, text among the tokens."""
 STEPS = 4
 
 
