@@ -7,7 +7,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import ray
 
@@ -15,18 +15,23 @@ from cluster import metrics
 from cluster.answers import ClipProgress
 from cluster.chunks import Chunks
 from cluster.gang import Gang
+from cluster.rank import SAVE_S
 from cluster.schedule import Task
 from cluster.tenants import Tenant
 from pipeline.recipe import Recipe
 
-STORE_TIMEOUT_S = 300.0
-"""For what waits for the store, which is no fault of the gang's: its own retries take minutes."""
+STORE_TIMEOUT_S = 2 * SAVE_S + 60.0
+"""For what waits for the store, which is no fault of the gang's: ranks give it up before."""
 
 THEN = ", then "
 
 
+Halt = Literal["", "save", "drop"]
+"""Whether a clip is to be left, and whether anybody will go on with it."""
+
+
 class HaltedError(Exception):
-    """The clip was stopped between two steps, and is saved as far as it came."""
+    """The clip was stopped between two steps, and is saved as far as it came, or not wanted."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,8 @@ class Drive:
     """Whose it is, and where it is saved."""
     conditioning: Any
     """Refers to packed `Conditioning`."""
-    halt: Callable[[], bool]
-    """Asked towards the end of every chunk whether the clip is to be left."""
+    halt: Callable[[], Halt]
+    """Asked towards the end of every chunk."""
     give_way: Callable[[], Callable[[], Awaitable[None]] | None]
     """Asked towards the end of every chunk for something else to be done on the gang first.
 
@@ -113,12 +118,15 @@ class Drive:
                 if chunks.are_ahead or chunks.now.done:
                     continue
                 halted = self.halt()
+                if halted == "drop":
+                    raise HaltedError
                 if halted or is_save_due():
                     saved_at = time.perf_counter()
                     tenant.note_save(key.clip_id)
-                    limit_s = max(chunks.timeout_s, STORE_TIMEOUT_S) if halted else chunks.timeout_s
+                    is_last = halted == "save"
+                    limit_s = max(chunks.timeout_s, STORE_TIMEOUT_S if is_last else 0.0)
                     wrong = await gang.save(
-                        key, tenant.checkpoints, spent(), layout, limit_s, wait=halted
+                        key, tenant.checkpoints, spent(), layout, limit_s, wait=is_last
                     )
                     tenant.warn(wrong)
                     if halted:

@@ -17,7 +17,7 @@ from functools import partial
 
 from cluster import metrics
 from cluster.answers import NoGangError, PoolBrokenError
-from cluster.drive import Drive, HaltedError
+from cluster.drive import Drive, Halt, HaltedError
 from cluster.gang import (
     ClipError,
     Gang,
@@ -63,6 +63,10 @@ class Fleet:
         """Rooms that no gang can be built for: why, and until when nobody tries."""
         self._placeless = set[int | None]()
         """Rooms of which a gang found no place while others were at work."""
+        self._has_loaded = False
+        """Whether any gang ever had the model."""
+        self._unusable = set[str]()
+        """Gangs that couldn't load it."""
         self._failed_starts = Counter[str]()
         """Of each gang, in a row."""
         self._recipe = recipe
@@ -80,9 +84,14 @@ class Fleet:
         self._watcher = asyncio.create_task(self._watch_nodes())
 
     @property
+    def is_started(self) -> bool:
+        """Whether gangs were ever to be made."""
+        return bool(self._servers)
+
+    @property
     def gangs(self) -> int:
-        """How many there are to be; none before the start."""
-        return len(self._servers)
+        """How many there are to be; those that were given up are not."""
+        return sum(not server.done() for server in self._servers.values())
 
     @property
     def gangs_ready(self) -> int:
@@ -163,10 +172,10 @@ class Fleet:
             self._starting[room] += 1
             try:
                 gang = await Gang.create(name, self._name, shape, self._recipe)
-            except UnusableModelError as error:
-                self._give_up(str(error))
-                return
             except Exception as error:  # noqa: BLE001 - whatever stops a gang, another try follows
+                if isinstance(error, UnusableModelError) and self._is_unusable(name):
+                    self._give_up(str(error))
+                    return
                 # Others' work goes on meanwhile: so does the wait for a place.
                 if isinstance(error, NoPlaceError) and self._queue.is_one_made():
                     self._placeless.add(room)
@@ -182,6 +191,7 @@ class Fleet:
             finally:
                 self._starting[room] -= 1
             self._failed_starts[name] = 0
+            self._has_loaded = True
             self._placeless.discard(room)
             if room in self._given_up:
                 self.start()
@@ -194,12 +204,12 @@ class Fleet:
         try:
             while job := await self._take(gang, patience_s):
                 await self._run(gang, job)
-        except GangDiedError as error:
+        except HaltedError:
+            self._warn(f"gang {gang.name} leaves its node, which is about to end")
+        except Exception as error:  # noqa: BLE001 - GangDiedError, and what nobody thought of
             self.rebuilds += 1
             metrics.GANG_REBUILDS.inc()
             self._warn(f"gang lost: {error}")
-        except HaltedError:
-            self._warn(f"gang {gang.name} leaves its node, which is about to end")
         finally:
             del self._gangs[gang.name]
             self.meter.free(gang.name)
@@ -230,6 +240,14 @@ class Fleet:
             await self._queue.wait_for_more(room, lambda: self._starting[room])
         finally:
             self._asleep.discard(name)
+
+    def _is_unusable(self, name: str) -> bool:
+        """Note that a gang can't load the model; return whether none that is to be there can.
+
+        One node may lack what the others have.
+        """
+        self._unusable.add(name)
+        return not self._has_loaded and self._servers.keys() <= self._unusable | self._asleep
 
     def _is_hopeless(self, room: int | None) -> bool:
         """Return whether every gang of a room that is to be there has failed to start too often."""
@@ -271,7 +289,7 @@ class Fleet:
                 job.task,
                 job.tenant,
                 job.conditioning,
-                lambda: bool(job.over) or gang in self._leaving,
+                lambda: self._find_halt(gang, job),
                 lambda: self._find_urgent(gang, job.task),
             )
             job.succeed(gang, await job.drive.run())
@@ -297,7 +315,7 @@ class Fleet:
             job.off_gang.set()
             self.meter.work(gang.name, before)
             if job.over == "cancelled":
-                await asyncio.to_thread(job.tenant.checkpoints.discard, job.task.key.clip_id)
+                await job.tenant.discard(job.task.key.clip_id)
 
     async def _check_alive(self, gang: Gang) -> None:
         try:
@@ -311,6 +329,11 @@ class Fleet:
             await self._queue.put(job)
         else:
             job.fail(f"lost {lost} gangs", lost, gang)
+
+    def _find_halt(self, gang: Gang, job: Job) -> Halt:
+        if job.over == "cancelled":
+            return "drop"
+        return "save" if job.over or gang in self._leaving else ""
 
     def _is_owed(self, gang: Gang) -> bool:
         return self._owed.get(gang, 0.0) > time.monotonic()

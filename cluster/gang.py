@@ -97,9 +97,11 @@ class Gang:
         )
         gang = cls(name, title, shape, group)
         model, timeout_s = recipe.model, recipe.pool.start_timeout_s
+        what = "place"
         try:
             try:
-                await _wait(group.ready(), timeout_s, f"{name}: resources {ranks} x {bundle}")
+                place = f"{name}: {shape.placement} of {ranks} x {bundle}"
+                await _wait(group.ready(), timeout_s, place)
             except GangDiedError as error:
                 if isinstance(error.__cause__, TimeoutError):
                     raise NoPlaceError(str(error)) from error
@@ -108,9 +110,11 @@ class Gang:
             places = enumerate(_order_by_node(group, ranks))
             gang._ranks = [gang._start_rank(model, number, bundle) for number, bundle in places]
             if ranks > 1:
+                what = "meeting"
                 opened = gang._ranks[0].host.remote(timeout_s)
                 address = await _wait(opened, timeout_s, f"{name}: meeting place")
                 await gang._call("join", address, timeout_s, timeout_s=timeout_s)
+            what = "weights"
             await gang._call("load", timeout_s=timeout_s)
         except RayTaskError as error:
             gang.kill()
@@ -118,7 +122,7 @@ class Gang:
                 error.cause, UnreachableError
             ):
                 raise UnusableModelError(str(error.cause)) from error
-            raise GangDiedError(f"{name}: weights: {error.cause}") from error
+            raise GangDiedError(f"{name}: {what}: {error.cause}") from error
         except BaseException:
             gang.kill()
             raise
@@ -178,9 +182,10 @@ class Gang:
         With it, what went wrong with saving, if anything.
         """
         finish = self._ranks[0].finish.options(num_returns=2)
-        latents, wrong = finish.remote(key, checkpoints, device_seconds, layout)
+        latents, call = finish.remote(key, checkpoints, device_seconds, layout)
+        wrong = await _wait(call, timeout_s, f"{self.name}: finish")
         await self.drop(key, timeout_s)
-        return latents, await _wait(wrong, timeout_s, f"{self.name}: finish")
+        return latents, wrong
 
     async def drop(self, key: ClipKey, timeout_s: float) -> None:
         """Forget a clip's session, finished or not."""

@@ -168,7 +168,7 @@ class GangPool:
             job.over = "cancelled"
             job.fail("cancelled", attempts=0)
             if job.off_gang.is_set():
-                await asyncio.to_thread(tenant.checkpoints.discard, clip_id)
+                await tenant.discard(clip_id)
 
     async def leave(self, checkpoints: Checkpoints) -> PoolProgress | None:
         """Save all that is under way for a tenant, within the recipe's grace, and let it go.
@@ -195,7 +195,7 @@ class GangPool:
         elif not tenant.follow(checkpoints):
             return tenant
         self._fleet.meter.enter(output, tenant.told.device_seconds)
-        if not self._fleet.gangs:
+        if not self._fleet.is_started:
             self._fleet.start()
         return tenant
 
@@ -238,7 +238,7 @@ class GangPool:
             for tenant in list(self._tenants.values()):
                 if now - tenant.seen_at > limit_s:
                     await self._let_go(tenant, why)
-            if not self._fleet.gangs and now - self._alone_since > limit_s:
+            if not self._fleet.is_started and now - self._alone_since > limit_s:
                 self._closing = asyncio.create_task(self._close())
 
     async def _measure(self) -> None:

@@ -28,6 +28,13 @@ if TYPE_CHECKING:
     from pipeline.parallel.place import Place
 
 
+SAVE_S = 120.0
+"""For a save; one that takes longer goes on by itself, and the clip without it.
+
+A store that doesn't answer keeps s3fs for minutes.
+"""
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far a session is, and how long the last call worked on it."""
@@ -67,7 +74,8 @@ class RankWorker:
         import torch.distributed as dist
 
         ip = cast(str, cast(Any, ray.util).get_node_ip_address())
-        listening = socket.create_server((ip, 0))
+        family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+        listening = socket.create_server((ip, 0), family=family)
         port = cast(int, listening.getsockname()[1])
         self._store = cast(Any, dist).TCPStore(
             ip,
@@ -222,12 +230,13 @@ class RankWorker:
         if self._saving is None:
             return ""
         (key, saving), self._saving = self._saving, None
-        error = saving.exception()
-        return (
-            f"clip {key.clip_id[:16]} could not be saved: {type(error).__name__}: {error}"
-            if error
-            else ""
-        )
+        try:
+            error = saving.exception(SAVE_S)
+            why = f"{type(error).__name__}: {error}"
+        except TimeoutError as late:
+            self._saver = ThreadPoolExecutor(1, "saver")  # for the next: the first is at work
+            error, why = late, f"the store didn't answer within {SAVE_S:.0f} s"
+        return f"clip {key.clip_id[:16]} could not be saved: {why}" if error else ""
 
     def drop(self, key: ClipKey) -> None:
         """Forget a session, finished or not."""

@@ -78,9 +78,9 @@ class Schedule:
     )
     """Heaps, of each owner: as many clips as turns."""
     _arrivals: int = 0
-    _now: Counter[Urgency] = field(default_factory=Counter[Urgency])
+    _now: Counter[_Line] = field(default_factory=Counter[_Line])
     """The last turn that was taken."""
-    _last: dict[tuple[Urgency, str], int] = field(default_factory=dict[tuple[Urgency, str], int])
+    _last: dict[tuple[_Line, str], int] = field(default_factory=dict[tuple[_Line, str], int])
     """Each owner's last turn of those that were asked for."""
 
     def __len__(self) -> int:
@@ -94,10 +94,11 @@ class Schedule:
     def add(self, task: Task) -> None:
         """Let a clip wait its turn."""
         self._arrivals += 1
-        line, whose = (task.room, task.urgency), (task.urgency, task.owner)
-        turn = self._last[whose] = max(self._now[task.urgency], self._last.get(whose, -1) + 1)
+        line = task.room, task.urgency
+        whose = line, task.owner
+        turn = self._last[whose] = max(self._now[line], self._last.get(whose, -1) + 1)
         heapq.heappush(self._turns.setdefault(line, []), (turn, self._arrivals, task.owner))
-        clips = self._clips.setdefault((line, task.owner), [])
+        clips = self._clips.setdefault(whose, [])
         heapq.heappush(clips, (task.rank, self._arrivals, task))
 
     def take(
@@ -110,13 +111,11 @@ class Schedule:
         for urgency in classes:
             line = room, urgency
             if turns := self._turns.get(line):
-                self._now[urgency], _, owner = heapq.heappop(turns)
+                self._now[line], _, owner = heapq.heappop(turns)
                 *_, task = heapq.heappop(self._clips[line, owner])
                 if not self._clips[line, owner]:
                     del self._clips[line, owner]
-                if not any(self.has(each, urgency) for each, _ in self._turns):
-                    self._last = {
-                        key: turn for key, turn in self._last.items() if key[0] != urgency
-                    }
+                if not turns:
+                    self._last = {key: turn for key, turn in self._last.items() if key[0] != line}
                 return task
         return None

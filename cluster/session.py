@@ -146,11 +146,20 @@ def _ask_nodes(say: Callable[[str], None]) -> list[dict[str, Any]]:
 def describe_shortage(recipe: Recipe, read_cpus: float = 0.0) -> str:
     """Return what the cluster at hand lacks of the least for a recipe; nothing if it is there.
 
-    A batch asks for `READ_CPUS` beside them.
+    A batch asks for `READ_CPUS` beside them. A gang that is to be on one node needs one that large.
     """
     asked = {"CPU": _least(recipe, "num_cpus") + read_cpus, "GPU": _least(recipe, "num_gpus")}
     if short := _compare(cast(Any, ray).cluster_resources(), asked):
         return f"the cluster has {short} that the recipe asks for; the rest waits for more"
+    nodes = [node["Resources"] for node in cast(Any, ray).nodes() if node["Alive"]]
+    for gang in recipe.gangs:
+        ranks = gang.layout.ranks
+        whole = {"CPU": ranks * gang.num_cpus, "GPU": ranks * gang.num_gpus}
+        if gang.placement == "STRICT_PACK" and all(_compare(node, whole) for node in nodes):
+            return (
+                f"no node has {whole['CPU']:g} CPUs and {whole['GPU']:g} GPUs for all ranks of gang"
+                f' {gang.name}; it waits for one. placement = "PACK" would take several nodes'
+            )
     return ""
 
 

@@ -10,12 +10,15 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 
+from cluster.pauses import pauses
 from pipeline.checkpoints import Checkpoints
 from pipeline.documents import Checkpoint
 from pipeline.errors import LeaseLostError
 
 WARNINGS_KEPT = 50
+LOAD_TRIES = 4
 
 
 @dataclass(frozen=True)
@@ -92,14 +95,28 @@ class Tenant:
         self._saved.add(clip_id)
 
     async def load(self, clip_id: str) -> tuple[Checkpoint, bytes] | None:
-        """Return what is saved of a clip; asks the store only where something may be."""
+        """Return what is saved of a clip; asks the store only where something may be.
+
+        An hour's work may be in it: a store that errs is asked again.
+        """
         if clip_id not in self._saved:
             return None
+        wrong = ""
+        for pause_s in islice(pauses(), LOAD_TRIES):
+            try:
+                return await asyncio.to_thread(self.checkpoints.load, clip_id, self.warn)
+            except OSError as error:
+                wrong = str(error)
+                await asyncio.sleep(pause_s)
+        self.warn(f"clip {clip_id[:16]} starts anew: {wrong}")
+        return None
+
+    async def discard(self, clip_id: str) -> None:
+        """Remove what is saved of a clip that nobody wants; what can't be, `clean` will."""
         try:
-            return await asyncio.to_thread(self.checkpoints.load, clip_id, self.warn)
+            await asyncio.to_thread(self.checkpoints.discard, clip_id)
         except OSError as error:
-            self.warn(f"clip {clip_id[:16]} starts anew: {error}")
-            return None
+            self.warn(f"clip {clip_id[:16]}: what is saved of it is left: {error}")
 
     def warn(self, text: str) -> None:
         """Keep word of something that went wrong and was got over; of nothing, nothing."""

@@ -183,7 +183,7 @@ class PoolSpec(_Section):
     """A chunk that takes this many times its measured time hangs: its gang is killed."""
     step_timeout_min_s: Annotated[float, Field(gt=0)] = 60.0
     start_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
-    """Longest wait for a gang's resources and weights."""
+    """Longest wait for a gang's place, then for its ranks to meet, then for its weights."""
     idle_s: Annotated[float, Field(gt=0)] = 300.0
     """A gang beyond its shape's `min_count` ends after so long without a clip."""
     tenant_limit_s: Annotated[float, Field(gt=0)] = 120.0

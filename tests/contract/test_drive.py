@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from cluster.answers import ClipKey
-from cluster.drive import Drive
+from cluster.drive import Drive, HaltedError
 from cluster.gang import Gang
 from cluster.rank import Progress
 from cluster.schedule import Task
@@ -40,6 +40,7 @@ class TimedGang(Gang):
     """A gang of no ranks, whose steps take a second each; it keeps what chunks might take."""
 
     limits_s: list[float]
+    saves = 0
 
     async def start(self, key: ClipKey, *args: Any) -> Progress:
         """Begin a clip."""
@@ -51,6 +52,11 @@ class TimedGang(Gang):
         self.limits_s.append(timeout_s)
         self.made += max_steps
         return Progress(self.made, REQUEST.num_inference_steps, float(max_steps))
+
+    async def save(self, *_: Any, **how: Any) -> str:
+        """Save nothing, and remember it."""
+        self.saves += 1
+        return ""
 
     async def finish(self, *_: Any) -> tuple[Any, str]:
         """Make nothing."""
@@ -66,7 +72,7 @@ def test_a_clips_beginning_is_watched_by_what_the_gang_made_before(tmp_path: Pat
         tenant = Tenant(Checkpoints(ObjectStore(tmp_path), "f" * 64), 0)
         await tenant.open()
         task = Task(ClipKey(tenant.output, clip_id), REQUEST.model_copy(update=changes))
-        await Drive(recipe, gang, task, tenant, None, lambda: False, lambda: None).run()
+        await Drive(recipe, gang, task, tenant, None, lambda: "", lambda: None).run()
         return gang.limits_s
 
     start, first, *later = asyncio.run(denoise("a"))
@@ -87,7 +93,7 @@ def test_a_clip_that_went_on_on_a_gang_of_another_layout_tells_of_both(tmp_path:
         saves.save(CLIP, "snapshot", 4, b"", layout=layout)
         await tenant.open()
         task = Task(ClipKey(tenant.output, CLIP), REQUEST)
-        drive = Drive(recipe, gang, task, tenant, None, lambda: False, lambda: None)
+        drive = Drive(recipe, gang, task, tenant, None, lambda: "", lambda: None)
         return (await drive.run()).layout
 
     assert asyncio.run(denoise("tensor=2")) == "tensor=2, then 1"
@@ -106,9 +112,26 @@ def test_latents_that_a_lost_gang_had_saved_are_not_made_again(tmp_path: Path) -
         saves.save(CLIP, "latents", 16, b"latents", device_seconds=2.5)
         await tenant.open()
         task = Task(ClipKey(tenant.output, CLIP), REQUEST)
-        drive = Drive(recipe, rankless, task, tenant, None, lambda: False, lambda: None)
+        drive = Drive(recipe, rankless, task, tenant, None, lambda: "", lambda: None)
         return await drive.run()
 
     finished = asyncio.run(denoise())
     assert ray.get(finished.latents) == b"latents"
     assert finished.device_seconds == 2.5
+
+
+@pytest.mark.parametrize(("halt", "saves"), [("save", 1), ("drop", 0)])
+def test_a_clip_that_is_left_is_saved_if_anybody_wants_it(
+    tmp_path: Path, halt: Any, saves: int
+) -> None:
+    recipe = find_recipe()
+    gang = TimedGang("single-0", "single-0", recipe.gangs[0], NO_GROUP)
+
+    async def denoise() -> None:
+        tenant = Tenant(Checkpoints(ObjectStore(tmp_path), "f" * 64), 0)
+        task = Task(ClipKey(tenant.output, CLIP), REQUEST)
+        await Drive(recipe, gang, task, tenant, None, lambda: halt, lambda: None).run()
+
+    with pytest.raises(HaltedError):
+        asyncio.run(denoise())
+    assert gang.saves == saves

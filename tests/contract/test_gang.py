@@ -23,9 +23,10 @@ from pipeline.recipe import GangShape, resolve_checkpoint
 from pipeline.request import RenderRequest
 from pipeline.store import ObjectStore
 from tests.support.leaks import check_leaks
+from tests.support.ranks import count_threads
 
 RECIPE = find_recipe()
-PAIR = GangShape(name="pair", tensor=2)
+PAIR = GangShape(name="pair", tensor=2, threads=1)
 START_S, STEP_S = 120.0, 60.0
 REQUEST = RenderRequest(
     prompt="a red ball",
@@ -104,6 +105,9 @@ async def make_all(chunks: Chunks) -> None:
 async def refuse_alone(conditioning: bytes) -> None:
     gang = await Gang.create("pair-0", "test-gang", PAIR, RECIPE)
     try:
+        threads = [ray.get_actor(f"{gang.title}/{rank}").__ray_call__ for rank in (0, 1)]
+        counts = await asyncio.gather(*(each.remote(count_threads) for each in threads))
+        assert counts == [PAIR.threads] * 2
         key = ClipKey("memory://out", "a")
         with pytest.raises(ClipError, match="KeyError"):
             await gang.advance(key, 1, STEP_S)
@@ -128,6 +132,9 @@ def test_a_gang_whose_ranks_lost_each_other_is_lost(monkeypatch: pytest.MonkeyPa
 async def part(conditioning: bytes) -> None:
     gang = await Gang.create("pair-0", "test-gang", PAIR, RECIPE)
     try:
+        threads = [ray.get_actor(f"{gang.title}/{rank}").__ray_call__ for rank in (0, 1)]
+        counts = await asyncio.gather(*(each.remote(count_threads) for each in threads))
+        assert counts == [PAIR.threads] * 2
         key = ClipKey("memory://out", "a")
         await gang.start(key, REQUEST, ray.put(conditioning), None, START_S)
         await cut_connections(gang)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import psutil
 import pytest
+import ray
 
 from cluster.session import (
     SILENCE_S,
@@ -40,6 +41,20 @@ def test_a_cluster_that_is_too_small_is_told_of() -> None:
         f"the cluster has {NUM_CPUS} of {asked:g} CPUs and 0 of 20 GPUs that the recipe asks for; "
         "the rest waits for more"
     )
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_gang_that_is_larger_than_any_node_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = ray.nodes()
+    (node,) = (each for each in nodes if each["Alive"])
+    monkeypatch.setattr(ray, "nodes", lambda: [*nodes, node])  # another one like it
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2 * NUM_CPUS})
+    gangs = "gangs=[{{name='pair', tensor=2, num_cpus={}, placement='{}'}}]"
+    whole, half = NUM_CPUS / 2 + 1, NUM_CPUS / 2
+    told = describe_shortage(find_recipe(overrides=[gangs.format(whole, "STRICT_PACK")]))
+    assert told.startswith(f"no node has {2 * whole:g} CPUs and 0 GPUs for all ranks of gang pair;")
+    assert describe_shortage(find_recipe(overrides=[gangs.format(whole, "PACK")])) == ""
+    assert describe_shortage(find_recipe(overrides=[gangs.format(half, "STRICT_PACK")])) == ""
 
 
 def test_a_local_cluster_has_room_for_every_actor() -> None:

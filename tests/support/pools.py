@@ -29,7 +29,7 @@ class Refusing:
 
     WHY = "no gang like wide-0 can be started: no place"
 
-    async def render(self, *_: object) -> None:
+    async def render(self, *_: object, **__: object) -> None:
         """Refuse a clip."""
         raise NoGangError(self.WHY)
 

@@ -36,3 +36,8 @@ def run_ranks(
         nprocs=world,
         start_method=method,
     )
+
+
+def count_threads(_: object) -> int:
+    """Return how many threads torch uses in the process of an actor that is asked for it."""
+    return torch.get_num_threads()

@@ -11,8 +11,9 @@ import pytest
 
 from cluster import fleet as fleet_module
 from cluster.answers import ClipKey, NoGangError, PutOffError
+from cluster.drive import HaltedError
 from cluster.fleet import Fleet
-from cluster.gang import GangDiedError, NoPlaceError
+from cluster.gang import GangDiedError, NoPlaceError, UnusableModelError
 from cluster.job import Job
 from cluster.queue import Queue
 from cluster.schedule import Task
@@ -58,6 +59,9 @@ class ToldGang:
     async def ping(self) -> None:
         """Live."""
 
+    async def drop(self, *_: object) -> None:
+        """Forget a clip."""
+
     def nodes(self) -> set[str]:
         """Be nowhere."""
         return set()
@@ -67,13 +71,16 @@ class ToldGang:
 
 
 class EndlessDrive:
-    """A clip that a gang is never done with."""
+    """A clip that a gang is done with once it is halted."""
 
-    def __init__(self, *_: object) -> None: ...
+    def __init__(self, *given: Any) -> None:
+        self.halt = given[5]
 
     async def run(self) -> None:
         """Make it."""
-        await asyncio.Event().wait()
+        while not self.halt():
+            await asyncio.sleep(0)
+        raise HaltedError
 
 
 async def find(name: str) -> Start:
@@ -250,5 +257,65 @@ def test_a_size_of_which_one_gang_is_there_puts_no_clip_off(run: Any, tmp_path: 
         await settle()
         fleet.put_off(ROOM)
         assert not any(job.result.done() for job in jobs)
+
+    run(story)
+
+
+UNUSABLE = UnusableModelError("no folder at /models")
+
+
+def test_a_node_without_the_model_ends_nothing_where_others_have_it(run: Any) -> None:
+    async def story(fleet: Fleet, _: Queue) -> None:
+        await fail("wide-0", UNUSABLE)
+        await fail("single-0", UNUSABLE, 1)
+        await settle()
+        assert not fleet.broken
+        (await find("single-1")).end.set_result(None)
+        await settle()
+        await fail("single-0", UNUSABLE, fleet_module.MAX_FAILED_STARTS)
+        await settle()
+        assert not fleet.broken
+        assert fleet.gangs_ready == 1
+        await find("single-0")
+
+    run(story)
+
+
+def test_a_model_that_no_gang_can_load_ends_all_at_once(run: Any) -> None:
+    async def story(fleet: Fleet, _: Queue) -> None:
+        for name in ("wide-0", "single-0", "single-1"):
+            assert not fleet.broken
+            await fail(name, UNUSABLE, 1)
+        await settle()
+        assert fleet.broken == str(UNUSABLE)
+
+    run(story)
+
+
+@pytest.mark.parametrize("error", [OSError("503 SlowDown"), RuntimeError("nobody knows")])
+def test_a_gang_goes_on_though_the_store_errs_as_a_clip_is_called_off(
+    run: Any, tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Checkpoints, "discard", refuse)
+
+    async def story(fleet: Fleet, queue: Queue) -> None:
+        (await find("single-1")).end.set_result(None)
+        called_off, after = (make_job(tmp_path, each, ROOM) for each in ("one", "after"))
+        await let_wait(queue, called_off)
+        await settle()
+        assert not called_off.off_gang.is_set()
+        queue.remove(called_off)
+        called_off.over = "cancelled"
+        async with asyncio.timeout(10):
+            await called_off.off_gang.wait()
+            if not isinstance(error, OSError):  # the gang is lost, and made anew
+                (await find("single-1")).end.set_result(None)
+            await let_wait(queue, after)
+            while after.off_gang.is_set():
+                await asyncio.sleep(0.01)
+        assert fleet.gangs == 3
 
     run(story)

@@ -26,9 +26,9 @@ def make_task(key: str, num_frames: int = 17, urgency: Urgency = Urgency.BATCH) 
     return Task(ClipKey("out", key), request, Turn() if urgency is Urgency.ONLINE else None)
 
 
-def drain(schedule: Schedule) -> list[Task]:
+def drain(schedule: Schedule, room: int | None = None) -> list[Task]:
     tasks: list[Task] = []
-    while (task := schedule.take()) is not None:
+    while (task := schedule.take(room)) is not None:
         tasks.append(task)
     return tasks
 
@@ -73,14 +73,34 @@ def test_a_class_is_taken_from_first_or_alone() -> None:
     assert not schedule.has(None, Urgency.ONLINE)
 
 
-@given(st.lists(st.sampled_from("aaaabc"), max_size=40))
-def test_owners_take_turns(owners: list[str]) -> None:
-    """Whoever waits sees at most one clip of each other owner go before each of theirs."""
+@given(st.lists(st.tuples(st.sampled_from("aaaabc"), st.sampled_from([80, 320])), max_size=40))
+def test_owners_take_turns(asked: list[tuple[str, int]]) -> None:
+    """Whoever waits for gangs of a room sees at most one clip of each other owner go before each
+    of theirs, whatever they wait for elsewhere."""
     schedule = Schedule()
-    for place, owner in enumerate(owners):
+    for place, (owner, room) in enumerate(asked):
         task = make_task(str(place), urgency=Urgency.ONLINE)
-        schedule.add(replace(task, turn=Turn(owner)))
-    order = [task.turn.owner for task in drain(schedule) if task.turn]
+        schedule.add(replace(task, turn=Turn(owner), room=room))
+    for room in (80, 320):
+        owners = [owner for owner, each in asked if each == room]
+        check_turns(owners, [each.turn.owner for each in drain(schedule, room) if each.turn])
+
+
+def test_who_comes_later_takes_turns_with_who_waits_whatever_went_elsewhere() -> None:
+    schedule = Schedule()
+    for place in range(4):
+        schedule.add(replace(make_task(f"a{place}"), key=ClipKey("a", f"a{place}"), room=80))
+    taken = [schedule.take(80) for _ in range(2)]
+    schedule.add(replace(make_task("long"), key=ClipKey("a", "long"), room=320))
+    taken.append(schedule.take(320))
+    assert all(taken)
+    for place in range(3):
+        schedule.add(replace(make_task(f"b{place}"), key=ClipKey("b", f"b{place}"), room=80))
+    owners = [task.key.output for task in drain(schedule, 80)]
+    assert owners[:4] in (["a", "b", "a", "b"], ["b", "a", "b", "a"])
+
+
+def check_turns(owners: list[str], order: list[str]) -> None:
     assert sorted(order) == sorted(owners)
     for owner in set(owners):
         places = [place for place, each in enumerate(order) if each == owner]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cluster import tenants
 from cluster.tenants import Meter, Tenant, Told
 from pipeline.checkpoints import Checkpoints
 from pipeline.errors import LeaseLostError
@@ -83,3 +87,30 @@ def test_what_the_older_run_was_not_told_of_is_the_newers() -> None:
     clock.now = 110.0
     meter.enter("batch", told)
     assert meter.read("batch") == 3.0
+
+
+def test_what_is_saved_is_asked_for_again_where_the_store_errs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tenants, "pauses", lambda: repeat(0.0))
+    clip = "a" * 64
+    saves = Checkpoints(ObjectStore(tmp_path), "f" * 64)
+    saves.save(clip, "snapshot", 4, b"an hour's work")
+    load, errors = saves.load, [OSError("503 SlowDown")]
+
+    def err_first(*given: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return load(*given)
+
+    tenant = Tenant(saves, 0)
+    monkeypatch.setattr(Checkpoints, "load", lambda _, *given: err_first(*given))
+
+    async def find() -> Any:
+        await tenant.open()
+        return await tenant.load(clip)
+
+    assert asyncio.run(find())[1] == b"an hour's work"
+    errors += [OSError("503 SlowDown")] * tenants.LOAD_TRIES
+    assert asyncio.run(tenant.load(clip)) is None
+    assert "starts anew: 503 SlowDown" in tenant.warnings[-1]

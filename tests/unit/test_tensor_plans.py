@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -13,12 +14,13 @@ import torch
 import torch.distributed as dist
 from diffusers import AutoModel, LTXVideoTransformer3DModel, WanTransformer3DModel
 from diffusers.models.attention_dispatch import _maybe_pad_qkv_head
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
 from pipeline.errors import UsageError
-from pipeline.parallel import context
+from pipeline.parallel import context, loading
 from pipeline.parallel.degrees import check_degrees
 from pipeline.parallel.loading import WEIGHTS, load_share
 from pipeline.parallel.plans import PLANS, TensorPlan
@@ -242,6 +244,57 @@ def test_shares_of_many_files_are_the_whole(
     held = sum(value.numel() for value in states[0].values())
     assert held == whole.num_parameters() - cut + cut // size
     assert cut > 0.5 * whole.num_parameters()
+
+
+def test_a_rank_reads_its_share_alone(
+    checkpoint_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = checkpoint_of("wan21") / "transformer"
+    read = Counter[str]()
+
+    class Counted:
+        """A safetensors file that counts which numbers are read of it."""
+
+        def __init__(self, *given: Any, **how: Any) -> None:
+            self.file: Any = safe_open(*given, **how)
+
+        def __enter__(self) -> Counted:
+            self.file.__enter__()
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            self.file.__exit__(*error)
+
+        def keys(self) -> list[str]:
+            return list(self.file.keys())
+
+        def get_tensor(self, name: str) -> torch.Tensor:
+            found: torch.Tensor = self.file.get_tensor(name)
+            read[name] += found.numel()
+            return found
+
+        def get_slice(self, name: str) -> Any:
+            return CountedSlice(name, self.file.get_slice(name))
+
+    class CountedSlice:
+        """A weight of which parts are read."""
+
+        def __init__(self, name: str, whole: Any) -> None:
+            self.name, self.whole = name, whole
+
+        def get_shape(self) -> list[int]:
+            return self.whole.get_shape()
+
+        def __getitem__(self, spans: Any) -> torch.Tensor:
+            found: torch.Tensor = self.whole[spans]
+            read[self.name] += found.numel()
+            return found
+
+    monkeypatch.setattr(loading, "safe_open", Counted)
+    share = load_share(WanTransformer3DModel, folder, torch.float32, TensorGroup(1, 4))
+    assert read == {name: value.numel() for name, value in share.state_dict().items()}
+    whole = WanTransformer3DModel.from_pretrained(str(folder))
+    assert sum(read.values()) < 0.6 * whole.num_parameters()
 
 
 def test_weights_that_diffusers_passes_over_are_passed_over(
