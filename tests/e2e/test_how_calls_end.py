@@ -135,6 +135,18 @@ def test_a_sample_ends_as_its_clips_do(
     assert "rejected 1 row: prompt: got blank text" in result.output
 
 
+def test_names_with_colons_are_no_emoji(folder: Path) -> None:
+    prepare(folder, "ads.parquet", (WORSE, BAD))
+    table = write_table(
+        folder / "ads:100:.parquet", prompt=[WORSE, BAD], id=["promo:100:de", "promo:100:fr"]
+    )
+    result = render(table)
+    assert "failed 1 row in denoise: out of memory (promo:100:de)" in result.output
+    assert "/ads:100:.parquet, counted from 0)" in result.output
+    (folder / "ads:100:.parquet").unlink()
+    assert "ads:100:.parquet" in render(table).stderr
+
+
 def test_why_clips_failed_before_is_told_with_where_the_list_is(folder: Path) -> None:
     result = render(prepare(folder, "ads.parquet", (GOOD, WORSE, WORSE)))
     assert result.exit_code == ExitCode.INCOMPLETE
