@@ -71,6 +71,8 @@ class RunResult:
     """Why clips failed, in this run or, of those that were given up, before."""
     others: tuple[TableStatus, ...] = ()
     """The output's other tables."""
+    has_page: bool = True
+    """Whether there are manifest and page: after SIGTERM an earlier run's, if any."""
 
 
 @stop_signals()
@@ -146,6 +148,7 @@ def render_tables(
             with suppress(OSError, RunEndingError):  # the store may be what broke
                 write_results(ledger, names)
             raise
+    has_page = status is not None or store.exists("index.html")
     status = status or ledger.status()
     return RunResult(
         status=add_counts(each for each in status.tables if each.name in names),
@@ -158,6 +161,7 @@ def render_tables(
         seconds=time.monotonic() - began,
         failures=reasons.listed(),
         others=tuple(each for each in status.tables if each.name not in names),
+        has_page=has_page,
     )
 
 
