@@ -458,8 +458,8 @@ def clean(
     """List, and with --yes remove, what nobody will read: lost attempts, spent saves, leftovers.
 
     Commits, the files that they name and failures are never touched, nor are rows, manifests and
-    rejects but of a table that --table names: one that was moved, or is no longer wanted. Nothing
-    is removed while a run writes the output.
+    rejects but of a table that --table names: one that was moved, is damaged, or no longer wanted.
+    Nothing is removed while a run writes the output.
     """
     with _errors():
         from jobs.clean import clean_output
