@@ -35,10 +35,11 @@ def clean_output(
     """Return an output's garbage by kind; with `remove`, remove it, under the output's lease.
 
     Saved work that a run would go on from is kept unless `unfinished` is given. `tables` go, too:
-    their rows, manifests and rejects, but no clip.
+    their rows, manifests and rejects, but no clip. They may be damaged.
 
     Raises:
-        UsageError: there is no output here, or no such table in it, or a run writes it.
+        UsageError: there is no output here, or no such table in it, another table of it is damaged,
+            or a run writes it.
     """
     store = ObjectStore(output)
     Ledger(store).read_output()
@@ -71,7 +72,7 @@ def _check_tables(ledger: Ledger, tables: Sequence[str]) -> None:
 
 
 def _clean(ledger: Ledger, *, remove: bool, unfinished: bool, tables: Sequence[str]) -> list[Kind]:
-    garbage = find_garbage(ledger)
+    garbage = find_garbage(ledger, tables)
     kinds = [
         ("attempts that no commit names", garbage.attempts, True),
         ("saved work of clips that are done", garbage.checkpoints, True),

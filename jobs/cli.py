@@ -458,8 +458,8 @@ def clean(
     """List, and with --yes remove, what nobody will read: lost attempts, spent saves, leftovers.
 
     Commits, the files that they name and failures are never touched, nor are rows, manifests and
-    rejects but of a table that --table names: one that was moved, or is no longer wanted. Nothing
-    is removed while a run writes the output.
+    rejects but of a table that --table names: one that was moved, is damaged, or no longer wanted.
+    Nothing is removed while a run writes the output.
     """
     with _errors():
         from jobs.clean import clean_output
@@ -478,13 +478,14 @@ def main() -> None:
 
 
 def _console() -> Console:
-    # A log or a pipe has no width of its own: lines that are found there stay whole.
+    # A log or a pipe has no width of its own: lines that are found there stay whole. Nor is `:100:`
+    # in an id or a path an emoji.
     width = None if os.isatty(1) else 160
-    return Console(width=width)
+    return Console(width=width, emoji=False)
 
 
 def _complain(message: str) -> None:
-    Console(stderr=True, soft_wrap=True).print(
+    Console(stderr=True, soft_wrap=True, emoji=False).print(
         f"rushes: {message}", style="red", markup=False, highlight=False
     )
 

@@ -10,8 +10,10 @@ import json
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from jobs.report.reasons import EXAMPLES
 from pipeline.counts import add_counts
 from pipeline.documents import Commit, Failure
 from pipeline.plan import Plan
@@ -61,15 +63,16 @@ class JsonReporter:
             self.noted(hint)
 
     def ended(self, outcome: Commit | Failure) -> None:
-        """Write what became of a clip; of one that failed, also the rows that ask for it."""
+        """Write what became of a clip; of one that failed, also the first rows that ask for it."""
         if isinstance(outcome, Failure):
             rows = [
                 {"id": row.name, "row": row.row, "source": row.source}
-                for _, row in self._plan.find_rows((outcome.clip_id,))
+                for _, row in islice(self._plan.find_rows((outcome.clip_id,)), EXAMPLES)
             ]
             self._log(
                 "error", "failed", clip_id=outcome.clip_id, stage=outcome.stage,
                 reason=outcome.reason, attempts=outcome.attempts, rows=rows,
+                num_rows=self._plan.count_rows(outcome.clip_id),
             )  # fmt: skip
         else:
             self._log(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -16,6 +17,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from jobs.report.reasons import EXAMPLES
 from jobs.summaries import (
     count_noun,
     describe_duration,
@@ -52,9 +54,9 @@ class ConsoleReporter:
             transient=True,
         )
         self._task = self._bar.add_task("starting", total=None, detail="")
-        self._done = self._failed = self._rejected = 0
+        self._done = self._failed = self._rejected = 0  # rows
         self._plan = Plan(())
-        self._clips = self._steps = 0
+        self._rows = self._steps = 0  # of the clips to render
         self._first: tuple[float, int] | None = None
         self._detail = ""
         self._last_line_at = time.monotonic()
@@ -76,7 +78,7 @@ class ConsoleReporter:
         """Say what there is to do."""
         plan = self._plan = call.plan
         self._rejected = plan.rejected
-        self._clips = len(requests)
+        self._rows = sum(map(plan.count_rows, requests))
         self._steps = sum(each.num_inference_steps for each in requests.values())
         self._console.print(
             f"{count_noun(plan.rows, 'row')}, {count_noun(plan.clips, 'clip')}: "
@@ -90,25 +92,24 @@ class ConsoleReporter:
             self.noted(hint)
         if not requests:
             return
-        self._bar.update(self._task, total=self._clips, description="loading models")
+        self._bar.update(self._task, total=self._rows, description="loading models")
         if not self._console.is_terminal:
             self._console.print("loading models ...")
 
     def ended(self, outcome: Commit | Failure) -> None:
-        """Count a clip; show a failure at once."""
-        self._done += isinstance(outcome, Commit)
+        """Count the rows that ask for a clip; show a failure, with the first of them, at once."""
+        rows = self._plan.count_rows(outcome.clip_id)
         if isinstance(outcome, Failure):
-            self._failed += 1
-            for _, row in self._plan.find_rows((outcome.clip_id,)):
-                self._console.print(
-                    f"failed: {row} in {outcome.stage}: {outcome.reason}",
-                    style="red",
-                    highlight=False,
-                    markup=False,
-                    soft_wrap=True,
-                )
+            self._failed += rows
+            for _, row in islice(self._plan.find_rows((outcome.clip_id,)), EXAMPLES):
+                self._complain_of(f"{row} in {outcome.stage}: {outcome.reason}")
+            if rows > EXAMPLES:
+                more = count_noun(rows - EXAMPLES, "more row")
+                self._complain_of(f"and {more} that ask for the same clip")
+        else:
+            self._done += rows
         self._bar.update(self._task, completed=self._done + self._failed)
-        self._show(force=self._done + self._failed == self._clips)
+        self._show(force=self._done + self._failed == self._rows)
 
     def noted(self, text: str) -> None:
         """Show what happened beside the clips."""
@@ -142,6 +143,11 @@ class ConsoleReporter:
         print_rejects(self._console, result.plan)
         print_others(self._console, result)
 
+    def _complain_of(self, text: str) -> None:
+        self._console.print(
+            f"failed: {text}", style="red", highlight=False, markup=False, soft_wrap=True
+        )
+
     def _show(self, *, force: bool = False) -> None:
         bad = "".join(
             f", {count} {word}"
@@ -154,6 +160,7 @@ class ConsoleReporter:
         now = time.monotonic()
         if not self._console.is_terminal and (force or now - self._last_line_at > LINE_EVERY_S):
             self._last_line_at = now
+            detail = f"; {self._detail}" if self._detail else ""
             self._console.print(
-                f"{self._done}/{self._clips} clips done{bad}; {self._detail}", highlight=False
+                f"{self._done}/{self._rows} rows done{bad}{detail}", highlight=False
             )

@@ -20,9 +20,10 @@ from jobs.run import RunBrokenError, run_on_ray
 from jobs.stop import StopSignal, stop_signals
 from pipeline.counts import add_counts
 from pipeline.documents import Commit, Failure, RowCounts, TableStatus
-from pipeline.errors import RunEndingError
+from pipeline.errors import RunEndingError, UsageError
 from pipeline.lease import Lease
 from pipeline.ledger import Ledger
+from pipeline.manifest import check_tables
 from pipeline.plan import Plan
 from pipeline.recipe import Recipe
 from pipeline.request import RenderRequest
@@ -71,6 +72,8 @@ class RunResult:
     """Why clips failed, in this run or, of those that were given up, before."""
     others: tuple[TableStatus, ...] = ()
     """The output's other tables."""
+    has_page: bool = True
+    """Whether there are manifest and page: after SIGTERM an earlier run's, if any."""
 
 
 @stop_signals()
@@ -98,7 +101,7 @@ def render_tables(
 
     Raises:
         StopSignal: SIGTERM came while this planned, fetched the model or waited.
-        UsageError: the call is wrong; nothing was written.
+        UsageError: the call is wrong, or the output damaged; nothing was rendered.
         RunBrokenError: the run can't go on; what is committed stays.
     """
     began = time.monotonic()
@@ -114,11 +117,12 @@ def render_tables(
     Ledger(store).open_output(call.identity)
     lease = Lease.acquire(store, recipe.lease.limit_s, wait=wait, say=reporter.noted)
     run = Run(store)
-    with run.recorded(reporter.noted), _kept(lease):
+    with run.recorded(reporter.noted), _kept(lease, run):
         ledger = Ledger(store, lease.epoch)
         status, given_up, reasons = None, set[str](), Reasons()
         try:
             done = find_done(call, ledger)
+            check_tables(ledger, besides=names)  # not once all is rendered
             requests = call.remaining(done, limit)
             given_up = _find_given_up(ledger, set(requests), recipe, retry=retry_failed)
             for key in given_up:
@@ -143,9 +147,10 @@ def render_tables(
             run.stopped_by = "Ctrl-C"
             status = write_results(ledger, names)
         except RunBrokenError:
-            with suppress(OSError, RunEndingError):  # the store may be what broke
+            with suppress(OSError, RunEndingError, UsageError):  # the store may be what broke
                 write_results(ledger, names)
             raise
+    has_page = status is not None or store.exists("index.html")
     status = status or ledger.status()
     return RunResult(
         status=add_counts(each for each in status.tables if each.name in names),
@@ -158,6 +163,7 @@ def render_tables(
         seconds=time.monotonic() - began,
         failures=reasons.listed(),
         others=tuple(each for each in status.tables if each.name not in names),
+        has_page=has_page,
     )
 
 
@@ -185,11 +191,13 @@ def _add_reasons(reasons: Reasons, failures: Iterable[Failure], plan: Plan) -> N
 
 
 @contextmanager
-def _kept(lease: Lease) -> Generator[None]:
+def _kept(lease: Lease, run: Run) -> Generator[None]:
     """Keep the lease for the block, which its loss, or a store that fails, ends.
 
     Raises:
-        RunBrokenError: another run has taken over, or the store failed.
+        RunBrokenError: another run has taken over, the store failed, or what it holds turned out to
+            be damaged after clips had come to their ends.
+        UsageError: the same, before any had.
     """
     lost: list[str] = []
 
@@ -202,6 +210,10 @@ def _kept(lease: Lease) -> Generator[None]:
             yield
     except (OSError, RunEndingError) as error:
         raise RunBrokenError(f"the run broke: {error}") from error
+    except UsageError as error:
+        if run.rendered or run.failed:
+            raise RunBrokenError(f"the run broke: {error}") from error
+        raise
     except KeyboardInterrupt:
         if lost:
             raise RunBrokenError(f"the run broke: {lost[0]}") from None

@@ -33,8 +33,10 @@ def print_summary(console: Console, result: RunResult) -> None:
     took = describe_duration(result.seconds)
     lines: list[Line] = [("rendered", f"{count_noun(result.rendered, 'clip')} in {took}")]
     lines += _describe_states(status)
-    places = {"videos": "clips/", "manifest": "manifest/*.parquet", "review": "index.html"}
-    if result.failures:
+    places = {"videos": "clips/"} if status.committed else {}
+    if result.has_page:
+        places |= {"manifest": "manifest/*.parquet", "review": "index.html"}
+    if result.failures and result.has_page:
         places["errors"] = "manifest/*.parquet, column error"
     if result.plan.rejected:
         places["rejects"] = "rejects/*.parquet"

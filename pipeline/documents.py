@@ -196,11 +196,11 @@ def read_document(store: ObjectStore, kind: type[_D], key: str) -> _D:
         raise refuse_content(store, key, says) from error
 
 
-def refuse_content(store: ObjectStore, key: str, says: str) -> UsageError:
-    """Return the error for an object that is damaged; `says` tells how."""
-    return UsageError(
-        f"{store.locate(key)} is not what rushes writes there: {says}; restore it or move it away"
-    )
+def refuse_content(
+    store: ObjectStore, key: str, says: str, do: str = "restore it or move it away"
+) -> UsageError:
+    """Return the error for an object that is damaged; `says` tells how, `do` what to do."""
+    return UsageError(f"{store.locate(key)} is not what rushes writes there: {says}; {do}")
 
 
 def describe_failure(

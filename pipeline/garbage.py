@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
 from pipeline import checkpoints
 from pipeline.batches import BatchStore
+from pipeline.errors import UsageError
 from pipeline.inbox import Inbox, VideoJob
 from pipeline.inputs import Inputs
 from pipeline.ledger import Ledger
@@ -49,23 +50,32 @@ class Garbage:
     """What writers that were cut off have left: work tables, parts of files, uploads."""
 
 
-def find_garbage(ledger: Ledger) -> Garbage:
-    """Return all garbage of an output.
+def find_garbage(ledger: Ledger, dropped: Container[str] = ()) -> Garbage:
+    """Return all garbage of an output; the tables `dropped`, which are to go, may be damaged.
+
+    What such a table asked for nobody knows: no saved work is then left without a use.
 
     Raises:
-        UsageError: there is no output here.
+        UsageError: there is no output here, or another table of it is damaged.
     """
     ledger.read_output()
     committed = ledger.committed_ids()
     waiting = _find_waiting(ledger.store)
     wanted = {job.clip_id for job in waiting}
-    for _, parts in ledger.load_rows(("clip_id",)):
-        for part in parts:
-            wanted.update(part["clip_id"].drop_null().to_pylist())
+    all_known = True
+    for name in ledger.table_names():
+        try:
+            for part in ledger.read_parts(f"rows/{name}.parquet", ("clip_id",)):
+                wanted.update(part["clip_id"].drop_null().to_pylist())
+        except UsageError:
+            if name not in dropped:
+                raise
+            all_known = False
     saved = defaultdict[bool, list[str]](list)
     for key in ledger.store.list(checkpoints.FOLDER):
         if match := _SAVED.fullmatch(key):
-            saved[match[2] in wanted and match[2] not in committed].append(key)
+            is_wanted = match[2] in wanted or not all_known
+            saved[is_wanted and match[2] not in committed].append(key)
     return Garbage(
         attempts=tuple(_find_attempts(ledger, committed)),
         checkpoints=tuple(saved[False]),

@@ -35,7 +35,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.arrow import open_bytes
+from pipeline import parquet
 from pipeline.columns import ROW_COLUMNS, SOURCE_KEY
 from pipeline.counts import RowCounter
 from pipeline.documents import (
@@ -46,7 +46,6 @@ from pipeline.documents import (
     OutputIdentity,
     OutputStatus,
     read_document,
-    refuse_content,
     row_status,
 )
 from pipeline.errors import OutputMismatchError, UsageError
@@ -261,6 +260,14 @@ class Ledger:
         for key in self.table_keys(name):
             self.store.delete(key)
 
+    def check_table(self, name: str) -> None:
+        """Check that a planned table is there to be read, by its footer alone.
+
+        Raises:
+            UsageError: it is damaged.
+        """
+        parquet.check_footer(self.store, f"rows/{name}.parquet", ROW_COLUMNS)
+
     def list_tables(self, folder: str) -> list[str]:
         """Return the keys of the tables in `rows` or `manifest`, by name.
 
@@ -269,22 +276,8 @@ class Ledger:
         return sorted(key for key in self.store.list(folder) if _TABLE.fullmatch(key))
 
     def read_parts(self, key: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """Yield a Parquet object's rows, at most `PART_ROWS` at a time and at least once.
-
-        Of some columns, in their order, only if given.
-
-        Raises:
-            UsageError: it isn't Parquet.
-        """
-        try:
-            file = pq.ParquetFile(open_bytes(self.store.read(key)))
-        except pa.ArrowInvalid as error:
-            raise refuse_content(self.store, key, str(error).partition("\n")[0]) from error
-        names = list(columns) if columns else file.schema_arrow.names
-        if not file.metadata.num_rows:
-            return iter((pa.schema(map(file.schema_arrow.field, names)).empty_table(),))
-        parts = file.iter_batches(PART_ROWS, columns=names)
-        return (pa.table(part).select(names) for part in parts)
+        """Yield a Parquet object's rows, at most `PART_ROWS` at a time, as `parquet.read_parts`."""
+        return parquet.read_parts(self.store, key, columns, PART_ROWS)
 
     def read_table(self, key: str) -> pa.Table:
         """Return a Parquet object's table."""

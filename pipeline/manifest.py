@@ -18,7 +18,7 @@ as JSON. A run removes it when it starts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,7 @@ from pipeline.columns import MANIFEST_SCHEMA, REQUEST_COLUMNS, ROW_COLUMNS, STAG
 from pipeline.counts import RowCounter
 from pipeline.documents import Commit, Failure, OutputStatus, row_status
 from pipeline.ledger import SUCCESS_KEY, Ledger
+from pipeline.places import map_threads
 from pipeline.plan import name_row
 from pipeline.store import ObjectStore
 
@@ -35,6 +36,17 @@ CLIP_SCHEMA = pa.schema(
     [field for field in MANIFEST_SCHEMA if field.name not in (*ROW_COLUMNS, "status", "error")]
 )
 """Those that come from a commit."""
+
+
+def check_tables(ledger: Ledger, besides: Container[str] = ()) -> None:
+    """Check that `write_manifest` will find the output's tables whole, but for those `besides`.
+
+    Raises:
+        UsageError: one is damaged.
+    """
+    names = (name for name in ledger.table_names() if name not in besides)
+    for _ in map_threads(ledger.check_table, names, ledger.store.concurrency):
+        pass
 
 
 def write_manifest(ledger: Ledger) -> OutputStatus:

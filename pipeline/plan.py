@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -141,6 +141,18 @@ class Plan:
     def duplicates(self) -> int:
         """Valid rows beyond the first of each clip."""
         return self.valid - self.clips
+
+    @cached_property
+    def shared(self) -> Mapping[str, int]:
+        """How many rows ask for a clip, of each clip that several ask for."""
+        chunks = [chunk for table in self.tables for chunk in table.rows["clip_id"].chunks]
+        counts = pa.chunked_array(chunks, pa.string()).drop_null().value_counts()
+        several = counts.filter(pa.array(counts.field("counts").to_numpy() > 1))
+        return {each["values"]: each["counts"] for each in several.to_pylist()}
+
+    def count_rows(self, clip_id: str) -> int:
+        """Return how many rows ask for one of the plan's clips."""
+        return self.shared.get(clip_id, 1)
 
     @cached_property
     def shapes(self) -> Counter[tuple[int, int, int, float]]:

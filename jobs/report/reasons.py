@@ -8,7 +8,11 @@ from dataclasses import dataclass, field
 from jobs.report.documents import Problem
 
 EXAMPLES = 5
-_VARYING = re.compile(r"'[^']*'|\"[^\"]*\"|\b[0-9a-f]{12,}\b|\d+(?:\.\d+)?")
+_VARYING = re.compile(
+    r"HTTP\w*(?: \w+)?:? (?P<code>[1-5]\d\d)\b"
+    r"|(?<!\w)'[^']*'(?!\w)|(?<!\w)\"[^\"]*\"(?!\w)|\b[0-9a-f]{12,}\b|\d+(?:\.\d+)?"
+)
+"""Apostrophes quote nothing; what a server answered is no number among others."""
 
 
 @dataclass
@@ -27,7 +31,7 @@ class Reasons:
 
     def add(self, stage: str | None, reason: str, row_id: str) -> None:
         """Count a row."""
-        each = self._found.setdefault((stage, _VARYING.sub("#", reason)), _Reason(reason))
+        each = self._found.setdefault((stage, _find_kind(reason)), _Reason(reason))
         each.rows += 1
         if len(each.ids) < EXAMPLES:
             each.ids.append(row_id)
@@ -39,3 +43,8 @@ class Reasons:
             Problem(stage=stage, reason=each.text, rows=each.rows, ids=tuple(each.ids))
             for (stage, _), each in found
         )
+
+
+def _find_kind(reason: str) -> str:
+    """Return what a reason has in common with those that are the same."""
+    return _VARYING.sub(lambda found: found[0] if found["code"] else "#", reason)

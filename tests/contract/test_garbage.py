@@ -121,6 +121,22 @@ def test_the_last_table_may_go(output: Ledger) -> None:
     assert '"num_rows":0' in output.store.read("index.html").decode()
 
 
+def test_a_damaged_table_goes_when_it_is_named_and_no_saved_work_with_it(output: Ledger) -> None:
+    store = output.store
+    output.save_rows("old", plan_rows((D, None)))
+    store.put("rows/old.parquet", b"junk")
+    for tables in ((), ("ads",)):
+        with pytest.raises(UsageError, match=r"clean .* --table old --yes$"):
+            clean_output(store.uri, remove=True, unfinished=False, say=pytest.fail, tables=tables)
+    *_, kind = clean_output(
+        store.uri, remove=True, unfinished=False, say=pytest.fail, tables=["old"]
+    )
+    assert (kind.name, kind.objects) == ("table old", 1)
+    assert not store.exists("rows/old.parquet")
+    assert Checkpoints(store, MODEL).clip_ids() == {C, D}
+    assert output.status().rows == 4
+
+
 def test_unfinished_work_goes_only_when_asked(output: Ledger) -> None:
     clean_output(output.store.uri, remove=True, unfinished=True, say=pytest.fail)
     assert Checkpoints(output.store, MODEL).clip_ids() == set()

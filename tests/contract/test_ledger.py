@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from pipeline.errors import OutputMismatchError, UsageError
 from pipeline.inbox import Inbox
 from pipeline.lease import Lease, read_lease
 from pipeline.ledger import SUCCESS_KEY, Ledger, UploadError
-from pipeline.manifest import write_manifest
+from pipeline.manifest import check_tables, write_manifest
 from pipeline.runs import read_runs
 from pipeline.store import ObjectStore
 from pipeline.uploads import Uploads
@@ -326,11 +328,27 @@ def test_what_others_left_in_an_output_is_passed_over(ledger: Ledger) -> None:
     assert lease.epoch == 1
 
 
-def test_a_damaged_table_is_named(ledger: Ledger) -> None:
+def test_a_damaged_table_is_named_with_what_to_do(ledger: Ledger) -> None:
+    key, uri = "rows/ads.parquet", re.escape(ledger.store.uri)
+    says = rf"{key} is not what rushes writes there: .*; restore it, or drop the table: "
+    says += rf"rushes clean {uri} --table ads --yes$"
     ledger.save_rows("ads", plan_rows((A, None)))
-    ledger.store.put("rows/ads.parquet", b"junk")
-    with pytest.raises(UsageError, match=r"rows/ads\.parquet is not what rushes writes there"):
+    check_tables(ledger)
+    whole = ledger.store.read(key)
+    for damaged in (b"", b"junk", b"\xff" * 100, whole[:-1], whole[: len(whole) // 2]):
+        ledger.store.put(key, damaged)
+        for read in (ledger.status, partial(check_tables, ledger), partial(write_manifest, ledger)):
+            with pytest.raises(UsageError, match=says):
+                read()
+    check_tables(ledger, besides=["ads"])
+    ledger.put_table(key, pa.table({"clip_id": [A]}))
+    with pytest.raises(UsageError, match=r"it has no column reject"):
         ledger.status()
+    with pytest.raises(UsageError, match=r"it has no column row, id, reject, prompt"):
+        check_tables(ledger)
+    ledger.store.put(key, whole[:4] + b"\xff" * 40 + whole[44:])
+    with pytest.raises(UsageError, match=says):
+        write_manifest(ledger)
 
 
 def test_rows_that_nobody_could_account_for_are_refused(ledger: Ledger) -> None:

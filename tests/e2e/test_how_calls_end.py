@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,10 +14,12 @@ from typer.testing import CliRunner
 from jobs.cli import ExitCode, app
 from jobs.plan import plan_call
 from jobs.recipes import find_recipe
-from pipeline.documents import describe_failure
+from pipeline.documents import Failure, describe_failure
 from pipeline.ledger import Ledger
+from pipeline.request import RenderRequest
+from pipeline.runs import read_runs
 from pipeline.store import ObjectStore
-from tests.support.command import write_table
+from tests.support.command import list_files, write_table
 from tests.support.outputs import draft
 
 GOOD, WORSE, BAD = "a red ball", "a blue ball", ""
@@ -133,6 +135,70 @@ def test_a_sample_ends_as_its_clips_do(
     result = render(prepare(folder, "ads.parquet", prompts), "--limit", "1")
     assert result.exit_code == code, result.output
     assert "rejected 1 row: prompt: got blank text" in result.output
+
+
+def test_a_damaged_table_is_found_before_anything_is_rendered(folder: Path) -> None:
+    store = ObjectStore(folder / "out")
+    render(prepare(folder, "monday.parquet", (GOOD,)))
+    (key,) = Ledger(store).list_tables("rows")
+    store.put(key, store.read(key)[:-1])
+    before = list_files(folder / "out")
+    write_table(folder / "tuesday.parquet", prompt=["a green ball"])
+    result = render("tuesday.parquet")
+    assert result.exit_code == ExitCode.USAGE, result.output
+    assert f"{folder}/out/{key} is not what rushes writes there: " in result.stderr
+    after = list_files(folder / "out")
+    assert {name: after[name] for name in before if not name.startswith("lease/")} == {
+        name: content for name, content in before.items() if not name.startswith("lease/")
+    }
+    assert not any(name.startswith(("runs/", "rows/tuesday")) for name in after)
+    (line,) = result.stderr.splitlines()
+    command = line.partition("drop the table: rushes ")[2].split()
+    assert CliRunner().invoke(app, command).exit_code == ExitCode.OK
+    assert render(prepare(folder, "tuesday.parquet", ("a green ball",))).exit_code == ExitCode.OK
+    render("monday.parquet")
+    store.put(key, b"junk")
+    assert render("monday.parquet").exit_code == ExitCode.OK, "its own table is written anew"
+
+
+def test_damage_that_is_found_once_clips_have_ended_breaks_the_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail_all(
+        call: object, ledger: Ledger, requests: dict[str, RenderRequest], *_: object
+    ) -> Iterator[Failure]:
+        for clip_id in requests:
+            ended = describe_failure(clip_id, "denoise", "out of memory")
+            ledger.record_failure(ended)
+            yield ended
+
+    prepare(folder, "ads.parquet", (GOOD,))
+    store = ObjectStore(folder / "out")
+    (commit,) = store.list("commits")
+    store.put(commit, b"junk")
+    nothing_ended = render("ads.parquet")
+    assert nothing_ended.exit_code == ExitCode.USAGE, nothing_ended.output
+    monkeypatch.setattr("jobs.render.run_on_ray", fail_all)  # Ray takes longer, and adds nothing
+    write_table(folder / "ads.parquet", prompt=[GOOD, "a green ball"], id=["ad-0", "ad-1"])
+    result = render("ads.parquet")
+    assert result.exit_code == ExitCode.BROKEN, result.output
+    assert f"the run broke: {folder}/out/{commit} is not what rushes writes there" in result.stderr
+    assert [(run.ended, run.failed) for run in read_runs(store)] == [("broken", 1)]
+    store.delete(commit)
+    write_table(folder / "ads.parquet", prompt=["a green ball"], id=["ad-1"])
+    assert render("ads.parquet").exit_code == ExitCode.INCOMPLETE
+
+
+def test_names_with_colons_are_no_emoji(folder: Path) -> None:
+    prepare(folder, "ads.parquet", (WORSE, BAD))
+    table = write_table(
+        folder / "ads:100:.parquet", prompt=[WORSE, BAD], id=["promo:100:de", "promo:100:fr"]
+    )
+    result = render(table)
+    assert "failed 1 row in denoise: out of memory (promo:100:de)" in result.output
+    assert "/ads:100:.parquet, counted from 0)" in result.output
+    (folder / "ads:100:.parquet").unlink()
+    assert "ads:100:.parquet" in render(table).stderr
 
 
 def test_why_clips_failed_before_is_told_with_where_the_list_is(folder: Path) -> None:

@@ -44,6 +44,7 @@ def test_a_run_that_is_stopped_while_it_starts(tmp_path: Path, sign: str) -> Non
         wait_until(lambda: not any(map(is_alive, started)), SOON_S, "Ray's end")
     assert run.returncode == ExitCode.STOPPED, (stdout, stderr)
     assert "same command goes on from here" in stdout
+    assert "index.html" not in stdout, "it has written none"
     assert list(store.list("work")) == []
     held = read_lease(store)
     assert held is not None

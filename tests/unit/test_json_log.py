@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -94,6 +95,18 @@ def test_a_clips_end_names_the_clip(call: PlannedCall) -> None:
     assert (failed["stage"], failed["attempts"]) == ("denoise", 3)
     ((_, row),) = call.plan.find_rows((second,))
     assert failed["rows"] == [{"id": second[:16], "row": row.row, "source": row.source}]
+    assert failed["num_rows"] == 1
+
+
+def test_of_a_clip_that_many_rows_ask_for_the_first_are_named(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "ads.parquet", prompt=["a", *["b"] * 1200])
+    call = plan_call([table], find_recipe())
+    reporter, lines, _ = begin(call)
+    shared = call.plan.tables[0].rows["clip_id"][1].as_py()
+    reporter.ended(describe_failure(shared, "denoise", "out of memory"))
+    failed = lines.read()[-1]
+    assert [row["row"] for row in cast(list[dict[str, object]], failed["rows"])] == [1, 2, 3, 4, 5]
+    assert failed["num_rows"] == 1200
 
 
 def test_progress_is_told_once_a_minute(call: PlannedCall) -> None:

@@ -15,7 +15,7 @@ from jobs.progress import ConsoleReporter
 from tests.support.outputs import failure
 from tests.support.tables import RECIPE, plan_columns
 
-CLIPS, REJECTED, FAILED = 1200, 1100, 1010
+CLIPS, REJECTED, FAILED = 600, 1100, 505
 DAY_S = 24 * 60 * 60.0
 
 
@@ -27,7 +27,7 @@ def test_counts_rate_and_time_left_are_shown(
     monkeypatch.setattr("jobs.progress.time", clock)
     text = io.StringIO()
     console = Console(file=text, width=80, force_terminal=terminal)
-    prompts = [*(f"take {number}" for number in range(CLIPS)), *[None] * REJECTED]
+    prompts = [*[f"take {number}" for number in range(CLIPS)] * 2, *[None] * REJECTED]
     plan = plan_columns(tmp_path, prompt=prompts)
     requests = plan.requests(set())
     with ConsoleReporter(console, pytest.fail) as reporter:
@@ -37,13 +37,13 @@ def test_counts_rate_and_time_left_are_shown(
         for clip_id in list(requests)[:FAILED]:
             reporter.ended(failure(clip_id))
         clock.monotonic = lambda: DAY_S
-        reporter.stepped(9601, 2, 2)  # half of the steps, in a day
+        reporter.stepped(4801, 2, 2)  # half of the steps, in a day
     shown = Text.from_ansi(text.getvalue()).plain
-    words = ["0.1 steps/s, ETA 23:59:51", f"{FAILED} failed, {REJECTED} rejected"]
+    words = ["0.1 steps/s, ETA 23:59:42", f"{2 * FAILED} failed, {REJECTED} rejected"]
     if terminal:
-        words += [f" {FAILED}/{CLIPS} ", "rendering"]
+        words += [f" {2 * FAILED}/{2 * CLIPS} ", "rendering"]
     else:
-        words.append(f"0/{CLIPS} clips done")
+        words.append(f"0/{2 * CLIPS} rows done")
         assert "\x1b" not in text.getvalue()
     last = shown.splitlines()[-4:]
     assert [word for word in words if not any(word in line for line in last)] == []

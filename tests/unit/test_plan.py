@@ -50,6 +50,15 @@ def test_the_rows_of_clips_come_in_table_order(tmp_path: Path) -> None:
     found = [(clip_id, row.row, row.name) for clip_id, row in plan.find_rows([y, x, y])]
     assert found == [(x, 0, "1"), (y, 1, "2"), (x, 3, "4"), (y, 0, y[:16]), (x, 1, x[:16])]
     assert list(plan.find_rows(["0" * 64])) == []
+    assert plan.shared == {x: 3, y: 2}
+
+
+def test_rows_are_counted_by_clip(tmp_path: Path) -> None:
+    plan = plan_columns(tmp_path, prompt=["x", None, "y", "y"])
+    x, y = plan.requests()
+    assert {plan.count_rows(x), plan.count_rows(y)} == {1, 2}
+    assert len(plan.shared) == 1
+    assert Plan(()).shared == {}
 
 
 def test_failures_find_their_rows_in_time() -> None:

@@ -11,8 +11,16 @@ from rich.console import Console
 from jobs.plan import PlannedCall
 from jobs.progress import ConsoleReporter
 from jobs.render import RunResult
+from jobs.report.documents import Problem
 from jobs.summaries import print_plan, print_status, print_summary
-from pipeline.documents import Failure, OutputStatus, RowCounts, TableStatus, describe_failure
+from pipeline.documents import (
+    Commit,
+    Failure,
+    OutputStatus,
+    RowCounts,
+    TableStatus,
+    describe_failure,
+)
 from pipeline.plan import Plan
 from tests.support.tables import RECIPE, plan_columns
 
@@ -38,6 +46,29 @@ def test_a_failure_shows_at_once_with_its_rows_and_in_one_line_each(tmp_path: Pa
     ]
 
 
+def test_of_a_clip_that_many_rows_ask_for_the_first_are_named(tmp_path: Path) -> None:
+    console, text = make_console()
+    plan = plan_columns(tmp_path, prompt=["a", *["b"] * 1200], id=range(1201))
+    shared = plan.tables[0].rows["clip_id"][1].as_py()
+    with ConsoleReporter(console, console.print) as reporter:
+        reporter.planned(PlannedCall(RECIPE, "f" * 64, plan), 0, plan.requests(), 1)
+        reporter.ended(describe_failure(shared, "denoise", "out of memory"))
+    *rows, more = [line for line in text.getvalue().splitlines() if line.startswith("failed")]
+    assert [line.split()[1] for line in rows] == ["1", "2", "3", "4", "5"]
+    assert more == "failed: and 1,195 more rows that ask for the same clip"
+
+
+def test_what_is_done_is_counted_in_rows(tmp_path: Path) -> None:
+    console, text = make_console()
+    plan = plan_columns(tmp_path, prompt=["a", "b", "b", "b", None])
+    single, shared = (plan.tables[0].rows["clip_id"][row].as_py() for row in (0, 1))
+    with ConsoleReporter(console, console.print) as reporter:
+        reporter.planned(PlannedCall(RECIPE, "f" * 64, plan), 0, plan.requests(), 1)
+        reporter.ended(describe_failure(single, "denoise", "out of memory"))
+        reporter.ended(Commit.model_construct(clip_id=shared))
+    assert "3/4 rows done, 1 failed, 1 rejected" in text.getvalue().splitlines()
+
+
 def test_summary_says_where_to_look_and_how_it_ended() -> None:
     console, text = make_console()
     status = RowCounts(rows=3, committed=2, remaining=1)
@@ -49,6 +80,20 @@ def test_summary_says_where_to_look_and_how_it_ended() -> None:
     assert "2 clips in 0:01:01" in shown
     assert "remaining" in shown
     assert "The same command goes on from here" in shown
+
+
+def test_summary_names_nothing_that_is_not_there() -> None:
+    console, text = make_console()
+    status, why = (
+        RowCounts(rows=3, failed=1, remaining=2),
+        Problem(stage="denoise", reason="out of memory", rows=1, ids=("a",)),
+    )
+    result = RunResult(
+        status, "out", 0, 1, Plan(()), "SIGTERM", 0, 61.0, failures=(why,), has_page=False
+    )
+    print_summary(console, result)
+    assert "out/" not in text.getvalue()
+    assert "Stopped and saved" in text.getvalue()
 
 
 def test_a_run_without_work_says_so() -> None:
@@ -131,7 +176,7 @@ def test_brackets_in_names_are_no_markup(tmp_path: Path) -> None:
     console, text = make_console()
     plan = plan_columns(tmp_path, **{"[/promt]": ["a"], "width": [65]})
     output = "/ads/out [final][/b]"
-    status = OutputStatus(rows=1, rejected=1)
+    status = OutputStatus(rows=2, committed=1, rejected=1)
     with ConsoleReporter(console, console.print) as reporter:
         reporter.planned(PlannedCall(RECIPE, "f" * 64, plan), 0, {}, 1)
         reporter.finished(RunResult(status, output, 0, 0, plan, None, 0, 1.0))

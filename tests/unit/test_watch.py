@@ -103,6 +103,13 @@ def test_a_look_waits_as_long_as_the_last_one_took(
     assert slept == [5.0] * 6
 
 
+def test_names_with_colons_are_no_emoji(ledger: Ledger, slept: list[float]) -> None:
+    source = "s3://ads/:100:/night.parquet"
+    ledger.save_rows("ads", plan_rows((A, None)), source)
+    _, lines = call(ledger.store.uri, "--json", "--watch")
+    assert {json.loads(line)["tables"][0]["source"] for line in lines} == {source}
+
+
 def test_an_interrupt_ends_it(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(pause_s: float) -> None:
         raise KeyboardInterrupt
