@@ -95,9 +95,9 @@ def read_file(file: Any, suffix: str, shown: str, known: Sequence[str]) -> Colum
     try:
         data = open_bytes(file.read())
         if kind == "Parquet":
-            table, texts = pq.ParquetFile(data).read(), {}
+            table, texts, notes = pq.ParquetFile(data).read(), {}, ()
         else:
-            table, texts = read_csv(data, shown, known)
+            table, texts, notes = read_csv(data, shown, known)
         names = table.column_names
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).partition("\n")[0][:160]
@@ -112,7 +112,7 @@ def read_file(file: Any, suffix: str, shown: str, known: Sequence[str]) -> Colum
             labels[name] = clean_label(table[name], f"{shown}: label {name!r}")
     if kind == "CSV":
         texts = labels | texts
-    return Columns(table.num_rows, tuple(names), cells, pa.table(labels), texts)
+    return Columns(table.num_rows, tuple(names), cells, pa.table(labels), texts, notes=notes)
 
 
 def _split_objects(objects: list[dict[str, Any]], known: Sequence[str]) -> Columns:
