@@ -8,54 +8,52 @@ import re
 from collections.abc import Sequence, Set
 from decimal import Decimal
 from operator import lt
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
+from pipeline.csv_text import check_text
 from pipeline.errors import UsageError
 
-_UNCLOSED = "a quotation mark opens in it that nothing closes"
-_QUOTED = re.compile(rb'"[^"]*"')
 _FLOAT = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?(e[+-]?\d+)?")
 _MAX_BLOCK = 2**31 - 1
-_HEADER_BYTES = 2**16
 
 
-def read_csv(
-    file: Any, shown: str, known: Sequence[str]
-) -> tuple[pa.Table, dict[str, pa.ChunkedArray]]:
+class CsvTable(NamedTuple):
+    """A CSV file's columns."""
+
+    table: pa.Table
+    texts: dict[str, pa.ChunkedArray]
+    """By name, the text of every label that has another type."""
+    notes: tuple[str, ...]
+    """What may not be as it was meant, a line each."""
+
+
+def read_csv(file: Any, shown: str, known: Sequence[str]) -> CsvTable:
     """Read a CSV file; a label whose type would lose something of its text is text.
-
-    With the table returns, by name, the text of every label that has another type.
 
     A column without a name is left out where it has no values, as Excel leaves behind, or is the
     first and numbers the rows upwards from 0 or 1, as the index of pandas and R does.
 
     Raises:
-        UsageError: another column has no name, its rows don't all have a value for each, or a
-            quotation mark is not closed.
+        UsageError: another column has no name, or its text is not in order.
     """
-    unquoted = _QUOTED.sub(b'""', file.read(_HEADER_BYTES))
-    header = next(filter(None, re.split(rb"[\r\n]", unquoted)), b"")
-    parted = next((mark for mark in (b";", b"\t", b"|") if mark in header), None)
-    if parted and b"," not in header:
-        raise UsageError(f"{shown}: its columns are parted by {parted.decode()!r}; expected commas")
+    notes = check_text(file, shown)
     types = dict.fromkeys(known, pa.string())
-    table = _parse_csv(file, shown, pa_csv.ConvertOptions(column_types=types))
-    _check_last_value(table, file, shown)
+    table = _parse_csv(file, pa_csv.ConvertOptions(column_types=types))
     table = _drop_nameless(table, shown)
     names = table.column_names
     typed = [name for name in names if names.count(name) == 1 and not _is_text(table[name].type)]
     if not typed:
-        return table, {}
+        return CsvTable(table, {}, notes)
     types = dict.fromkeys(typed, pa.string())
     options = pa_csv.ConvertOptions(column_types=types, include_columns=typed)
-    texts = _parse_csv(file, shown, options)
+    texts = _parse_csv(file, options)
     for name in typed:
         if not _says_all(table[name], texts[name]):
             table = table.set_column(names.index(name), name, texts[name])
-    return table, {name: texts[name] for name in typed}
+    return CsvTable(table, {name: texts[name] for name in typed}, notes)
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -93,20 +91,6 @@ def _are_floats(written: Set[str]) -> bool:
     )
 
 
-def _check_last_value(table: pa.Table, file: Any, shown: str) -> None:
-    """Raise where the last value holds all lines after a quotation mark that nothing closes."""
-    if not table.num_rows or not pa.types.is_string(table.column(-1).type):
-        return
-    last = table.column(-1)[-1].cast(pa.binary()).as_py() or b""
-    if b"\n" not in last:
-        return
-    file.seek(0)
-    content = file.read()
-    if _quotes(content) % 2 and not content.rstrip().endswith(b'"'):
-        line = content.count(b"\n") - last.count(b"\n") + 1
-        raise UsageError(f"{shown}: line {line}: {_UNCLOSED}")
-
-
 def _drop_nameless(table: pa.Table, shown: str) -> pa.Table:
     nameless: list[int] = []
     for place in reversed(range(table.num_columns)):
@@ -133,39 +117,14 @@ def _is_index(values: pa.ChunkedArray) -> bool:
     return numbers[0] in (0, 1) and all(map(lt, numbers, numbers[1:]))
 
 
-def _parse_csv(file: Any, shown: str, options: pa_csv.ConvertOptions) -> pa.Table:
+def _parse_csv(file: Any, options: pa_csv.ConvertOptions) -> pa.Table:
     """Parse a CSV file in one block, so that a column's type is inferred from all of its rows."""
-    ragged: list[Any] = []
-
-    def note_ragged(row: Any) -> str:
-        ragged.append(row)
-        return "error"
-
     options.check_utf8, options.null_values, options.strings_can_be_null = False, [""], True
     size = file.size()
     file.seek(0)
-    try:
-        return pa_csv.read_csv(
-            file,
-            pa_csv.ReadOptions(use_threads=False, block_size=min(max(size, 2**16) + 1, _MAX_BLOCK)),
-            pa_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=note_ragged),
-            options,
-        )
-    except pa.ArrowInvalid as error:
-        if not ragged:
-            raise
-        row = ragged[0]
-        if _quotes(row.text) % 2:
-            advice = _UNCLOSED
-        elif row.actual_columns < row.expected_columns:
-            advice = "a missing value needs its comma, too"
-        else:
-            advice = "quote values that hold commas"
-        raise UsageError(
-            f"{shown}: line {row.number} has {row.actual_columns} values, "
-            f"expected {row.expected_columns}; {advice}"
-        ) from error
-
-
-def _quotes(text: str | bytes) -> int:
-    return text.count('"') if isinstance(text, str) else text.count(b'"')
+    return pa_csv.read_csv(
+        file,
+        pa_csv.ReadOptions(use_threads=False, block_size=min(max(size, 2**16) + 1, _MAX_BLOCK)),
+        pa_csv.ParseOptions(newlines_in_values=True),
+        options,
+    )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from pipeline.arrow import open_bytes
 from pipeline.cells import HalfFloat, Moment, SingleFloat, find_lost_digits
 from pipeline.csv_tables import read_csv
 from pipeline.errors import UsageError
-from pipeline.json_tables import parse_objects, replace_broken, type_values
+from pipeline.json_tables import parse_objects, replace_broken, type_values, write_values
 from pipeline.labels import clean_label
 
 PARQUET_MARK = b"PAR1"
@@ -61,9 +61,9 @@ class Columns:
     """All columns, as the file has them."""
     cells: dict[str, list[Any]]
     labels: pa.Table
-    texts: dict[str, Any] | None = None
-    """Of a file whose values have no types but those that they look like: the text of labels, by
-    name, as far as there is one."""
+    texts: dict[str, Any] = field(default_factory=dict[str, Any])
+    """By name, the labels that have no types but those that they look like: as text, or in a type
+    that becomes the text that they were."""
     parts: tuple[Part, ...] = ()
     """The files that the rows of a source come from, in their order."""
     notes: tuple[str, ...] = ()
@@ -95,9 +95,9 @@ def read_file(file: Any, suffix: str, shown: str, known: Sequence[str]) -> Colum
     try:
         data = open_bytes(file.read())
         if kind == "Parquet":
-            table, texts = pq.ParquetFile(data).read(), None
+            table, texts, notes = pq.ParquetFile(data).read(), {}, ()
         else:
-            table, texts = read_csv(data, shown, known)
+            table, texts, notes = read_csv(data, shown, known)
         names = table.column_names
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).partition("\n")[0][:160]
@@ -110,17 +110,24 @@ def read_file(file: Any, suffix: str, shown: str, known: Sequence[str]) -> Colum
     for name in names:
         if name not in known and not _PANDAS_INDEX.fullmatch(name):
             labels[name] = clean_label(table[name], f"{shown}: label {name!r}")
-    return Columns(table.num_rows, tuple(names), cells, pa.table(labels), texts)
+    if kind == "CSV":
+        texts = labels | texts
+    return Columns(table.num_rows, tuple(names), cells, pa.table(labels), texts, notes=notes)
 
 
 def _split_objects(objects: list[dict[str, Any]], known: Sequence[str]) -> Columns:
     names = list(dict.fromkeys(name for each in objects for name in each))
     cells = {name: [each.get(name) for each in objects] for name in names if name in known}
     labels: dict[str, Any] = {ROW_MARK: pa.nulls(len(objects))}
+    texts: dict[str, Any] = {}
     for name in names:
         if name not in known:
-            labels[replace_broken(name)] = type_values([each.get(name) for each in objects])
-    return Columns(len(objects), tuple(names), cells, pa.table(labels), {})
+            values, label = [each.get(name) for each in objects], replace_broken(name)
+            labels[label] = typed = type_values(values)
+            # Arrow writes 10.0 as 10, and nothing nested.
+            is_own = pa.types.is_floating(typed.type) or pa.types.is_nested(typed.type)
+            texts[label] = write_values(values) if is_own else typed
+    return Columns(len(objects), tuple(names), cells, pa.table(labels), texts)
 
 
 def _list_cells(column: pa.ChunkedArray) -> list[Any]:

@@ -71,24 +71,35 @@ def _read_int(digits: str) -> int | str:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_build_object, parse_int=_read_int)
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
 def type_values(values: list[Any]) -> pa.Array:
-    """Return JSON values in the one type that fits them all, or as text where none does."""
+    """Return JSON values in the one type that fits them all, or as text where none does.
+
+    `{}` is a struct without fields, which no table can be written with: see `pipeline.labels`.
+    """
     try:
         array = pa.array(values)
     except (pa.ArrowException, ValueError, OverflowError):
-        array = None
-    if array is not None and not _has_empty_struct(array.type):
-        return array
-    texts = (each if isinstance(each, str | None) else json.dumps(each) for each in values)
+        return write_values(values)
+    return write_values(values) if _has_bools(values, array.type) else array
+
+
+def write_values(values: Iterable[Any]) -> pa.Array:
+    """Return JSON values as text: text as it is, all others as JSON."""
+    texts = (each if isinstance(each, str | None) else _ENCODER.encode(each) for each in values)
     return pa.array([each and replace_broken(each) for each in texts], pa.string())
 
 
-def _has_empty_struct(kind: pa.DataType) -> bool:
-    """Return whether all of a type's values in one place are `{}`, which Parquet can't hold."""
-    inner = [kind.field(i).type for i in range(kind.num_fields)]
-    return (pa.types.is_struct(kind) and not inner) or any(map(_has_empty_struct, inner))
+def _has_bools(values: Iterable[Any], kind: pa.DataType) -> bool:
+    """Return whether values of a type have booleans in a place where it has numbers."""
+    if not pa.types.is_nested(kind):
+        return not pa.types.is_boolean(kind) and bool in set(map(type, values))
+    there = [each for each in values if each is not None]
+    if pa.types.is_list(kind):
+        return _has_bools((item for each in there for item in each), kind.value_type)
+    return any(_has_bools([each.get(field.name) for each in there], field.type) for field in kind)
 
 
 def replace_broken(text: str) -> str:

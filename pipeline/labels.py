@@ -11,6 +11,8 @@ import pyarrow as pa
 
 from pipeline.errors import UsageError
 
+_TEXT = {pa.string(), pa.large_string()}
+
 
 def clean_label(column: pa.ChunkedArray, shown: str) -> pa.ChunkedArray:
     """Return a label in its plain type, with only UTF-8 text; errors call it `shown`.
@@ -33,44 +35,48 @@ def clean_label(column: pa.ChunkedArray, shown: str) -> pa.ChunkedArray:
 
 
 def join_labels(
-    tables: Sequence[pa.Table], texts: Sequence[Mapping[str, Any] | None], shown: Sequence[str]
+    tables: Sequence[pa.Table], texts: Sequence[Mapping[str, Any]], shown: Sequence[str]
 ) -> pa.Table:
     """Return several files' labels as one table, in the least type that holds all of each.
 
-    `texts` are, of each file without types of its own, the labels as they are written there, as far
-    as they are. A label that is text in any file is text in all of those: there it only looked like
-    a number or date. So it is where it looked like different things in several.
+    `texts` are, of each file, the labels that have no types but those that they look like, as what
+    becomes their text. Such a label is text in every file if it is text in any, where it only
+    looked like a number or date in the others; and if it looks like different things in several.
 
     Raises:
         UsageError: a label has types in two files that none holds both of; they are named, as
             `shown` says.
     """
+    pairs = list(zip(tables, texts, strict=True))
+    kinds: dict[str, set[pa.DataType]] = {}
+    looks: dict[str, set[pa.DataType]] = {}
+    for each, written in pairs:
+        for field in each.schema:
+            kinds.setdefault(field.name, set()).add(field.type)
+            if field.name in written:
+                looks.setdefault(field.name, set()).add(field.type)
+
+    def fit(name: str) -> bool:
+        columns = [(each, written) for each, written in pairs if name in each.column_names]
+        return _fit([each.select([name]) for each, written in columns if name in written]) or _fit(
+            [each.select([name]) for each, _ in columns]
+        )
+
     worded = {
-        field.name
-        for each in tables
-        for field in each.schema
-        if field.type in (pa.string(), pa.large_string())
+        name
+        for name, found in looks.items()
+        if kinds[name] & _TEXT or _differ(found) or (_may_clash(found) and not fit(name))
     }
 
-    looks: dict[str, set[pa.DataType]] = {}
-    for each, written in zip(tables, texts, strict=True):
-        for field in each.schema if written is not None else ():
-            looks.setdefault(field.name, set()).add(field.type)
-    worded |= {name for name, kinds in looks.items() if _differ(kinds - {pa.null()})}
-
     def agree(table: pa.Table, written: Mapping[str, Any]) -> pa.Table:
-        for place, field in enumerate(table.schema):
-            if field.name in worded and not pa.types.is_nested(field.type):
-                text = written.get(field.name, table.column(place)).cast(pa.string())
-                table = table.set_column(place, field.name, text)
+        for place, name in enumerate(table.column_names):
+            if name in worded and name in written:
+                table = table.set_column(place, name, written[name].cast(pa.string()))
         return table
 
-    agreed = [
-        each if written is None else agree(each, written)
-        for each, written in zip(tables, texts, strict=True)
-    ]
+    agreed = [agree(*pair) for pair in pairs]
     try:
-        return pa.concat_tables(agreed, promote_options="permissive")
+        return _concat(agreed)
     except pa.ArrowException as error:
         conflict = _find_conflict([each.schema for each in agreed], shown)
         reason = str(error).partition("\n")[0][:160]
@@ -79,13 +85,37 @@ def join_labels(
         ) from error
 
 
+def _concat(tables: Sequence[pa.Table]) -> pa.Table:
+    return pa.concat_tables(tables, promote_options="permissive")
+
+
 def _differ(kinds: Set[pa.DataType]) -> bool:
     """Return whether types are several of which none says what all do, as one of numbers would."""
+    several = kinds - {pa.null()}
     return (
-        len(kinds) > 1
-        and kinds != {pa.int64(), pa.float64()}
-        and not any(map(pa.types.is_nested, kinds))
+        len(several) > 1
+        and several != {pa.int64(), pa.float64()}
+        and not any(map(pa.types.is_nested, several))
     )
+
+
+def _may_clash(kinds: Set[pa.DataType]) -> bool:
+    return len(kinds) > 1 or any(map(_has_empty_struct, kinds))
+
+
+def _fit(columns: Sequence[pa.Table]) -> bool:
+    """Return whether there is a type that holds all values of a label, and Parquet it."""
+    try:
+        joined = _concat(columns)
+    except pa.ArrowException:
+        return False
+    return not _has_empty_struct(joined.schema.field(0).type)
+
+
+def _has_empty_struct(kind: pa.DataType) -> bool:
+    """Return whether all of a type's values in one place are `{}`, which Parquet can't hold."""
+    inner = [kind.field(i).type for i in range(kind.num_fields)]
+    return (pa.types.is_struct(kind) and not inner) or any(map(_has_empty_struct, inner))
 
 
 def _find_conflict(schemas: Sequence[pa.Schema], shown: Sequence[str]) -> str | None:

@@ -117,7 +117,9 @@ def read_source(source: Source, known: Sequence[str]) -> Columns:
     folders = read_folders(source)
     pairs = zip(parts, folders, strict=True)
     joined = _join([_add_folders(part, keys, known) for part, keys in pairs], source)
-    return replace(joined, notes=_note_folders(source, parts[0], folders[0], known))
+    notes = [note for part in parts for note in part.notes]
+    notes += _note_folders(source, parts[0], folders[0], known)
+    return replace(joined, notes=tuple(notes))
 
 
 def read_folders(source: Source) -> list[dict[str, int | str | None]]:
@@ -198,8 +200,11 @@ def _note_folders(
 def _add_folders(
     part: Columns, folders: dict[str, int | str | None], known: Sequence[str]
 ) -> Columns:
-    """Return a file's columns with those of its folders. What the file itself says, wins."""
-    cells, labels = dict(part.cells), part.labels
+    """Return a file's columns with those of its folders, which have names, and no types.
+
+    What the file itself says, wins.
+    """
+    cells, labels, texts = dict(part.cells), part.labels, dict(part.texts)
     new = {key: value for key, value in folders.items() if key not in part.names}
     for key, value in new.items():
         if key in known:
@@ -207,7 +212,8 @@ def _add_folders(
         else:
             column = pa.nulls(part.num_rows) if value is None else pa.repeat(value, part.num_rows)
             labels = labels.append_column(key, column)
-    return Columns(part.num_rows, (*part.names, *new), cells, labels, part.texts)
+            texts[key] = column
+    return replace(part, names=(*part.names, *new), cells=cells, labels=labels, texts=texts)
 
 
 def _join(parts: list[Columns], source: Source) -> Columns:
@@ -224,7 +230,7 @@ def _join(parts: list[Columns], source: Source) -> Columns:
         Part(shown, part.num_rows, part.names)
         for shown, part in zip(source.shown_files, parts, strict=True)
     )
-    return Columns(labels.num_rows, names, cells, labels.drop_columns([ROW_MARK]), None, files)
+    return Columns(labels.num_rows, names, cells, labels.drop_columns([ROW_MARK]), {}, files)
 
 
 def _reach(shown: str, action: Callable[[], T]) -> T:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,11 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from pipeline.arrow import open_bytes
+from pipeline.csv_tables import read_csv
 from pipeline.errors import UsageError
 from tests.support.tables import cells, make_plan, reject_of
 
@@ -63,6 +69,82 @@ def test_csv_that_is_not_utf8_rejects_its_rows_only(tmp_path: Path) -> None:
     assert reject_of(plan) is None
     assert "not UTF-8" in (reject_of(plan, 1) or "")
     assert cells(plan, "city") == [("Ulm",), ("K\ufffdln",)]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('prompt,tag\n"a red ball,x\n"a blue ball",y\n"a green ball",z\n', "line 2: a quotation"),
+        ('id,prompt\n1,"a red ball\n2,"a blue ball"\n3,"a can"\n', "line 2: a quotation"),
+        ('prompt,tag\n"two\nlines",x\n"a red ball,x\n"a can",y\n', "line 4: a quotation"),
+        ('prompt\n"a red ball\n"a can"\n', "line 2: a quotation"),
+        ('prompt,n\na can,1\n"A cup that says \\"hot\\"",1\n', "line 3: a quotation"),
+        ('prompt,n\n"\\"hot\\", it says",1\n', "line 2: a quotation"),
+        ('"prompt,n\n"a",1\n', "line 1: a quotation"),
+        ('prompt,n\n"a cup" of tea,1\n', "line 2: a quotation"),
+        ('\ufeff\nprompt,n\r\n\r\n"a\r\ncup",1\r\n\r\nb\r\n', "line 7 has 1 values, expected 2"),
+        ('prompt,n\na, "b, c"\n', "line 2 has 3 values, expected 2; quote values that"),
+    ],
+)
+def test_quotation_marks_and_commas_that_are_missing_are_named(
+    tmp_path: Path, text: str, line: str
+) -> None:
+    (tmp_path / "ads.csv").write_text(text, encoding="utf-8", newline="")
+    with pytest.raises(UsageError, match=rf"^{tmp_path}/ads\.csv: {line}[^\n]*$") as caught:
+        make_plan(tmp_path / "ads.csv")
+    assert "red ball" not in str(caught.value)
+    assert "quotation" not in line or str(caught.value).endswith('within a value ("", not \\")')
+
+
+def test_a_csv_that_is_not_utf8_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "ads.csv"
+    path.write_bytes("prompt,city\na,Ulm\nb,Köln\ncafé\n".encode("latin-1"))
+    with pytest.raises(UsageError, match=r"ads\.csv: line 4 has 1 values, expected 2; a missing"):
+        make_plan(path)
+    path.write_bytes("prompt,größe\na,1\n".encode("latin-1"))
+    with pytest.raises(UsageError, match=r"ads\.csv: its header is not in UTF-8; save it as UTF-8"):
+        make_plan(path)
+    path.write_bytes("prompt,city\na,Köln\n".encode("latin-1"))
+    (hint,) = make_plan(path).tables[0].hints
+    assert hint.startswith(f"{path} is not in UTF-8: ")
+    path.write_text("prompt,city\na,Köln\n", encoding="utf-8")
+    assert make_plan(path).tables[0].hints == ()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_csv_value_may_be_long(tmp_path: Path) -> None:
+    text = "x" * (2 * csv.field_size_limit())
+    limit = csv.field_size_limit()
+    (tmp_path / "ads.csv").write_text(f"prompt,notes\na,{text}\n")
+    assert cells(make_plan(tmp_path / "ads.csv"), "notes") == [(text,)]
+    assert csv.field_size_limit() == limit
+
+
+CELLS = st.text(st.sampled_from("ab, \"\\\n'é병\ufeff;\t"), max_size=8)
+ROWS = st.integers(1, 4).flatmap(
+    lambda width: st.lists(st.lists(CELLS, min_size=width, max_size=width), min_size=1, max_size=4)
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(ROWS)
+def test_csv_as_tools_write_it_is_read_as_they_meant_it(rows: list[list[str]]) -> None:
+    header = ["prompt", "b", "c", "d"][: len(rows[0])]
+    frame = pd.DataFrame(rows, columns=header)
+    bare, crlf = io.StringIO(), io.StringIO()
+    csv.writer(bare, lineterminator="\n").writerows([header, *rows])
+    csv.writer(crlf, quoting=csv.QUOTE_ALL).writerows([header, *rows])
+    texts = [
+        bare.getvalue(),
+        crlf.getvalue(),
+        frame.to_csv(index=False),
+        pl.DataFrame(frame.to_dict("list")).write_csv(include_bom=True, quote_style="always"),
+    ]
+    for text in texts:
+        content = open_bytes(text.encode())
+        table = read_csv(content, "ads.csv", header).table.to_pydict()
+        read = zip(*(table[name] for name in header), strict=True)
+        assert [[cell or "" for cell in row] for row in read] == rows
 
 
 def test_a_csv_label_loses_nothing_to_its_type(tmp_path: Path) -> None:

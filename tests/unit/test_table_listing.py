@@ -20,7 +20,7 @@ from pipeline.manifest import write_manifest
 from pipeline.source import Source, read_folders
 from pipeline.store import ObjectStore
 from tests.support.outputs import IDENTITY
-from tests.support.tables import make_plan
+from tests.support.tables import cells, make_plan
 
 
 def write(path: Path | str, *prompts: str | None) -> Path | str:
@@ -129,6 +129,17 @@ def test_one_file_in_different_folders_of_keys_is_several_tables(tmp_path: Path)
     (table,) = make_plan(tmp_path / "all").tables
     assert table.rows["locale"].to_pylist() == ["de", "ko"]
     assert table.hints == ()
+
+
+def test_a_key_is_text_where_a_file_has_text(tmp_path: Path) -> None:
+    write(tmp_path / "n=-5" / "a.parquet", "a")
+    pq.write_table(pa.table({"prompt": ["b"], "n": ["five"]}), tmp_path / "x.parquet")
+    assert cells(make_plan(tmp_path), "n") == [("-5",), ("five",)]
+    (tmp_path / "y.csv").write_text("prompt,n\nb,6.50\n")
+    (tmp_path / "z.jsonl").write_text('{"prompt": "b", "n": 7}\n')
+    assert cells(make_plan(tmp_path), "n") == [("-5",), ("five",), ("6.50",), ("7",)]
+    (tmp_path / "x.parquet").unlink()
+    assert cells(make_plan(tmp_path), "n") == [(-5,), (6.5,), (7,)]
 
 
 def test_folders_of_keys_are_read_in_time(tmp_path: Path) -> None:

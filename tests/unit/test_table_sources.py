@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -171,52 +170,6 @@ def test_what_the_folders_of_one_file_say_is_noted(tmp_path: Path) -> None:
         f"seed=42 of each row comes from the folders that {folder}/ads.parquet is in",
     )
     assert make_plan(folder).tables[0].hints == ()
-
-
-def test_json_that_parquet_has_no_type_for_is_text(tmp_path: Path) -> None:
-    path = tmp_path / "ads.jsonl"
-    path.write_text('{"prompt": "a", "meta": {}, "item": {"sku": {}}, "tags": []}\n')
-    rows = make_plan(path).tables[0].rows
-    pq.write_table(rows, tmp_path / "rows.parquet")
-    assert rows.select(["meta", "item", "tags"]).to_pylist() == [
-        {"meta": "{}", "item": '{"sku": {}}', "tags": []}
-    ]
-
-
-def test_jsonl(tmp_path: Path) -> None:
-    lines = [
-        {"prompt": "노란 배경의 병", "id": "2026-01-01", "width": 48, "tags": ["a"], "x": 1},
-        {"prompt": 5, "id": 3, "width": "80", "x": "two"},
-        {"prompt": "half \ud800 a character", "width": True, "x": {"y": "\ud800"}},
-        {"prompt": "a can", "seed": 2**63 - 1, "fps": float("nan")},
-        {"prompt": "a cup", "width": 10**400, "seconds": 10**400},
-    ]
-    path = tmp_path / "ads.jsonl"
-    path.write_text("\n\n".join(map(json.dumps, lines)), encoding="utf-8")
-    plan = make_plan(path)
-    assert plan.valid == 1
-    assert cells(plan, "id", "width", "tags", "x")[0] == ("2026-01-01", 48, ["a"], "1")
-    assert [(reject_of(plan, row) or "").partition(",")[0] for row in range(1, 5)] == [
-        "prompt: got 5",
-        "prompt: got half a character (a lone surrogate) at 5",
-        "fps: got NaN",
-        "width: got a number of 401 digits",
-    ]
-    array = tmp_path / "ads.json"
-    array.write_text(json.dumps(lines[:1]), encoding="utf-8")
-    assert make_plan(array).requests() == plan.requests()
-
-
-def test_a_row_of_json_alone_is_rejected(tmp_path: Path) -> None:
-    path = tmp_path / "ads.jsonl"
-    long = "7" * 5000
-    path.write_text(f'{{"prompt": "a", "seed": {long}, "x": {long}}}\n{{"prompt": "b", "x": 1}}\n')
-    plan = make_plan(path)
-    assert (reject_of(plan) or "").startswith("seed: got '7777")
-    assert reject_of(plan, 1) is None
-    assert cells(plan, "x") == [(long,), ("1",)]
-    path.write_text('{"prompt": ["a"]}\n')
-    assert (reject_of(make_plan(path)) or "").startswith("prompt: got a list")
 
 
 @pytest.fixture
