@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import socket
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from tests.support.command import end_process, find_children, wait_until
 from tests.support.manifests import K8S, find_kind
 
 BIN = Path(sys.executable).parent
+SCRIPT = runpy.run_path(str(K8S / "bin" / "submit-night"), run_name="submit-night")
+"""What the submitter's file defines."""
 START_S, RUN_S = 120.0, 120.0
 GIVEN = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
 GIVEN |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
@@ -116,7 +119,7 @@ def test_it_hands_on_the_date_that_it_is_given(address: str) -> None:
 
 @pytest.mark.parametrize(("hour", "minute", "days"), [(20, 0, 0), (11, 59, -1), (12, 0, 0)])
 def test_a_night_of_a_cronjobs_job_has_the_date_of_its_evening(
-    address: str, build: Any, hour: int, minute: int, days: int
+    build: Any, monkeypatch: pytest.MonkeyPatch, hour: int, minute: int, days: int
 ) -> None:
     (clock,) = find_kind(build("shared"), "CronJob")
     (container,) = clock["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
@@ -127,17 +130,20 @@ def test_a_night_of_a_cronjobs_job_has_the_date_of_its_evening(
     )
     made_for = datetime.now(UTC) - timedelta(days=3)
     made_for = made_for.replace(hour=hour, minute=minute, second=0, microsecond=0)
-    job = f"night-{int(made_for.timestamp()) // 60}"
-    entrypoint = f"exec {K8S / 'bin' / 'run-night'} echo 'it is {{night}}'"
-    _, said = follow(address, f"{job}-abcde", entrypoint, **{variable: job})
-    assert f"it is {made_for + timedelta(days=days):%F}\n" in said
+    monkeypatch.setenv(variable, f"night-{int(made_for.timestamp()) // 60}")
+    assert SCRIPT["find_night"]() == f"{made_for + timedelta(days=days):%F}"
 
 
 @pytest.mark.parametrize("job", ["now-1796068800", "night-20261130", "night-again"])
-def test_a_night_of_another_jobs_name_has_the_clocks_date(address: str, job: str) -> None:
+def test_another_jobs_name_says_no_date(monkeypatch: pytest.MonkeyPatch, job: str) -> None:
+    monkeypatch.setenv("RUSHES_JOB", job)
+    assert SCRIPT["find_night"]() is None
+
+
+def test_a_night_without_a_date_has_the_clocks(address: str) -> None:
     entrypoint = f"exec {K8S / 'bin' / 'run-night'} echo 'it is {{night}}'"
     evenings = {f"it is {datetime.now(UTC) - timedelta(hours=12):%F}\n"}
-    _, said = follow(address, f"{job}-abcde", entrypoint, RUSHES_JOB=job)
+    _, said = follow(address, "again-abcde", entrypoint, RUSHES_JOB="night-again")
     evenings.add(f"it is {datetime.now(UTC) - timedelta(hours=12):%F}\n")  # noon may have passed
     assert any(each in said for each in evenings)
 
@@ -180,12 +186,12 @@ def test_a_cluster_that_is_gone_ends_it(
     with ExitStack() as ends:
         with run_head(tmp_path_factory.mktemp("g") / "s", port):
             assert follow(f"127.0.0.1:{port}", "before", "true")[0] == 0
-            call = submit(f"127.0.0.1:{port}", "gone", f"touch {here}; exec sleep 600", 20.0)
+            call = submit(f"127.0.0.1:{port}", "gone", f"touch {here}; exec sleep 600", 10.0)
             process = ends.enter_context(call)
             wait_until(here.exists, START_S, "the night")
         _, complaint = process.communicate(timeout=RUN_S)
     assert process.returncode == 1
-    assert "nothing heard of gone for 20 s" in complaint
+    assert "nothing heard of gone for 10 s" in complaint
 
 
 def test_it_ends_when_its_pod_does() -> None:
