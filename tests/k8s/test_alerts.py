@@ -15,7 +15,7 @@ from tests.support.manifests import K8S
 PROMTOOL = shutil.which("promtool")
 TRIES = 5
 """Debian's promtool (2.42) sometimes panics where days of series are compacted as they are read."""
-NIGHTS = Path(__file__).with_name("alerts.yaml")
+FILES = [Path(__file__).with_name(name) for name in ("alerts.yaml", "night_alerts.yaml")]
 MUTATIONS = {
     "fails: too late": ("> 0.05", "> 0.2"),
     "fails: too early": ("> 0.05", "> 0.01"),
@@ -114,14 +114,16 @@ def judge(folder: Path, old: str = "", new: str = "") -> subprocess.CompletedPro
     for rule in group["rules"]:
         rule["expr"] = rule["expr"].replace(old, new)
     (folder / "rules.yaml").write_text(yaml.safe_dump({"groups": [group]}))
-    nights = yaml.safe_load(NIGHTS.read_text())
-    nights["tests"] = [
-        night
-        for night in nights["tests"]
-        if alerts & {each["alertname"] for each in night["alert_rule_test"]}
-    ]
-    (folder / NIGHTS.name).write_text(yaml.safe_dump(nights))
-    call = [PROMTOOL, "test", "rules", NIGHTS.name]
+    call = [PROMTOOL, "test", "rules"]
+    for file in FILES:
+        nights = yaml.safe_load(file.read_text())
+        nights["tests"] = [
+            night
+            for night in nights["tests"]
+            if alerts & {each["alertname"] for each in night["alert_rule_test"]}
+        ]
+        (folder / file.name).write_text(yaml.safe_dump(nights))
+        call.append(file.name)
     for _ in range(TRIES):
         done = subprocess.run(call, cwd=folder, capture_output=True, text=True, check=False)
         if not done.stderr.startswith("panic:"):
@@ -131,7 +133,7 @@ def judge(folder: Path, old: str = "", new: str = "") -> subprocess.CompletedPro
 
 def test_every_alert_has_a_night_that_fires_it() -> None:
     (group,) = yaml.safe_load((K8S / "monitoring" / "alerts.yaml").read_text())["spec"]["groups"]
-    nights = yaml.safe_load(NIGHTS.read_text())["tests"]
+    nights = chain.from_iterable(yaml.safe_load(file.read_text())["tests"] for file in FILES)
     tests = chain.from_iterable(night["alert_rule_test"] for night in nights)
     fired = {each["alertname"] for each in tests if "exp_alerts" in each}
     assert fired == {rule["alert"] for rule in group["rules"]}
