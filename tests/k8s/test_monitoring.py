@@ -17,8 +17,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from ray.util.metrics import Counter, Histogram
 
 from cluster import metrics
-from tests.support.manifests import K8S, find_pods, kustomize
-from tests.support.network import matches
+from tests.support.manifests import K8S, kustomize
 
 FOLDER = K8S / "monitoring"
 NAME = re.compile(r"\b(?:ray_rushes|kube|kuberay)_\w+")
@@ -176,18 +175,6 @@ def test_each_panel_has_a_place_of_its_own() -> None:
 def test_the_prometheus_stack_sees_them() -> None:
     for each in yaml.safe_load_all(kustomize(FOLDER)):
         assert each["metadata"]["labels"]["release"] == "kube-prometheus-stack", each["kind"]
-
-
-@pytest.mark.parametrize("overlay", ["cpu-demo", "gpu", "shared"])
-def test_every_node_is_scraped(overlay: str, build: Any) -> None:
-    monitor = yaml.safe_load((FOLDER / "scrape.yaml").read_text())["spec"]
-    ports = {each["port"] for each in monitor["podMetricsEndpoints"]}
-    nodes = [pod for pod in find_pods(build(overlay)) if pod.group]
-    assert nodes
-    for pod in nodes:
-        assert matches(monitor["selector"], pod.labels)
-        names = {port["name"] for each in pod.containers for port in each.get("ports", ())}
-        assert ports <= names
 
 
 def read_of_operator() -> list[Any]:

@@ -8,39 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from jobs.recipes import DEFAULT, find_recipe
 from pipeline.recipe import load_recipe
 from tests.support import manifest_rules as rules
-from tests.support.manifests import Document, find_kind, find_pods, find_recipe_text
+from tests.support.manifest_parts import cluster_of, head_of, job_of, of_kind
+from tests.support.manifests import Document, find_pods, find_recipe_text
 
 
 @pytest.mark.parametrize("rule", rules.RULES, ids=lambda rule: rule.__name__)
 def test_the_overlays_keep(rule: rules.Rule, documents: list[Document]) -> None:
     assert list(rule(documents)) == []
-
-
-def test_there_are_commands_to_parse(documents: list[Document]) -> None:
-    assert any(words[0] == "render" for _, words in rules.find_commands(documents))
-
-
-def of_kind(documents: list[Document], kind: str, name: str = "") -> Document:
-    return next(
-        each for each in find_kind(documents, kind) if name in ("", each["metadata"].get("name"))
-    )
-
-
-def job_of(documents: list[Document]) -> dict[str, Any]:
-    return of_kind(documents, "RayCronJob")["spec"]["jobTemplate"]
-
-
-def cluster_of(documents: list[Document]) -> dict[str, Any]:
-    return job_of(documents)["rayClusterSpec"]
-
-
-def head_of(documents: list[Document]) -> dict[str, Any]:
-    return cluster_of(documents)["headGroupSpec"]["template"]["spec"]
 
 
 def config_of(documents: list[Document]) -> dict[str, str]:
@@ -67,32 +45,6 @@ def drop_limits(documents: list[Document]) -> None:
 
 def unbind_the_autoscaler(documents: list[Document]) -> None:
     del cluster_of(documents)["autoscalerOptions"]["resources"]
-
-
-def run_as_root(documents: list[Document]) -> None:
-    head_of(documents)["securityContext"]["runAsNonRoot"] = False
-
-
-def keep_capabilities(documents: list[Document]) -> None:
-    del head_of(documents)["containers"][0]["securityContext"]["capabilities"]
-
-
-def mount_the_host(documents: list[Document]) -> None:
-    head_of(documents)["volumes"][0] = {"name": "tmp", "hostPath": {"path": "/tmp"}}
-
-
-def give_workers_a_token(documents: list[Document]) -> None:
-    group = cluster_of(documents)["workerGroupSpecs"][1]
-    del group["template"]["spec"]["automountServiceAccountToken"]
-    group["template"]["spec"]["serviceAccountName"] = "ray-head"
-
-
-def autoscale_no_more(documents: list[Document]) -> None:
-    cluster_of(documents)["enableInTreeAutoscaling"] = False
-
-
-def allow_everything(documents: list[Document]) -> None:
-    of_kind(documents, "Role", "clock")["rules"][0]["verbs"] = ["*"]
 
 
 def shorten_the_grace(documents: list[Document]) -> None:
@@ -149,6 +101,10 @@ def encode_with_more_cpus(documents: list[Document]) -> None:
     edit_recipe(documents, "num_cpus = 6", "num_cpus = 60")
 
 
+def start_with_half_the_gangs(documents: list[Document]) -> None:
+    cluster_of(documents)["workerGroupSpecs"][2]["replicas"] = 1
+
+
 def keep_one_of_two_heads(documents: list[Document]) -> None:
     of_kind(documents, "PodDisruptionBudget")["spec"]["minAvailable"] = 1
 
@@ -200,22 +156,19 @@ def probe_nothing(documents: list[Document]) -> None:
     head_of(documents)["containers"][0]["readinessProbe"]["httpGet"]["port"] = 52356
 
 
+def hide_the_metrics(documents: list[Document]) -> None:
+    ports = head_of(documents)["containers"][0]["ports"]
+    ports[:] = [each for each in ports if each["name"] != "metrics"]
+
+
+def export_elsewhere(documents: list[Document]) -> None:
+    ports = head_of(documents)["containers"][0]["ports"]
+    (port,) = (each for each in ports if each["name"] == "metrics")
+    port["containerPort"] = 9090
+
+
 def never_ask(documents: list[Document]) -> None:
     del head_of(documents)["containers"][0]["livenessProbe"]
-
-
-def misspell_an_option(documents: list[Document]) -> None:
-    job = job_of(documents)
-    job["entrypoint"] = job["entrypoint"].replace("--output", "--outptu")
-
-
-def misspell_a_command(documents: list[Document]) -> None:
-    fetch = head_of(documents)["initContainers"][0]
-    fetch["command"] = ["rushes", "fech", "--recipe", "/etc/rushes/recipe.toml"]
-
-
-def misspell_a_key(documents: list[Document]) -> None:
-    edit_recipe(documents, "every_s", "evry_s")
 
 
 GPU: tuple[tuple[rules.Rule, Callable[[list[Document]], None]], ...] = (
@@ -223,12 +176,6 @@ GPU: tuple[tuple[rules.Rule, Callable[[list[Document]], None]], ...] = (
     (rules.images_are_pinned, forget_the_tag),
     (rules.resources_are_set, drop_limits),
     (rules.resources_are_set, unbind_the_autoscaler),
-    (rules.pods_are_restricted, run_as_root),
-    (rules.pods_are_restricted, keep_capabilities),
-    (rules.pods_are_restricted, mount_the_host),
-    (rules.accounts_have_least_rights, give_workers_a_token),
-    (rules.accounts_have_least_rights, autoscale_no_more),
-    (rules.accounts_have_least_rights, allow_everything),
     (rules.pods_outlive_their_drain, shorten_the_grace),
     (rules.pods_outlive_their_drain, end_the_driver_at_once),
     (rules.pods_outlive_their_drain, drain_the_head_for_long),
@@ -254,9 +201,8 @@ GPU: tuple[tuple[rules.Rule, Callable[[list[Document]], None]], ...] = (
     (rules.references_exist, name_no_volume),
     (rules.ports_match, probe_nothing),
     (rules.nodes_are_probed, never_ask),
-    (rules.commands_parse, misspell_an_option),
-    (rules.commands_parse, misspell_a_command),
-    (rules.recipes_load, misspell_a_key),
+    (rules.nodes_are_scraped, hide_the_metrics),
+    (rules.nodes_are_scraped, export_elsewhere),
 )
 
 
@@ -287,18 +233,6 @@ def misspell_a_setting(documents: list[Document]) -> None:
     spec["serveConfigV2"] = spec["serveConfigV2"].replace("import_path", "import_paht")
 
 
-def serve_with_fewer_gangs(documents: list[Document]) -> None:
-    spec = of_kind(documents, "RayService")["spec"]
-    config = yaml.safe_load(spec["serveConfigV2"])
-    config["applications"][0]["args"]["overrides"] = ["gangs.0.count=1"]
-    spec["serveConfigV2"] = yaml.safe_dump(config)
-
-
-def render_with_another_pool(documents: list[Document]) -> None:
-    job = of_kind(documents, "CronJob")["spec"]["jobTemplate"]["spec"]
-    job["template"]["spec"]["containers"][0]["args"][0] += " --set pool.idle_s=60"
-
-
 def leave_a_proxy_to_itself(documents: list[Document]) -> None:
     spec = of_kind(documents, "RayService")["spec"]["rayClusterConfig"]
     workers = spec["workerGroupSpecs"][0]["template"]["spec"]
@@ -327,8 +261,6 @@ SHARED = (
     (rules.endpoints_have_room_by_day, keep_a_gang_alone),
     (rules.endpoints_have_room_by_day, keep_half_the_encoders),
     (rules.proxies_answer_as_the_endpoint, leave_a_proxy_to_itself),
-    (rules.one_pool_renders_all, serve_with_fewer_gangs),
-    (rules.one_pool_renders_all, render_with_another_pool),
     (rules.ports_match, ask_a_port_that_is_not_there),
     (rules.ports_match, hide_the_head_from_its_service),
     (rules.applications_load, misspell_an_argument),
@@ -341,6 +273,12 @@ def test_a_rule_finds_in_shared(rule: rules.Rule, mutate: Any, build: Any) -> No
     documents = copy.deepcopy(build("shared"))
     mutate(documents)
     assert list(rule(documents))
+
+
+def test_a_cluster_that_does_not_grow_has_room_from_the_start(build: Any) -> None:
+    documents = copy.deepcopy(build("kueue"))
+    start_with_half_the_gangs(documents)
+    assert list(rules.gangs_have_room(documents)) == ["RayJob: no room for gang wide-1"]
 
 
 def test_every_rule_has_a_mutation() -> None:

@@ -23,7 +23,7 @@ ENDPOINT_ADDRESS = "online-head-svc"
 
 
 def gangs_have_room(documents: list[Document]) -> Iterator[str]:
-    """The worker groups, grown as far as they may, hold all that is ever asked for.
+    """The worker groups, grown as far as they do, hold all that is ever asked for.
 
     Tenants of one cluster share its gangs, but each encodes and develops with workers of its own.
     """
@@ -112,11 +112,15 @@ class _Node:
 
 
 def _list_nodes(cluster: Document, replicas: str) -> list[_Node]:
-    """Return the GPUs and CPUs of each worker node, of a group's least or most."""
+    """Return the GPUs and CPUs of each worker node, of a group's least or most.
+
+    Without an autoscaler there are as many as it starts with: nobody adds any.
+    """
+    number = replicas if cluster["enableInTreeAutoscaling"] else "replicas"
     return [
         _count_node(group)
         for group in cluster["workerGroupSpecs"]
-        for _ in range(group[replicas] * group.get("numOfHosts", 1))
+        for _ in range(group[number] * group.get("numOfHosts", 1))
     ]
 
 

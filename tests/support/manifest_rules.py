@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import typer
 import yaml
 
 from jobs.api.proxy import IMPORT_PATH as PROXY_PATH
 from jobs.application import EndpointConfig
-from jobs.cli import app
-from pipeline.errors import UsageError
 from tests.support.manifest_nights import HEAD_SERVICE, QUEUE_NAME
 from tests.support.manifest_room import (
     endpoints_have_room_by_day,
@@ -21,14 +17,15 @@ from tests.support.manifest_room import (
     gangs_have_room,
 )
 from tests.support.manifests import (
+    K8S,
     Document,
     Pod,
     expand_documents,
     find_clusters,
     find_kind,
     find_pods,
+    list_containers,
     list_variables,
-    list_words,
     read_recipe,
 )
 from tests.support.network import matches
@@ -41,6 +38,8 @@ SECRETS = {"rushes-s3", "rushes-ray", "rushes-keys", "rushes-webhook", "rushes-h
 """Those that k8s/README.md has one make."""
 MOST_HEADS = 20
 """At once in a namespace: the endpoint's, a night's, and what was started by hand."""
+METRICS_PORT = 8080
+"""Where Ray exports metrics, as KubeRay starts it."""
 PROXY_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 
 
@@ -55,55 +54,12 @@ def images_are_pinned(documents: list[Document]) -> Iterator[str]:
 
 def resources_are_set(documents: list[Document]) -> Iterator[str]:
     """Each container asks for CPU and memory, and has limits of both."""
-    for where, container in _list_containers(documents):
+    for where, container in list_containers(documents):
         resources = container.get("resources", {})
         for kind in ("requests", "limits"):
             missing = {"cpu", "memory"} - resources.get(kind, {}).keys()
             if missing:
                 yield f"{where} {container.get('name')}: {kind} without {sorted(missing)}"
-
-
-def pods_are_restricted(documents: list[Document]) -> Iterator[str]:
-    """What pod security's level `restricted` asks for, and a root file system that is read only."""
-    for pod in find_pods(documents):
-        context = pod.spec.get("securityContext", {})
-        if not context.get("runAsNonRoot") or not context.get("runAsUser"):
-            yield f"{pod.where}: may run as root"
-        if context.get("seccompProfile", {}).get("type") != "RuntimeDefault":
-            yield f"{pod.where}: no seccomp profile"
-        volumes = {kind for each in pod.spec.get("volumes", ()) for kind in each if kind != "name"}
-        if not volumes <= {"configMap", "emptyDir", "secret", "persistentVolumeClaim"}:
-            yield f"{pod.where}: volumes of kinds {volumes}"
-    for where, container in _list_containers(documents):
-        context = container.get("securityContext", {})
-        if (
-            context.get("allowPrivilegeEscalation") is not False
-            or context.get("capabilities", {}).get("drop") != ["ALL"]
-            or not context.get("readOnlyRootFilesystem")
-        ):
-            yield f"{where} {container.get('name')}: {context}"
-
-
-def accounts_have_least_rights(documents: list[Document]) -> Iterator[str]:
-    """A pod that doesn't talk to Kubernetes holds no token; roles have no wildcards."""
-    accounts = {each["metadata"]["name"]: each for each in find_kind(documents, "ServiceAccount")}
-    for pod in find_pods(documents):
-        account = accounts.get(pod.spec.get("serviceAccountName", ""), {})
-        mounted = pod.spec.get(
-            "automountServiceAccountToken", account.get("automountServiceAccountToken", True)
-        )
-        if mounted and pod.labels.get("rushes/talks-to") != "kubernetes":
-            yield f"{pod.where}: has a token of {account.get('metadata', {}).get('name')}"
-    for whose, cluster in find_clusters(expand_documents(documents)):
-        head = cluster["headGroupSpec"]["template"]
-        if not cluster["enableInTreeAutoscaling"] and (
-            head["spec"].get("automountServiceAccountToken") is not False
-            or "rushes/talks-to" in head["metadata"]["labels"]
-        ):
-            yield f"{whose} head: talks to Kubernetes though it has no autoscaler"
-    for role in [*find_kind(documents, "Role"), *find_kind(documents, "ClusterRole")]:
-        if "*" in str(role["rules"]):
-            yield f"{role['metadata']['name']}: {role['rules']}"
 
 
 def pods_outlive_their_drain(documents: list[Document]) -> Iterator[str]:
@@ -256,21 +212,14 @@ def nodes_are_probed(documents: list[Document]) -> Iterator[str]:
                     yield f"{pod.where}: {sorted(found)}, not {sorted(wanted)}"
 
 
-def commands_parse(documents: list[Document]) -> Iterator[str]:
-    """Every `rushes …` is a call that the command understands."""
-    for where, words in find_commands(documents):
-        try:
-            parse_command(words)
-        except Exception as error:  # noqa: BLE001 - whatever the parser makes of a wrong call
-            yield f"{where}: {shlex.join(words)}: {type(error).__name__}: {error}"
-
-
-def recipes_load(documents: list[Document]) -> Iterator[str]:
-    """The recipe in the ConfigMap is one."""
-    try:
-        read_recipe(documents)
-    except UsageError as error:
-        yield str(error)
+def nodes_are_scraped(documents: list[Document]) -> Iterator[str]:
+    """The PodMonitor finds every Ray node, and by its port's name where Ray exports metrics."""
+    monitor = yaml.safe_load((K8S / "monitoring" / "scrape.yaml").read_text("utf-8"))["spec"]
+    asked = {(each["port"], METRICS_PORT) for each in monitor["podMetricsEndpoints"]}
+    for pod in _find_nodes(documents):
+        ports = {(port["name"], port["containerPort"]) for port in _list_port_entries(pod)}
+        if not matches(monitor["selector"], pod.labels) or not asked <= ports:
+            yield f"{pod.where}: {sorted(ports)}, not {sorted(asked)}"
 
 
 def applications_load(documents: list[Document]) -> Iterator[str]:
@@ -290,17 +239,6 @@ def applications_load(documents: list[Document]) -> Iterator[str]:
             yield str(error)
 
 
-def one_pool_renders_all(documents: list[Document]) -> Iterator[str]:
-    """Who renders the recipe changes nothing of it: on one cluster they then share their gangs."""
-    for where, words in find_commands(documents):
-        if "--set" in words:
-            yield f"{where}: --set"
-    for service in find_kind(documents, "RayService"):
-        for each in yaml.safe_load(service["spec"]["serveConfigV2"]).get("applications", ()):
-            if each.get("args", {}).get("overrides"):
-                yield f"{service['metadata']['name']}: overrides"
-
-
 def proxies_answer_as_the_endpoint(documents: list[Document]) -> Iterator[str]:
     """On each of a RayService's nodes, Serve's proxy is wrapped by ours."""
     for pod in find_pods(documents):
@@ -312,46 +250,12 @@ def proxies_answer_as_the_endpoint(documents: list[Document]) -> Iterator[str]:
 
 
 RULES: tuple[Rule, ...] = (
-    images_are_pinned, resources_are_set, pods_are_restricted, accounts_have_least_rights,
-    pods_outlive_their_drain, gangs_have_room, gangs_have_nodes_of_their_own,
-    endpoints_have_room_by_day,
-    heads_are_not_evicted, nights_end_by_their_deadline, groups_start_within_bounds,
-    queued_nights_suit_kueue, selectors_match, references_exist, ports_match, nodes_are_probed,
-    commands_parse, recipes_load, applications_load, one_pool_renders_all,
-    proxies_answer_as_the_endpoint,
+    images_are_pinned, resources_are_set, pods_outlive_their_drain, gangs_have_room,
+    gangs_have_nodes_of_their_own, endpoints_have_room_by_day, heads_are_not_evicted,
+    nights_end_by_their_deadline, groups_start_within_bounds, queued_nights_suit_kueue,
+    selectors_match, references_exist, ports_match, nodes_are_probed, nodes_are_scraped,
+    applications_load, proxies_answer_as_the_endpoint,
 )  # fmt: skip
-
-
-def find_commands(documents: list[Document]) -> Iterator[tuple[str, list[str]]]:
-    """Yield every call of `rushes` in the documents, and where it stands."""
-    for job in find_kind(expand_documents(documents), "RayJob"):
-        words = shlex.split(job["spec"]["entrypoint"])
-        yield "entrypoint", words[words.index("rushes") + 1 :]
-    for pod in find_pods(documents):
-        for container in pod.containers:
-            words = list_words(container)
-            if "rushes" in words:
-                yield pod.where, words[words.index("rushes") + 1 :]
-
-
-def parse_command(words: list[str]) -> None:
-    """Parse a call of `rushes` as the command does, without running it.
-
-    Raises:
-        Exception: it is none.
-    """
-    group: Any = typer.main.get_command(app)
-    name, *rest = words
-    group.commands[name].make_context(name, rest)
-
-
-def _list_containers(documents: list[Document]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for pod in find_pods(documents):
-        for container in pod.containers:
-            yield pod.where, container
-    for whose, cluster in find_clusters(expand_documents(documents)):
-        if cluster["enableInTreeAutoscaling"]:
-            yield whose, {"name": "autoscaler", **cluster["autoscalerOptions"]}
 
 
 def _find_nodes(documents: list[Document]) -> list[Pod]:
@@ -359,5 +263,9 @@ def _find_nodes(documents: list[Document]) -> list[Pod]:
 
 
 def _list_ports(pod: Pod) -> set[str | int]:
-    ports = [port for each in pod.containers for port in each.get("ports", ())]
+    ports = _list_port_entries(pod)
     return {port["containerPort"] for port in ports} | {port["name"] for port in ports}
+
+
+def _list_port_entries(pod: Pod) -> list[dict[str, Any]]:
+    return [port for each in pod.containers for port in each.get("ports", ())]

@@ -124,6 +124,16 @@ def quantity(text: str | int) -> float:
     return float(number) * _UNITS.get(unit, 1)
 
 
+def list_containers(documents: list[Document]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield every container and where it is: of the pods, and the one that an autoscaler gets."""
+    for pod in find_pods(documents):
+        for container in pod.containers:
+            yield pod.where, container
+    for whose, cluster in find_clusters(expand_documents(documents)):
+        if cluster["enableInTreeAutoscaling"]:
+            yield whose, {"name": "autoscaler", **cluster["autoscalerOptions"]}
+
+
 def list_words(container: dict[str, Any]) -> list[str]:
     """Return what a container runs, word by word; of what it submits, too."""
     command, args = container.get("command", ()), container.get("args", ())
