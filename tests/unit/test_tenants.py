@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.answers import PoolProgress
 from cluster.tenants import Meter, Tenant, Told
 from pipeline.checkpoints import Checkpoints
 from pipeline.errors import LeaseLostError
@@ -83,3 +84,13 @@ def test_what_the_older_run_was_not_told_of_is_the_newers() -> None:
     clock.now = 110.0
     meter.enter("batch", told)
     assert meter.read("batch") == 3.0
+
+
+@pytest.mark.parametrize(
+    ("before", "new"), [(0, ("b", "c")), (2, ("c",)), (3, ()), (9, ("b", "c"))]
+)
+def test_a_look_tells_what_is_new_also_of_a_pool_that_began_anew(
+    before: int, new: tuple[str, ...]
+) -> None:
+    now = PoolProgress(0, 0, 0, 0, 0, 0, 0, None, warnings=("b", "c"), warned=3)
+    assert now.new_warnings(before) == new
