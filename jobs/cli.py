@@ -372,7 +372,8 @@ def status(
     Where rows of several tables are in it, each is listed, with where its rows came from.
     While a run writes the output, or has died without giving it back, that run is named.
     --watch shows rows an hour and the time that is left on a terminal, and elsewhere prints a line
-    whenever the counts change.
+    whenever the counts change. It waits for an output that isn't there yet, and for a storage that
+    goes away meanwhile.
     """
     with _errors():
         from jobs.summaries import print_status
@@ -384,7 +385,7 @@ def status(
         ledger = Ledger(ObjectStore(output))
         if watch:
             try:
-                watch_output(ledger, _console(), every, as_json=as_json)
+                watch_output(ledger, _console(), every, _complain, as_json=as_json)
             except KeyboardInterrupt as error:
                 raise typer.Exit(ExitCode.INTERRUPTED) from error
             return
