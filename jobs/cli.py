@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from enum import IntEnum, StrEnum
 from importlib import metadata
@@ -178,21 +178,19 @@ def render(
 
       rushes render ads.csv -o out/try --limit 4 --set request.num_inference_steps=8
     """
-    with _errors():
-        from jobs.json_log import JsonReporter
+    from jobs.json_log import JsonReporter
+
+    log = JsonReporter(output, typer.echo) if log_format is LogFormat.JSON else None
+    with _errors(log.refused if log else None):
         from jobs.progress import ConsoleReporter
         from jobs.render import render_tables
         from jobs.run import RunBrokenError
-        from jobs.stop import StopSignal
+        from jobs.stop import LAST_WORDS, StopSignal, stop_signals
 
         chosen = find_recipe(recipe, overrides or ())
-        shows = (
-            JsonReporter(output, typer.echo)
-            if log_format is LogFormat.JSON
-            else ConsoleReporter(_console(), _complain)
-        )
+        shows = log or ConsoleReporter(_console(), _complain)
         try:
-            with shows as reporter:
+            with shows as reporter, stop_signals(reporter.noted):
                 result = render_tables(
                     tables,
                     output,
@@ -207,7 +205,7 @@ def render(
             shows.broken(error)
             raise typer.Exit(ExitCode.BROKEN) from error
         except StopSignal as error:
-            shows.noted("stopped by SIGTERM; the same command goes on from here")
+            shows.noted(LAST_WORDS)
             raise typer.Exit(ExitCode.STOPPED) from error
         shows.finished(result)
         if result.ended_by:
@@ -491,12 +489,15 @@ def _complain(message: str) -> None:
 
 
 @contextmanager
-def _errors() -> Generator[None]:
-    """End with one clear line where the call is wrong."""
+def _errors(refuse: Callable[[UsageError, int], None] | None = None) -> Generator[None]:
+    """End with one clear line where the call is wrong; `refuse` writes it, if given."""
     try:
         yield
     except UsageError as error:
-        _complain(str(error))
+        if refuse:
+            refuse(error, ExitCode.USAGE)
+        else:
+            _complain(str(error))
         raise typer.Exit(ExitCode.USAGE) from error
 
 
