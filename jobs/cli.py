@@ -160,6 +160,14 @@ def render(
             "--wait", help="Where another run writes the output: wait for its end, don't refuse."
         ),
     ] = False,
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report",
+            help="At the end, also write the report, as rushes report OUTPUT does: for a night "
+            "that nobody waits for.",
+        ),
+    ] = False,
     log_format: Annotated[
         LogFormat, typer.Option(help="How to tell how it goes: for people, or a line of JSON each.")
     ] = LogFormat.TEXT,
@@ -201,6 +209,8 @@ def render(
                     retry_failed=retry_failed,
                     wait=wait,
                 )
+                if report and not result.ended_by:
+                    _try_report(output, reporter.noted)
         except RunBrokenError as error:
             shows.broken(error)
             raise typer.Exit(ExitCode.BROKEN) from error
@@ -486,6 +496,17 @@ def _complain(message: str) -> None:
     Console(stderr=True, soft_wrap=True).print(
         f"rushes: {message}", style="red", markup=False, highlight=False
     )
+
+
+def _try_report(output: str, note: Callable[[str], None]) -> None:
+    """Write an output's report; a run has ended as it has, also where that can't be done."""
+    from jobs.report.collect import Price
+    from jobs.report.write import write_report
+
+    try:
+        write_report(output, (), Price())
+    except (OSError, UsageError) as error:
+        note(f"the report can't be written: {error}; rushes report {output} tries again")
 
 
 @contextmanager
