@@ -34,6 +34,7 @@ import jobs.run
 from jobs.recipes import find_recipe
 from jobs.render import render_tables
 from jobs.run import RunBrokenError
+from jobs.stop import stop_signals
 
 class Counting:
     def __init__(self): self.before = self.last = 0
@@ -49,7 +50,8 @@ jobs.run.POLL_S = 0.1
 table, output, address, *overrides = sys.argv[1:]
 try:
     recipe = find_recipe(overrides=overrides)
-    result = render_tables([table], output, recipe, Counting(), address=address or None)
+    with stop_signals():
+        result = render_tables([table], output, recipe, Counting(), address=address or None)
 except RunBrokenError as error:
     print("broken:", error, flush=True)
     sys.exit(1)

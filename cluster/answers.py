@@ -93,6 +93,11 @@ class PoolProgress:
     """What went wrong and was got over, the last few; `warned` counts all."""
     warned: int = 0
 
+    def new_warnings(self, warned: int) -> tuple[str, ...]:
+        """Return those since there were `warned`; a pool that began anew counts from 0."""
+        new = self.warned - (warned if warned <= self.warned else 0)
+        return self.warnings[-new:] if new else ()
+
 
 @dataclass(frozen=True)
 class VideoState:

@@ -57,6 +57,7 @@ class ClipMaker:
         self._under_way = Counter[str]()  # by clip id: twice for one that is asked for anew
         self._progress: dict[str, ClipProgress] = {}
         self._gangs_up = 0
+        self._warned = 0
         self._admissions = defaultdict[str, Admission](lambda: Admission(room))  # by owner
         self._encodes = asyncio.Semaphore(BATCH_ENCODES)
 
@@ -69,7 +70,9 @@ class ClipMaker:
         """Have what is under way saved, and leave the pool."""
         self._watcher.cancel()
         with suppress(RayError):
-            await self._pool.leave()
+            last: PoolProgress | None = await self._pool.leave()
+            if last:
+                self._pass_on(last)
 
     def is_ready(self) -> bool:
         """Return whether a gang has its model loaded, or only waits for a clip to load it for."""
@@ -107,13 +110,16 @@ class ClipMaker:
             try:
                 outcome = await self._take_through(clip_id, request, turn)
             except Exception as error:  # noqa: BLE001 - a stage's process, the pool or the storage
-                _log.warning("clip %s is tried again: %s", clip_id[:16], error)
+                _log.warning(
+                    "clip %s is tried again: %s", clip_id[:16], error, extra={"clip_id": clip_id}
+                )
                 await asyncio.sleep(pause_s)
                 if isinstance(error, _LET_GO):
                     await self._join_again()
             else:
                 if isinstance(outcome, Commit):
                     return VideoEnd(status="completed")
+                _tell_failure(outcome)
                 why = f"the model failed on this request in its {outcome.stage} stage"
                 return VideoEnd(
                     status="failed",
@@ -155,6 +161,13 @@ class ClipMaker:
         else:
             self._gangs_up = now.gangs_ready + now.gangs_asleep
             self._progress |= {key: at for key, at in now.clips.items() if key in self._under_way}
+            self._pass_on(now)
+
+    def _pass_on(self, now: PoolProgress) -> None:
+        """Log what the pool has got over since the last look: it writes no log itself."""
+        for text in now.new_warnings(self._warned):
+            _log.warning(text)
+        self._warned = now.warned
 
     async def _join_again(self) -> None:
         """Enter the pool, or another: it has let this tenant go, or could make no gang."""
@@ -162,3 +175,11 @@ class ClipMaker:
             self._pool = await asyncio.to_thread(self._join)
         except Exception as error:  # noqa: BLE001 - the next look tries again
             _log.warning("the pool can't be joined: %s", error)
+
+
+def _tell_failure(failure: Failure) -> None:
+    """Log why a clip failed: callers are told less, and each video's end is a line of its own."""
+    _log.error(
+        "clip %s failed in its %s stage: %s", failure.clip_id[:16], failure.stage, failure.reason,
+        extra=failure.model_dump(include={"clip_id", "stage", "reason", "attempts"}),
+    )  # fmt: skip

@@ -153,7 +153,7 @@ class Dispatcher:
             raise
         self._remember(job)
         self._begin(job)
-        _log.info("%s is accepted: clip %s", job.id, job.clip_id[:16])
+        _log.info("%s is accepted: clip %s", job.id, job.clip_id[:16], extra=_name(job))
         return self._describe(job.id)
 
     async def find_repeated(self, owner: str, idempotency_key: str) -> VideoState | None:
@@ -306,13 +306,15 @@ class Dispatcher:
                 video_id = next(iter(clip.videos))
                 await self._keep(video_id, end)
                 clip.videos.discard(video_id)
-                if video_id in self._jobs:
+                if job := self._jobs.get(video_id):
                     self._ends[video_id] = end
-                    _log.info("%s is %s: clip %s", video_id, end.status, clip_id[:16])
-                    if self._jobs[video_id].batch_id:
+                    _log.info(
+                        "%s is %s: clip %s", job.id, end.status, clip_id[:16], extra=_name(job)
+                    )
+                    if job.batch_id:
                         continue
-                    self._count(self._jobs[video_id].owner, -1)
-                    took = end.ended_at - self._jobs[video_id].created_at
+                    self._count(job.owner, -1)
+                    took = end.ended_at - job.created_at
                     metrics.VIDEO_SECONDS.observe(took.total_seconds(), {"how": end.status})
         except asyncio.CancelledError:
             if not clip.videos:  # nobody wants it any more
@@ -351,3 +353,8 @@ class Dispatcher:
             return VideoState(job, "queued", 0, None)
         left_s = now.left_s if now.step_s else None
         return VideoState(job, "in_progress", 99 * now.step // now.num_steps, left_s)
+
+
+def _name(job: VideoJob) -> dict[str, str]:
+    """Return the fields by which a line of the log is found, and the clip's own lines from it."""
+    return {"video_id": job.id, "clip_id": job.clip_id}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from enum import IntEnum, StrEnum
 from importlib import metadata
@@ -160,6 +160,14 @@ def render(
             "--wait", help="Where another run writes the output: wait for its end, don't refuse."
         ),
     ] = False,
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report",
+            help="At the end, also write the report, as rushes report OUTPUT does: for a night "
+            "that nobody waits for.",
+        ),
+    ] = False,
     log_format: Annotated[
         LogFormat, typer.Option(help="How to tell how it goes: for people, or a line of JSON each.")
     ] = LogFormat.TEXT,
@@ -178,21 +186,19 @@ def render(
 
       rushes render ads.csv -o out/try --limit 4 --set request.num_inference_steps=8
     """
-    with _errors():
-        from jobs.json_log import JsonReporter
+    from jobs.json_log import JsonReporter
+
+    log = JsonReporter(output, typer.echo) if log_format is LogFormat.JSON else None
+    with _errors(log.refused if log else None):
         from jobs.progress import ConsoleReporter
         from jobs.render import render_tables
         from jobs.run import RunBrokenError
-        from jobs.stop import StopSignal
+        from jobs.stop import LAST_WORDS, StopSignal, stop_signals
 
         chosen = find_recipe(recipe, overrides or ())
-        shows = (
-            JsonReporter(output, typer.echo)
-            if log_format is LogFormat.JSON
-            else ConsoleReporter(_console(), _complain)
-        )
+        shows = log or ConsoleReporter(_console(), _complain)
         try:
-            with shows as reporter:
+            with shows as reporter, stop_signals(reporter.noted):
                 result = render_tables(
                     tables,
                     output,
@@ -203,11 +209,13 @@ def render(
                     retry_failed=retry_failed,
                     wait=wait,
                 )
+                if report and not result.ended_by:
+                    _try_report(output, reporter.noted)
         except RunBrokenError as error:
             shows.broken(error)
             raise typer.Exit(ExitCode.BROKEN) from error
         except StopSignal as error:
-            shows.noted("stopped by SIGTERM; the same command goes on from here")
+            shows.noted(LAST_WORDS)
             raise typer.Exit(ExitCode.STOPPED) from error
         shows.finished(result)
         if result.ended_by:
@@ -372,7 +380,8 @@ def status(
     Where rows of several tables are in it, each is listed, with where its rows came from.
     While a run writes the output, or has died without giving it back, that run is named.
     --watch shows rows an hour and the time that is left on a terminal, and elsewhere prints a line
-    whenever the counts change.
+    whenever the counts change. It waits for an output that isn't there yet, and for a storage that
+    goes away meanwhile.
     """
     with _errors():
         from jobs.summaries import print_status
@@ -384,7 +393,7 @@ def status(
         ledger = Ledger(ObjectStore(output))
         if watch:
             try:
-                watch_output(ledger, _console(), every, as_json=as_json)
+                watch_output(ledger, _console(), every, _complain, as_json=as_json)
             except KeyboardInterrupt as error:
                 raise typer.Exit(ExitCode.INTERRUPTED) from error
             return
@@ -490,13 +499,27 @@ def _complain(message: str) -> None:
     )
 
 
+def _try_report(output: str, note: Callable[[str], None]) -> None:
+    """Write an output's report; a run has ended as it has, also where that can't be done."""
+    from jobs.report.collect import Price
+    from jobs.report.write import write_report
+
+    try:
+        write_report(output, (), Price())
+    except (OSError, UsageError) as error:
+        note(f"the report can't be written: {error}; rushes report {output} tries again")
+
+
 @contextmanager
-def _errors() -> Generator[None]:
-    """End with one clear line where the call is wrong."""
+def _errors(refuse: Callable[[UsageError, int], None] | None = None) -> Generator[None]:
+    """End with one clear line where the call is wrong; `refuse` writes it, if given."""
     try:
         yield
     except UsageError as error:
-        _complain(str(error))
+        if refuse:
+            refuse(error, ExitCode.USAGE)
+        else:
+            _complain(str(error))
         raise typer.Exit(ExitCode.USAGE) from error
 
 

@@ -95,6 +95,10 @@ class JsonReporter:
         """Write why the run can't go on."""
         self._log("error", "broken", text=str(error))
 
+    def refused(self, error: Exception, exit_code: int) -> None:
+        """Write why the call is wrong, which nothing was rendered for."""
+        self._log("error", "refused", exit_code=exit_code, error=str(error))
+
     def finished(self, result: RunResult) -> None:
         """Write why rows failed, and how the run ended: its tables' rows, then the others'."""
         for each in result.failures:

@@ -17,7 +17,7 @@ from jobs.report.documents import Problem
 from jobs.report.reasons import Reasons
 from jobs.results import write_results
 from jobs.run import RunBrokenError, run_on_ray
-from jobs.stop import StopSignal, stop_signals
+from jobs.stop import StopSignal
 from pipeline.counts import add_counts
 from pipeline.documents import Commit, Failure, RowCounts, TableStatus
 from pipeline.errors import RunEndingError, UsageError
@@ -76,7 +76,6 @@ class RunResult:
     """Whether there are manifest and page: after SIGTERM an earlier run's, if any."""
 
 
-@stop_signals()
 def render_tables(
     tables: Sequence[str],
     output: str,
@@ -94,10 +93,10 @@ def render_tables(
     not at all without `retry_failed`. Where another run writes the output, this one waits for its
     end with `wait`, and is refused without.
 
-    An interrupt (Ctrl-C) or SIGTERM stops the run cleanly: what is committed stays, what is
-    unfinished is saved, and the same call again goes on from there. After SIGTERM, which leaves no
-    time for them, manifest and page are as an earlier run left them. Before this run holds the
-    lease, neither has anything to save: both are raised.
+    Ctrl-C, or SIGTERM within `stop_signals`, stops the run cleanly: what is committed
+    stays, what is unfinished is saved, and the same call again goes on from there. After SIGTERM,
+    which leaves no time for them, manifest and page are as an earlier run left them. Before this
+    run holds the lease, neither has anything to save: both are raised.
 
     Raises:
         StopSignal: SIGTERM came while this planned, fetched the model or waited.

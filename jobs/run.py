@@ -160,7 +160,7 @@ def _pool(
         nonlocal warned
         use.count(now)
         reporter.stepped(now.steps_done, now.gangs_ready, now.gangs - now.gangs_asleep)
-        for text in now.warnings[-(now.warned - warned) :] if now.warned > warned else ():
+        for text in now.new_warnings(warned):
             reporter.noted(text)
         warned = now.warned
 

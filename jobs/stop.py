@@ -6,8 +6,9 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import CodeType, FrameType
 
 AGAIN_S = 0.05
@@ -20,6 +21,7 @@ UNSAVED = frozenset({"plan_call"})
 HURRY_S = 3.0
 STOPPED = 75
 """The exit code."""
+LAST_WORDS = "stopped by SIGTERM; the same command goes on from here"
 
 
 class StopSignal(KeyboardInterrupt):
@@ -27,15 +29,16 @@ class StopSignal(KeyboardInterrupt):
 
 
 @contextmanager
-def stop_signals() -> Generator[None]:
+def stop_signals(say: Callable[[str], None] | None = None) -> Generator[None]:
     """Raise StopSignal in this thread, the main one, at a first SIGTERM; later ones are ignored.
 
-    Elsewhere than in a main thread, signals are somebody else's.
+    `say` is told where that takes too long and the process ends by itself. Elsewhere than in a main
+    thread, signals are somebody else's.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _stop)
+    before = signal.signal(signal.SIGTERM, partial(_stop, say or _complain))
     try:
         yield
     finally:
@@ -47,7 +50,7 @@ def has_stop_come() -> bool:
     return signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
 
 
-def _stop(_: int, frame: FrameType | None) -> None:
+def _stop(say: Callable[[str], None], _: int, frame: FrameType | None) -> None:
     # What is raised in a compiled module's own beginning comes out as some other error, or not at
     # all, and leaves half a module behind; in logging, it leaves a lock held. They are waited for.
     if _is_delicate(frame):
@@ -58,15 +61,19 @@ def _stop(_: int, frame: FrameType | None) -> None:
         return
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if any(code.co_qualname in UNSAVED for code in _find_calls(frame)):
-        hurry = threading.Timer(HURRY_S, _end)
+        hurry = threading.Timer(HURRY_S, _end, (say,))
         hurry.daemon = True
         hurry.start()
     raise StopSignal
 
 
-def _end() -> None:
-    os.write(2, b"rushes: stopped by SIGTERM; the same command goes on from here\n")
+def _end(say: Callable[[str], None]) -> None:
+    say(LAST_WORDS)
     os._exit(STOPPED)
+
+
+def _complain(text: str) -> None:
+    os.write(2, f"rushes: {text}\n".encode())
 
 
 def _is_delicate(frame: FrameType | None) -> bool:

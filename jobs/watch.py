@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from datetime import timedelta
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from cluster.pauses import pauses
 from jobs.lines import align
 from jobs.summaries import describe_status
 from pipeline.documents import OutputStatus
+from pipeline.errors import NoOutputError, UsageError
 from pipeline.lease import LeaseRecord, read_lease
 from pipeline.ledger import Ledger
 
@@ -49,42 +52,82 @@ class Pace:
         return self._looks[-1][1].remaining / rate * 3600 if rate else None
 
 
-def watch_output(ledger: Ledger, console: Console, every_s: float, *, as_json: bool) -> None:
+Look = tuple[OutputStatus, LeaseRecord | None]
+
+
+def watch_output(
+    ledger: Ledger, console: Console, every_s: float, say: Callable[[str], None], *, as_json: bool
+) -> None:
     """Show an output's counts until no row remains; a look waits as long as the last one took.
 
+    An output that isn't there yet, or has no rows yet, is waited for, and so is a storage that goes
+    away: a terminal shows it, elsewhere `say` is told.
+
     Raises:
-        UsageError: there is no output here.
+        UsageError: the place can't be read at the first look.
     """
     if as_json or not console.is_terminal:
-        _print_changes(ledger, console, every_s, as_json=as_json)
+        _print_changes(ledger, console, every_s, say, as_json=as_json)
     else:
         _show_live(ledger, console, every_s)
 
 
-def _print_changes(ledger: Ledger, console: Console, every_s: float, *, as_json: bool) -> None:
+def _print_changes(
+    ledger: Ledger, console: Console, every_s: float, say: Callable[[str], None], *, as_json: bool
+) -> None:
     before: OutputStatus | None = None
-    while before is None or before.remaining:
-        began = time.monotonic()
-        status = ledger.status()
+    said = ""
+    for look in _look_on(ledger, every_s):
+        if isinstance(look, str):
+            if look != said:
+                say(look)
+            said = look
+            continue
+        said, (status, _) = "", look
         if status != before:
             text = status.model_dump_json() if as_json else _describe(status)
             console.print(text, highlight=False, markup=False, soft_wrap=True)
             before = status
-        if status.remaining:
-            _pause(began, every_s)
 
 
 def _show_live(ledger: Ledger, console: Console, every_s: float) -> None:
     pace = Pace()
+    shown = Text()
     with Live(console=console, auto_refresh=False) as live:
-        while True:
-            began = time.monotonic()
-            status, lease = ledger.status(), read_lease(ledger.store)
-            pace.look(began, status)
-            live.update(_describe_live(ledger.store.uri, status, lease, pace), refresh=True)
-            if not status.remaining:
-                return
-            _pause(began, every_s)
+        for look in _look_on(ledger, every_s):
+            if isinstance(look, str):
+                live.update(Text("\n").join(filter(None, (shown, Text(look)))), refresh=True)
+                continue
+            pace.look(time.monotonic(), look[0])
+            shown = _describe_live(ledger.store.uri, *look, pace)
+            live.update(shown, refresh=True)
+
+
+def _look_on(ledger: Ledger, every_s: float) -> Iterator[Look | str]:
+    """Yield look after look until no row remains; of one that shows nothing, why.
+
+    Raises:
+        UsageError: the place can't be read at the first look.
+    """
+    away, longer, is_first = "", pauses(), True
+    while True:
+        began = time.monotonic()
+        try:
+            look = ledger.status(), read_lease(ledger.store)
+        except NoOutputError as error:
+            look = f"{error}; waiting for one"
+        except (OSError, UsageError) as error:
+            if is_first or not isinstance(error.__cause__ or error, OSError):
+                raise
+            away = away or f"storage away since {datetime.now(UTC):%H:%M:%S} UTC: {error}"
+            yield away
+            time.sleep(next(longer))
+            continue
+        yield look
+        if not isinstance(look, str) and look[0].rows and not look[0].remaining:
+            return
+        away, longer, is_first = "", pauses(), False
+        _pause(began, every_s)
 
 
 def _pause(began: float, every_s: float) -> None:

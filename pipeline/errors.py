@@ -9,6 +9,10 @@ class UnreachableError(UsageError):
     """What the call names can't be read at the moment; it may well be right."""
 
 
+class NoOutputError(UsageError):
+    """The place can be read, and holds no output; one may come."""
+
+
 class OutputMismatchError(UsageError):
     """The output belongs to another model or finishing spec; nothing was written."""
 

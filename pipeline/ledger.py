@@ -48,7 +48,7 @@ from pipeline.documents import (
     read_document,
     row_status,
 )
-from pipeline.errors import OutputMismatchError, UsageError
+from pipeline.errors import NoOutputError, OutputMismatchError, UsageError
 from pipeline.lease import check_epoch
 from pipeline.places import AlreadyExistsError, map_threads
 from pipeline.store import ObjectStore
@@ -109,12 +109,15 @@ class Ledger:
         """Return `run.json`.
 
         Raises:
-            UsageError: the place can't be read, or holds no output of rushes.
+            NoOutputError: the place holds no output of rushes.
+            UsageError: it can't be read.
         """
         self.store.probe(write=False)
         found = self._read_identity()
         if found is None:
-            raise UsageError(f"{self.store.uri} holds no output of rushes: there is no {RUN_KEY}")
+            raise NoOutputError(
+                f"{self.store.uri} holds no output of rushes: there is no {RUN_KEY}"
+            )
         return found
 
     def commit_clip(self, draft: CommitDraft, video: Path, poster: Path) -> Commit:
@@ -304,7 +307,8 @@ class Ledger:
         """Count the rows of every planned table by their state.
 
         Raises:
-            UsageError: there is no output here.
+            NoOutputError: there is no output here.
+            UsageError: the place can't be read.
         """
         self.read_output()
         committed, failed = self.committed_ids(), self.failed_ids()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import socket
@@ -175,6 +176,22 @@ def test_bad_calls(folder: Path, bad: BadCall) -> None:
     before = list_files(folder)
     assert bad.says in refuse("render", *bad.args.split())
     assert list_files(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [("nothing.parquet", "nothing.parquet"), ("ads.parquet --recipe none", "no recipe 'none'")],
+)
+def test_a_bad_call_is_a_line_of_json_where_lines_of_json_are_asked_for(
+    folder: Path, args: str, says: str
+) -> None:
+    result = call("render", *args.split(), "-o", "out", "--log-format", "json")
+    assert (result.exit_code, result.stderr) == (ExitCode.USAGE, "")
+    (line,) = map(json.loads, result.stdout.splitlines())
+    assert line.keys() == {"time", "level", "event", "output", "exit_code", "error"}
+    assert (line["event"], line["level"], line["output"]) == ("refused", "error", "out")
+    assert line["exit_code"] == ExitCode.USAGE
+    assert says in line["error"]
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from jobs.cli import ExitCode, app
 from jobs.plan import plan_call
 from jobs.recipes import find_recipe
+from jobs.report.documents import Report
 from pipeline.documents import Failure, describe_failure
 from pipeline.ledger import Ledger
 from pipeline.request import RenderRequest
@@ -72,6 +73,27 @@ def test_rejected_rows_may_be_let_pass_and_failed_ones_never(
     result = render(prepare(folder, "ads.parquet", prompts), *options)
     assert result.exit_code == code, result.output
     assert ("rejects/*.parquet" in result.output) == (BAD in prompts)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "code"), [((GOOD,), ExitCode.OK), ((GOOD, WORSE), ExitCode.INCOMPLETE)]
+)
+def test_a_run_that_writes_its_report_ends_as_it_would_without(
+    folder: Path, prompts: tuple[str, ...], code: ExitCode
+) -> None:
+    table = prepare(folder, "ads.parquet", prompts)
+    assert render(table).exit_code == code
+    report = folder / "out" / "report.json"
+    assert not report.exists()
+    assert render(table, "--report").exit_code == code
+    told = Report.model_validate_json(report.read_text("utf-8"))
+    assert (told.rows.committed, told.rows.failed) == (1, len(prompts) - 1)
+    page = folder / "out" / "report.html"
+    page.unlink()
+    (page / "in the way").mkdir(parents=True)
+    result = render(table, "--report")
+    assert result.exit_code == code
+    assert "the report can't be written" in result.output
 
 
 def test_a_call_ends_as_its_own_tables_do(folder: Path) -> None:

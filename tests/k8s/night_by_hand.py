@@ -2,8 +2,8 @@
 
 `python -m tests.k8s.night_by_hand FOLDER`, as root in namespaces of its own (see
 `tests.support.pods`). Pods run what the overlay cpu-demo says, and the night is what `start-night`
-makes of its RayCronJob; tables and output are in an S3 server. Prints, last, one line of JSON: what
-was seen.
+makes of its RayCronJob; tables and output are in an S3 server. The endpoint then loses a gang, and
+the server once has no time for it. Prints, last, one line of JSON: what was seen.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from hashlib import sha256
@@ -32,8 +33,10 @@ from pipeline.ledger import Ledger
 from pipeline.runs import read_runs
 from pipeline.store import ObjectStore
 from tests.support.command import ROOT, wait_until, write_table
+from tests.support.faulty_s3 import serve_faults
 from tests.support.kube_api import start_night
 from tests.support.manifests import (
+    Document,
     build_overlay,
     find_kind,
     find_recipe_text,
@@ -53,6 +56,8 @@ HEAD, WORKERS = "10.231.0.2", ("10.231.0.3", "10.231.0.4", "10.231.0.5")
 TOKEN, KEY = "0123456789abcdef" * 4, "a-key"
 START_S, RUN_S, SCRAPE_S = 120.0, 300.0, 30.0
 RANK = "ray::RankWorker.advance"
+COUNTED_ONCE = {"ray_rushes_gang_rebuilds_total", "ray_rushes_store_retries_total"}
+"""What a night without trouble has nothing of."""
 
 
 def main() -> None:
@@ -76,8 +81,30 @@ def main() -> None:
         PYTHONPATH=str(ROOT),
         PATH=f"{Path(sys.executable).parent}:{ROOT / 'k8s' / 'bin'}:{os.environ['PATH']}",
     )
-    server = ThreadedMotoServer(ip_address=BRIDGE, port=9000, verbose=False)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
+    storage = "http://{}:{}".format(*server.get_host_and_port())
+    with serve_faults(storage, make_busy_once(), (BRIDGE, 9000)):
+        print(json.dumps(watch_night(documents, job, settings, folder)), flush=True)
+
+
+def make_busy_once() -> Callable[[str, str], str | None]:
+    """Have one call of the endpoint's dispatcher answered with 503: the first video's writing."""
+    was_busy: list[str] = []
+
+    def choose(method: str, path: str) -> str | None:
+        if method == "PUT" and "/online/videos/" in path and not was_busy:
+            was_busy.append(path)
+            return "throttled"
+        return None
+
+    return choose
+
+
+def watch_night(
+    documents: list[Document], job: dict[str, Any], settings: dict[str, str], folder: Path
+) -> dict[str, Any]:
+    """Return what was seen of a night, the endpoint, and a night that is stopped."""
     boto3.client("s3").create_bucket(Bucket=settings["RUSHES_TABLES"].split("/")[2])
     fill_bucket(folder, settings["RUSHES_TABLES"], "ads")
     head, workers = start_cluster(
@@ -88,12 +115,15 @@ def main() -> None:
     seen |= run_night(job, settings, head, workers)
     alive = [each for each in (head, *workers) if each.process.poll() is None]
     (service,) = find_kind(documents, "RayService")
-    seen |= serve_online(service["spec"]["serveConfigV2"], folder)
-    wait_until(lambda: "ray_rushes_video_seconds" in scrape(alive), SCRAPE_S, "the last metrics")
-    seen["metrics"] = sorted(seen["metrics"] | scrape(alive))
+    seen |= serve_online(service["spec"]["serveConfigV2"], alive[1:], folder)
+    seen["endpoint_log"] = read_endpoint_log(head)
+    last = {"ray_rushes_video_seconds", *COUNTED_ONCE}
+    wait_until(lambda: last <= scrape(alive).keys(), SCRAPE_S, ", ".join(sorted(last)))
+    found = seen["metrics"] | scrape(alive)
+    seen["metrics"] = {name: sorted(labels) for name, labels in found.items()}
     fill_bucket(folder, settings["RUSHES_TABLES"], "more")
     seen["stopped"] = stop_night(job, settings, head, alive[1:])
-    print(json.dumps(seen), flush=True)
+    return seen
 
 
 def fill_bucket(folder: Path, tables: str, name: str) -> None:
@@ -176,15 +206,36 @@ def submit(job: dict[str, Any], name: str, entrypoint: str = "") -> subprocess.P
     )
 
 
-def scrape(pods: list[RunningPod]) -> set[str]:
-    """Return the names of our metrics that Prometheus would find on these pods."""
-    found: set[str] = set()
+def scrape(pods: list[RunningPod]) -> dict[str, set[str]]:
+    """Return our metrics that Prometheus would find on these pods: names, with those of labels."""
+    found: dict[str, set[str]] = {}
     for pod in pods:
         (port,) = (each for each in pod.container["ports"] if each["name"] == "metrics")
         url = f"http://{pod.address}:{port['containerPort']}/metrics"
         text = urllib.request.urlopen(url, timeout=10).read().decode()
-        found |= set(re.findall(r"^# TYPE (ray_rushes_\w+) ", text, re.MULTILINE))
+        for name in re.findall(r"^# TYPE (ray_rushes_\w+) ", text, re.MULTILINE):
+            (labels, *_) = re.findall(rf"^{name}(?:_count)?{{(.*)}} \S+$", text, re.MULTILINE)
+            found[name] = set(re.findall(r'(\w+)="', labels))
     return found
+
+
+def read_endpoint_log(head: RunningPod) -> list[dict[str, Any]]:
+    """Return the lines of the endpoint's log that are on the head, from where the README says."""
+    files = "/tmp/ray/session_latest/logs/serve/replica_rushes_Dispatcher_*.log"
+    return [json.loads(line) for line in head.run("sh", "-c", f"cat {files}").stdout.splitlines()]
+
+
+def lose_gang(workers: list[RunningPod]) -> None:
+    """Kill the rank that advances a clip, as a kernel does that is out of memory."""
+
+    def find_rank() -> tuple[RunningPod, str] | None:
+        for pod in workers:
+            if pids := pod.run("pgrep", "--full", RANK).stdout.split():
+                return pod, pids[0]
+        return None
+
+    pod, pid = wait_until(find_rank, RUN_S, "a clip under way")
+    pod.run("kill", "-KILL", pid)
 
 
 def count_steps(pod: RunningPod) -> float:
@@ -234,7 +285,9 @@ def run_night(
                 wait([ending], timeout=0.5)
         log, _ = ending.result()
     commits = list(ledger.read_commits())
+    report = ledger.store.read("report.json")
     return {
+        "reported": json.loads(report)["rows"]["committed"],
         "log": log,
         "code": submitter.returncode,
         "status": ledger.status().model_dump(),
@@ -274,8 +327,11 @@ def stop_night(
     }
 
 
-def serve_online(config: str, folder: Path) -> dict[str, Any]:
-    """Deploy a RayService's application as KubeRay does, by the dashboard, and ask for a video."""
+def serve_online(config: str, workers: list[RunningPod], folder: Path) -> dict[str, Any]:
+    """Deploy a RayService's application as KubeRay does, by the dashboard, and ask for a video.
+
+    Its gang is lost in the middle.
+    """
     (path := folder / "serve.yaml").write_text(config, "utf-8")
     deployed = subprocess.run(
         ["serve", "deploy", "--address", f"http://{HEAD}:8265", path],
@@ -297,16 +353,20 @@ def serve_online(config: str, folder: Path) -> dict[str, Any]:
         refused = False
     except openai.AuthenticationError:
         refused = True
-    video = client.videos.create(prompt="a blue square", extra_body={"num_inference_steps": 2})
+    asked = client.videos.with_raw_response.create(
+        prompt="a blue square", extra_body={"num_inference_steps": STEPS}
+    )
+    lose_gang(workers)
+    video = asked.parse()
     while video.status in ("queued", "in_progress"):
         time.sleep(1)
         video = client.videos.retrieve(video.id)
     content = (
         client.videos.download_content(video.id).read() if video.status == "completed" else b""
     )
-    answer = client.videos.with_raw_response.retrieve(video.id)
     return {
-        "request_id": answer.headers.get("x-request-id"),
+        "request_id": asked.headers.get("x-request-id"),
+        "video_id": video.id,
         "video": video.status,
         "size_bytes": len(content),
         "refused": refused,

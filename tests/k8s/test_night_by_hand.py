@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from ray.util.metrics import Counter
+from ray.util.metrics import Counter, Metric
 
 from cluster import metrics
 from tests.k8s.night_by_hand import NUM_CLIPS, STEPS
@@ -18,8 +18,9 @@ from tests.support.isolated import ISOLATED, need_namespaces
 pytestmark = pytest.mark.timeout(900)
 
 
-def is_counter(metric: object) -> bool:
-    return isinstance(metric, Counter)
+def find_name(metric: Metric) -> str:
+    """Return what Prometheus finds a metric as."""
+    return f"ray_{metric.info['name']}{'_total' if isinstance(metric, Counter) else ''}"
 
 
 def test_a_night_with_a_worker_taken_back_and_the_endpoint(tmp_path: Path) -> None:
@@ -50,15 +51,21 @@ def test_a_night_with_a_worker_taken_back_and_the_endpoint(tmp_path: Path) -> No
     assert len({each["clip_id"] for each in committed}) == NUM_CLIPS
     assert {each["run"] for each in committed} == {1}
     assert seen["took_s"] < seen["grace_s"]
-    # Every metric of the table is scraped; of lost gangs and repeated calls there is none to count.
-    counted = {f"ray_{each.info['name']}_total" for each in metrics.ALL if is_counter(each)}
-    others = {f"ray_{each.info['name']}" for each in metrics.ALL if not is_counter(each)}
-    nothing_to_count = {"ray_rushes_gang_rebuilds_total", "ray_rushes_store_retries_total"}
-    assert {*seen["metrics"]} | nothing_to_count == counted | others
+    assert seen["reported"] == NUM_CLIPS
+    # Every metric of the table is scraped, with its own labels beside Ray's.
+    rays = set(seen["metrics"]["ray_rushes_videos"])
+    assert {name: set(labels) - rays for name, labels in seen["metrics"].items()} == {
+        find_name(each): set(each.info["tag_keys"]) for each in metrics.ALL
+    }
     # The endpoint of the RayService, on the same pods.
     assert seen["refused"]
-    assert seen["request_id"]
     assert seen["video"] == "completed"
+    # Its log tells of the call, the video, the clip and the gang that was lost.
+    log = seen["endpoint_log"]
+    of_video = [each for each in log if each.get("video_id") == seen["video_id"]]
+    assert {each["request_id"] for each in of_video} == {seen["request_id"]}
+    assert len({each["clip_id"] for each in of_video}) == 1
+    assert any("gang lost" in each["message"] for each in log)
     assert seen["size_bytes"] > 1000
     # A night whose head is ended in the middle saves what it has, and gives the lease back.
     stopped = seen["stopped"]

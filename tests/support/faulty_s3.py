@@ -35,8 +35,13 @@ class FaultyProxy(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, endpoint: str, choose: Callable[[str, str], str | None]) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(
+        self,
+        endpoint: str,
+        choose: Callable[[str, str], str | None],
+        listen: tuple[str, int] = ("127.0.0.1", 0),
+    ) -> None:
+        super().__init__(listen, _Handler)
         parts = urlsplit(endpoint)
         self.upstream = (str(parts.hostname), int(parts.port or 80))
         self.choose = choose
@@ -45,7 +50,7 @@ class FaultyProxy(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
+        return f"http://{self.server_address[0]}:{self.server_address[1]}"
 
     def close(self) -> None:
         """Answer nothing more; may be called twice."""
@@ -140,9 +145,13 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serve_faults(endpoint: str, choose: Callable[[str, str], str | None]) -> Iterator[FaultyProxy]:
+def serve_faults(
+    endpoint: str,
+    choose: Callable[[str, str], str | None],
+    listen: tuple[str, int] = ("127.0.0.1", 0),
+) -> Iterator[FaultyProxy]:
     """Run a proxy before `endpoint`."""
-    proxy = FaultyProxy(endpoint, choose)
+    proxy = FaultyProxy(endpoint, choose, listen)
     thread = threading.Thread(target=proxy.serve_forever, daemon=True)
     thread.start()
     try:

@@ -106,6 +106,7 @@ class Server:
         self.listener = Listener()
         self.process: subprocess.Popen[str]
         self.cluster: str
+        self.logs: Path
         self._stack = ExitStack()
         self._seen = set[psutil.Process]()
 
@@ -124,6 +125,8 @@ class Server:
         assert self.url in line
         while "--address" not in line:
             line = self.process.stdout.readline()
+            if "its log" in line:
+                self.logs = Path(line.split(": ")[1].strip())
         self.cluster = line.split("--address")[1].split()[0]
 
     def find(self, name: str) -> Any:
@@ -148,6 +151,11 @@ class Server:
 
     def client(self, key: str = MINE) -> OpenAI:
         return OpenAI(base_url=self.url, api_key=key, max_retries=0)
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """Return every line that the endpoint's own processes have written so far."""
+        texts = (each.read_text("utf-8") for each in self.logs.glob("replica_*.log"))
+        return [json.loads(line) for text in texts for line in text.splitlines()]
 
     def count_attempts(self) -> int:
         return len(list((self.output / "clips").rglob("*.mp4")))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.stop import STOPPED, StopSignal, has_stop_come, stop_signals
+from jobs.stop import LAST_WORDS, STOPPED, StopSignal, has_stop_come, stop_signals
 from pipeline.lease import Lease
 from pipeline.store import ObjectStore
 
@@ -27,7 +27,7 @@ def test_the_first_one_stops_and_is_remembered_and_the_next_are_ignored() -> Non
 
 
 FETCHES = """
-import os, signal, time
+import os, signal, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from jobs.stop import stop_signals
 
@@ -36,17 +36,23 @@ def plan_call():
         threads.submit(time.sleep, 60)
         os.kill(os.getpid(), signal.SIGTERM)
 
-with stop_signals():
+def say(text):
+    print("told:", text, flush=True)
+
+with stop_signals(*sys.argv[1:] and (say,)):
     plan_call()
 """
 
 
-def test_a_model_that_is_being_fetched_is_not_waited_for() -> None:
+@pytest.mark.parametrize("how", ["told", ""])
+def test_a_model_that_is_being_fetched_is_not_waited_for(how: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", FETCHES], capture_output=True, text=True, check=False, timeout=30
-    )
+        [sys.executable, "-c", FETCHES, *filter(None, [how])],
+        capture_output=True, text=True, check=False, timeout=30,
+    )  # fmt: skip
     assert done.returncode == STOPPED
-    assert "stopped by SIGTERM" in done.stderr
+    out, err = (f"told: {LAST_WORDS}\n", "") if how else ("", f"rushes: {LAST_WORDS}\n")
+    assert (done.stdout, done.stderr) == (out, err)
 
 
 class StoppedAtTheLease(ObjectStore):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from cluster import tenants
+from cluster.answers import PoolProgress
 from cluster.tenants import Meter, Tenant, Told
 from pipeline.checkpoints import Checkpoints
 from pipeline.errors import LeaseLostError
@@ -114,3 +115,13 @@ def test_what_is_saved_is_asked_for_again_where_the_store_errs(
     errors += [OSError("503 SlowDown")] * tenants.LOAD_TRIES
     assert asyncio.run(tenant.load(clip)) is None
     assert "starts anew: 503 SlowDown" in tenant.warnings[-1]
+
+
+@pytest.mark.parametrize(
+    ("before", "new"), [(0, ("b", "c")), (2, ("c",)), (3, ()), (9, ("b", "c"))]
+)
+def test_a_look_tells_what_is_new_also_of_a_pool_that_began_anew(
+    before: int, new: tuple[str, ...]
+) -> None:
+    now = PoolProgress(0, 0, 0, 0, 0, 0, 0, None, warnings=("b", "c"), warned=3)
+    assert now.new_warnings(before) == new

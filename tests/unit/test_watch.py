@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
+import boto3
 import pytest
+from moto.server import ThreadedMotoServer
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -21,6 +25,7 @@ from tests.support.outputs import IDENTITY, A, B, C, failure, plan_rows
 from tests.support.reported import write_commit
 
 CLIPS = (A, B, C)
+PatchSleep = Callable[..., list[float]]
 
 
 @pytest.fixture
@@ -51,6 +56,54 @@ def slept(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return pauses
 
 
+@pytest.fixture
+def patch_sleep(monkeypatch: pytest.MonkeyPatch) -> PatchSleep:
+    """Have something happen in each pause of a watch, and return the pauses."""
+
+    def patch(*happenings: Callable[[], object]) -> list[float]:
+        pauses: list[float] = []
+
+        def sleep(pause_s: float) -> None:
+            pauses.append(pause_s)
+            happenings[len(pauses) - 1]()
+
+        clock = SimpleNamespace(sleep=sleep, monotonic=time.monotonic)
+        monkeypatch.setattr("jobs.watch.time", clock)
+        return pauses
+
+    return patch
+
+
+class Bucket:
+    """A bucket on a server that stops and starts; what is in it stays."""
+
+    name = "watched"
+
+    def __init__(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+
+    def start(self) -> None:
+        self._server = ThreadedMotoServer("127.0.0.1", self.port, verbose=False)
+        self._server.start()
+
+    def stop(self) -> None:
+        self._server.stop()
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    bucket = Bucket()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{bucket.port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    bucket.start()
+    boto3.client("s3").create_bucket(Bucket=bucket.name)
+    yield bucket
+    bucket.stop()
+
+
 def call(*args: str) -> tuple[int, list[str]]:
     result = CliRunner().invoke(app, ["status", *args])
     return result.exit_code, result.stdout.splitlines()
@@ -79,7 +132,7 @@ def test_json_is_the_counts_one_line_each(ledger: Ledger, slept: list[float]) ->
 def test_a_terminal_shows_pace_and_time_left(ledger: Ledger, slept: list[float]) -> None:
     text = io.StringIO()
     console = Console(file=text, force_terminal=True, width=120)
-    watch_output(ledger, console, 2.0, as_json=False)
+    watch_output(ledger, console, 2.0, pytest.fail, as_json=False)
     shown = text.getvalue()
     assert "rows an hour" in shown
     assert "ETA" in shown
@@ -99,7 +152,7 @@ def test_a_look_waits_as_long_as_the_last_one_took(
 
     ticks = advance()
     monkeypatch.setattr("jobs.watch.time.monotonic", lambda: next(ticks))
-    watch_output(ledger, Console(file=io.StringIO()), 2.0, as_json=False)
+    watch_output(ledger, Console(file=io.StringIO()), 2.0, pytest.fail, as_json=False)
     assert slept == [5.0] * 6
 
 
@@ -119,9 +172,66 @@ def test_an_interrupt_ends_it(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -
     assert (code, len(lines)) == (ExitCode.INTERRUPTED, 1)
 
 
-def test_no_output_to_watch() -> None:
-    code, lines = call(f"memory://{uuid.uuid4().hex}", "--watch")
-    assert (code, lines) == (ExitCode.USAGE, [])
+def test_an_output_and_its_rows_may_come_after_the_watch(patch_sleep: PatchSleep) -> None:
+    ledger = Ledger(ObjectStore(f"memory://{uuid.uuid4().hex}"))
+
+    def finish() -> None:
+        ledger.save_rows("ads", plan_rows((A, None)))
+        write_commit(ledger.store, A, 1)
+
+    patch_sleep(lambda: None, lambda: ledger.open_output(IDENTITY), finish)
+    result = CliRunner().invoke(app, ["status", ledger.store.uri, "--watch"])
+    assert result.exit_code == ExitCode.OK
+    assert result.stdout.splitlines() == [
+        "0 rows: 0 committed, 0 failed, 0 rejected, 0 remaining",
+        "1 rows: 1 committed, 0 failed, 0 rejected, 0 remaining",
+    ]
+    assert len(result.stderr.splitlines()) == 1, "it is said once"
+
+
+def test_a_storage_that_goes_away_is_waited_for(bucket: Bucket, patch_sleep: PatchSleep) -> None:
+    ledger = Ledger(ObjectStore(f"s3://{bucket.name}/{uuid.uuid4().hex}"))
+    ledger.open_output(IDENTITY)
+    ledger.save_rows("ads", plan_rows((A, None)))
+    write_commit(ledger.store, A, 1)
+    done = ledger.status()
+    ledger.save_rows("ads", plan_rows((A, None), (B, None)))
+
+    def come_back() -> None:
+        bucket.start()
+        ledger.save_rows("ads", plan_rows((A, None)))
+
+    slept = patch_sleep(bucket.stop, lambda: None, come_back)
+    result = CliRunner().invoke(app, ["status", ledger.store.uri, "--watch", "--json"])
+    assert result.exit_code == ExitCode.OK, result.output
+    first, last = result.stdout.splitlines()
+    assert json.loads(first)["remaining"] == 1
+    assert json.loads(last) == done.model_dump(mode="json")
+    assert len(result.stderr.splitlines()) == 1, "it is said once"
+    assert slept[1:] == [1.0, 2.0], "at pauses"
+
+
+def test_a_terminal_shows_that_the_storage_is_away(bucket: Bucket, patch_sleep: PatchSleep) -> None:
+    ledger = Ledger(ObjectStore(f"s3://{bucket.name}/{uuid.uuid4().hex}"))
+    ledger.open_output(IDENTITY)
+    ledger.save_rows("ads", plan_rows((A, None)))
+    text = io.StringIO()
+
+    def come_back() -> None:
+        bucket.start()
+        ledger.record_failure(failure(A))
+
+    patch_sleep(bucket.stop, come_back)
+    console = Console(file=text, force_terminal=True, width=120)
+    watch_output(ledger, console, 2.0, pytest.fail, as_json=False)
+    shown = text.getvalue()
+    assert shown.index("storage away since") < shown.rindex("failed")
+
+
+def test_a_storage_that_never_answered_ends_it(bucket: Bucket, patch_sleep: PatchSleep) -> None:
+    bucket.stop()
+    patch_sleep()
+    assert call(f"s3://{bucket.name}/out", "--watch") == (ExitCode.USAGE, [])
 
 
 def test_pace() -> None:
