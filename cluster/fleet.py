@@ -106,7 +106,7 @@ class Fleet:
     def start(self) -> None:
         """Make the gangs that nobody makes: all, or anew those that were given up."""
         self.broken = None
-        self._given_up = {}
+        self._given_up, self._unusable = {}, set()
         for shape in self._recipe.gangs:
             for number in range(shape.count):
                 name = f"{shape.name}-{number}"
