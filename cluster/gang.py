@@ -100,8 +100,9 @@ class Gang:
         what = "place"
         try:
             try:
-                place = f"{name}: {shape.placement} of {ranks} x {bundle}"
-                await _wait(group.ready(), timeout_s, place)
+                asked = f"{name}: resources {ranks} x {bundle}, {shape.placement}"
+                asked += f", {shape.label_selector}" if shape.label_selector else ""
+                await _wait(group.ready(), timeout_s, asked)
             except GangDiedError as error:
                 if isinstance(error.__cause__, TimeoutError):
                     raise NoPlaceError(str(error)) from error

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from cluster.client import PoolClient
-from cluster.stages import Publish, RenderSpec, denoise_once
+from cluster.stages import Publish, RenderSpec, Row, denoise_once
 from jobs.recipes import find_recipe
 from pipeline.documents import Commit
 from pipeline.ledger import Ledger
@@ -24,7 +24,7 @@ class AskedError(Exception):
 
 
 class AskedPool:
-    def render(self, *_: Any) -> None:
+    def render(self, *_: Any, **__: Any) -> None:
         raise AskedError
 
 
@@ -39,7 +39,13 @@ def test_its_commit_is_its_outcome_and_no_gang_is_asked(store: ObjectStore, tmp_
     request = commit.request.model_dump_json()
     publish = Publish(RenderSpec(find_recipe(), "0" * 64))
     for failed in ("", failure(A).model_dump_json()):
-        row = {"clip_id": A, "request": request, "payload": b"conditioning", "record": "{}"}
+        row: Row = {
+            "clip_id": A,
+            "request": request,
+            "payload": b"conditioning",
+            "record": "{}",
+            "put_off": False,
+        }
         done = publish.publish(
             asyncio.run(denoise_once(POOL, {**row, "failure": failed}, ledger)), ledger
         )
