@@ -22,6 +22,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 from ray.data.expressions import col
 
+from cluster.answers import PoolBrokenError
 from cluster.client import PoolClient
 from cluster.leaving import leave_in_time
 from cluster.stages import Encode, Publish, RenderSpec, Row, denoise_once
@@ -61,9 +62,10 @@ def run_batch(
         else:
             put_off.append(clip_id)
     if put_off:
-        for _, outcome in _pass(spec, ledger, pool, work_key, put_off, is_patient=True):
-            if outcome:
-                yield outcome
+        for clip_id, outcome in _pass(spec, ledger, pool, work_key, put_off, is_patient=True):
+            if outcome is None:
+                raise PoolBrokenError(f"the pool has put off clip {clip_id}, which was to wait")
+            yield outcome
 
 
 def _pass(

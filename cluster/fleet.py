@@ -106,7 +106,8 @@ class Fleet:
     def start(self) -> None:
         """Make the gangs that nobody makes: all, or anew those that were given up."""
         self.broken = None
-        self._given_up, self._unusable = {}, set()
+        self._given_up.clear()
+        self._unusable.clear()
         for shape in self._recipe.gangs:
             for number in range(shape.count):
                 name = f"{shape.name}-{number}"
@@ -134,11 +135,10 @@ class Fleet:
     def put_off(self, room: int | None) -> None:
         """Where no gang of a room finds a place, let no more clips wait than there are to be gangs.
 
-        The others are answered: they would keep clips for other gangs from being asked for.
+        The others are answered: they would keep clips from being asked for whose gangs are at work.
         """
-        if room in self._placeless and all(
-            gang.shape.max_tokens != room for gang in self._gangs.values()
-        ):
+        is_there = any(gang.shape.max_tokens == room for gang in self._gangs.values())
+        if room in self._placeless and not is_there and self._queue.is_one_made():
             gangs = (shape.count for shape in self._recipe.gangs if shape.max_tokens == room)
             self._queue.put_off(room, keep=sum(gangs))
 

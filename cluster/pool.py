@@ -108,6 +108,7 @@ class GangPool:
         if shape is None:
             raise ValueError(f"{clip_id}: too large for every gang; plan it first")
         if same := self._queue.find(key):
+            same.is_patient = is_patient
             return await asyncio.shield(same.result)
         if self._fleet.broken:
             raise PoolBrokenError(self._fleet.broken)

@@ -47,8 +47,10 @@ class Queue:
             self._waiting[job.task.room].discard(job.task.key)
 
     async def put(self, job: Job) -> None:
-        """Let a job wait its turn for a gang."""
+        """Let a job wait its turn for a gang; one that was removed meanwhile doesn't."""
         async with self._added:
+            if not self._is_in(job.task):
+                return
             self._schedule.add(job.task)
             self._waiting[job.task.room].add(job.task.key)
             self._added.notify_all()  # one of them has the room for it
@@ -82,11 +84,11 @@ class Queue:
 
     def take_waiting(self, room: int | None, classes: tuple[Urgency, ...]) -> Job | None:
         """Return the job that is next for gangs of this room; None where none waits."""
-        while task := self._schedule.take(room, classes):
-            if self._is_in(task):
-                self._waiting[room].discard(task.key)
-                return self._jobs[task.key]
-        return None
+        task = self._schedule.take(room, classes, self._is_in)
+        if task is None:
+            return None
+        self._waiting[room].discard(task.key)
+        return self._jobs[task.key]
 
     def has(self, room: int | None, urgency: Urgency) -> bool:
         """Return whether a job of a class waits for gangs of this room."""
@@ -112,10 +114,10 @@ class Queue:
 
         `keep` is how many others may wait on.
         """
-        waiting = [self._jobs[key] for key in self._waiting[room]]
-        for job in sorted(waiting, key=lambda job: job.since)[keep:]:
-            if not job.is_patient:
-                job.give_up(PutOffError(f"{job.task.key.clip_id}: its gangs find no place"))
+        waiting = (self._jobs[key] for key in self._waiting[room])
+        impatient = [job for job in waiting if not job.is_patient]
+        for job in sorted(impatient, key=lambda job: job.since)[keep:]:
+            job.give_up(PutOffError(f"{job.task.key.clip_id}: its gangs find no place"))
 
     def is_one_made(self) -> bool:
         """Return whether any gang has a job."""

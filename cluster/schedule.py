@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -76,7 +77,7 @@ class Schedule:
     _clips: dict[tuple[_Line, str], list[tuple[int, int, Task]]] = field(
         default_factory=dict[tuple[_Line, str], list[tuple[int, int, Task]]]
     )
-    """Heaps, of each owner: as many clips as turns."""
+    """Heaps, of each owner: as many clips as turns, or fewer."""
     _arrivals: int = 0
     _now: Counter[_Line] = field(default_factory=Counter[_Line])
     """The last turn that was taken."""
@@ -85,10 +86,10 @@ class Schedule:
 
     def __len__(self) -> int:
         """Return how many clips wait."""
-        return sum(map(len, self._turns.values()))
+        return sum(map(len, self._clips.values()))
 
     def has(self, room: int | None, urgency: Urgency) -> bool:
-        """Return whether a clip of a class waits for gangs of this room."""
+        """Return whether a clip of a class waits for gangs of this room, or did lately."""
         return bool(self._turns.get((room, urgency)))
 
     def add(self, task: Task) -> None:
@@ -102,20 +103,38 @@ class Schedule:
         heapq.heappush(clips, (task.rank, self._arrivals, task))
 
     def take(
-        self, room: int | None = None, classes: tuple[Urgency, ...] = tuple(Urgency)
+        self,
+        room: int | None = None,
+        classes: tuple[Urgency, ...] = tuple(Urgency),
+        is_wanted: Callable[[Task], bool] = lambda _: True,
     ) -> Task | None:
         """Return the clip that is next for gangs of this room, and take it out; None if none.
 
-        `classes` are those to take from, the first choice first.
+        `classes` are those to take from, the first choice first. A clip that isn't wanted any more
+        costs its owner no turn.
         """
         for urgency in classes:
             line = room, urgency
-            if turns := self._turns.get(line):
-                self._now[line], _, owner = heapq.heappop(turns)
-                *_, task = heapq.heappop(self._clips[line, owner])
-                if not self._clips[line, owner]:
-                    del self._clips[line, owner]
+            turns = self._turns.get(line, [])
+            while turns:
+                turn, _, owner = heapq.heappop(turns)
+                task = self._take_from((line, owner), is_wanted)
                 if not turns:
-                    self._last = {key: turn for key, turn in self._last.items() if key[0] != line}
-                return task
+                    self._last = {key: last for key, last in self._last.items() if key[0] != line}
+                if task:
+                    self._now[line] = turn
+                    return task
         return None
+
+    def _take_from(
+        self, whose: tuple[_Line, str], is_wanted: Callable[[Task], bool]
+    ) -> Task | None:
+        """Return an owner's next clip that is wanted, and take out those before it."""
+        clips = self._clips.get(whose, [])
+        found: Task | None = None
+        while clips and found is None:
+            *_, task = heapq.heappop(clips)
+            found = task if is_wanted(task) else None
+        if not clips:
+            self._clips.pop(whose, None)
+        return found

@@ -102,7 +102,7 @@ class Tenant:
         if clip_id not in self._saved:
             return None
         wrong = ""
-        for pause_s in islice(pauses(), LOAD_TRIES):
+        for pause_s in (*islice(pauses(), LOAD_TRIES - 1), 0.0):
             try:
                 return await asyncio.to_thread(self.checkpoints.load, clip_id, self.warn)
             except OSError as error:

@@ -209,8 +209,6 @@ def render(
                     retry_failed=retry_failed,
                     wait=wait,
                 )
-                if report and not result.ended_by:
-                    _try_report(output, reporter.noted)
         except RunBrokenError as error:
             shows.broken(error)
             raise typer.Exit(ExitCode.BROKEN) from error
@@ -218,6 +216,8 @@ def render(
             shows.noted(LAST_WORDS)
             raise typer.Exit(ExitCode.STOPPED) from error
         shows.finished(result)
+        if report and not result.ended_by:
+            _try_report(output, shows.noted)
         if result.ended_by:
             stopped = result.ended_by == "SIGTERM"
             raise typer.Exit(ExitCode.STOPPED if stopped else ExitCode.INTERRUPTED)
@@ -380,8 +380,8 @@ def status(
     Where rows of several tables are in it, each is listed, with where its rows came from.
     While a run writes the output, or has died without giving it back, that run is named.
     --watch shows rows an hour and the time that is left on a terminal, and elsewhere prints a line
-    whenever the counts change. It waits for an output that isn't there yet, and for a storage that
-    goes away meanwhile.
+    whenever the counts change. It waits for an output that isn't there yet, or has no rows, and for
+    a storage that goes away meanwhile.
     """
     with _errors():
         from jobs.summaries import print_status
@@ -503,11 +503,14 @@ def _try_report(output: str, note: Callable[[str], None]) -> None:
     """Write an output's report; a run has ended as it has, also where that can't be done."""
     from jobs.report.collect import Price
     from jobs.report.write import write_report
+    from jobs.stop import stop_signals
 
     try:
-        write_report(output, (), Price())
-    except (OSError, UsageError) as error:
-        note(f"the report can't be written: {error}; rushes report {output} tries again")
+        with stop_signals(note):
+            write_report(output, (), Price())
+    except (OSError, UsageError, KeyboardInterrupt) as error:
+        why = str(error) or "it was interrupted"
+        note(f"the report can't be written: {why}; rushes report {output} tries again")
 
 
 @contextmanager

@@ -68,8 +68,10 @@ def _stop(say: Callable[[str], None], _: int, frame: FrameType | None) -> None:
 
 
 def _end(say: Callable[[str], None]) -> None:
-    say(LAST_WORDS)
-    os._exit(STOPPED)
+    try:
+        say(LAST_WORDS)
+    finally:
+        os._exit(STOPPED)
 
 
 def _complain(text: str) -> None:

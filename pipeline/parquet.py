@@ -77,11 +77,14 @@ def _explain_each(
 
 @contextmanager
 def _explained(store: ObjectStore, key: str) -> Generator[None]:
-    """Have errors of Arrow, which has the object's bytes, name the object: it is damaged."""
+    """Have errors of Arrow, which has the object's bytes, name the object: it is damaged.
+
+    Some are OSErrors: as a cause, one would say that the store is away.
+    """
     try:
         yield
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise _refuse(store, key, str(error).partition("\n")[0]) from error
+        raise _refuse(store, key, str(error).partition("\n")[0]) from None
 
 
 def _refuse(store: ObjectStore, key: str, says: str) -> UsageError:

@@ -14,10 +14,10 @@ import ray
 import torch
 
 from cluster import fleet as fleet_module
-from cluster.answers import ClipKey, NoGangError, Rendered
+from cluster.answers import ClipKey, NoGangError, PutOffError, Rendered
 from cluster.client import PoolClient, join_pool
 from cluster.fleet import Fleet
-from cluster.gang import GangDiedError
+from cluster.gang import GangDiedError, NoPlaceError
 from cluster.job import Job
 from cluster.pool import GangPool
 from cluster.queue import Queue
@@ -113,11 +113,13 @@ def test_a_gang_that_finds_no_place_fails_the_clips_that_need_it_alone(
 class NoWideGang:
     """Wide gangs never come up; others are always about to."""
 
+    ERROR: Exception = GangDiedError("killed")
+
     @classmethod
     async def create(cls, name: str, *_: object) -> None:
         """Fail, or wait."""
         if name.startswith("wide"):
-            raise GangDiedError("no place")
+            raise cls.ERROR
         await asyncio.Event().wait()
 
 
@@ -150,6 +152,34 @@ def test_whoever_asks_for_a_clip_that_gets_no_gang_hears_of_it(
             return await asyncio.gather(*asking, return_exceptions=True)
 
     assert [type(each) for each in asyncio.run(ask_twice())] == [NoGangError] * 2
+
+
+def test_the_pool_puts_off_who_does_not_wait_for_a_place(
+    clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of those, as many wait as there are to be gangs; whoever is patient waits besides."""
+    monkeypatch.setattr(fleet_module, "Gang", NoWideGang)
+    monkeypatch.setattr(fleet_module, "MAX_FAILED_STARTS", 1000)
+    monkeypatch.setattr(Queue, "is_one_made", lambda _: True)
+    monkeypatch.setattr(NoWideGang, "ERROR", NoPlaceError("no place"))
+    saves = Checkpoints(ObjectStore(tmp_path), "f" * 64)
+
+    async def ask() -> list[Any]:
+        pool = GangPool(WIDE_AND_SINGLE, "test-places")
+        await pool.enter(saves)
+        async with asyncio.timeout(WAIT_S):
+            while not (await pool.progress(saves)).warned:
+                await asyncio.sleep(0.01)
+        given = clip.request, clip.conditioning
+        asked = {"first": False, "second": False, "patient": True, "third": False}
+        asking = [
+            asyncio.create_task(pool.render(saves, digest(name), *given, is_patient=is_patient))
+            for name, is_patient in asked.items()
+        ]
+        done, _ = await asyncio.wait(asking, timeout=1.0)
+        return [type(each.exception()) if each in done else None for each in asking]
+
+    assert asyncio.run(ask()) == [None, PutOffError, None, PutOffError]
 
 
 def test_a_batchs_clip_that_gets_no_gang_fails_without_an_attempt(

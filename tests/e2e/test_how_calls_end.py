@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import time
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +17,7 @@ from typer.testing import CliRunner
 from jobs.cli import ExitCode, app
 from jobs.plan import plan_call
 from jobs.recipes import find_recipe
+from jobs.report import write
 from jobs.report.documents import Report
 from pipeline.documents import Failure, describe_failure
 from pipeline.ledger import Ledger
@@ -93,6 +97,21 @@ def test_a_run_that_writes_its_report_ends_as_it_would_without(
     (page / "in the way").mkdir(parents=True)
     result = render(table, "--report")
     assert result.exit_code == code
+    assert "the report can't be written" in result.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_stopped_while_it_reports_has_ended_all_the_same(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    def stop(*_: object) -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(10)
+
+    monkeypatch.setattr(write, "write_report", stop)
+    result = render(prepare(folder, "ads.parquet", (GOOD,)), "--report")
+    assert result.exit_code == ExitCode.OK, result.output
+    assert "committed" in result.output
     assert "the report can't be written" in result.output
 
 

@@ -214,8 +214,8 @@ def scrape(pods: list[RunningPod]) -> dict[str, set[str]]:
         url = f"http://{pod.address}:{port['containerPort']}/metrics"
         text = urllib.request.urlopen(url, timeout=10).read().decode()
         for name in re.findall(r"^# TYPE (ray_rushes_\w+) ", text, re.MULTILINE):
-            (labels, *_) = re.findall(rf"^{name}(?:_count)?{{(.*)}} \S+$", text, re.MULTILINE)
-            found[name] = set(re.findall(r'(\w+)="', labels))
+            if sample := re.search(rf"^{name}(?:_count)?{{(.*)}} \S+$", text, re.MULTILINE):
+                found[name] = set(re.findall(r'(\w+)="', sample[1]))
     return found
 
 

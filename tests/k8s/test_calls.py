@@ -58,6 +58,11 @@ def wait_for_nobody_in_shared(documents: list[Document]) -> None:
     args[0] = args[0].replace("--wait", "")
 
 
+def report_nothing_in_shared(documents: list[Document]) -> None:
+    args = clock_of(documents)["containers"][0]["args"]
+    args[0] = args[0].replace("--report", "")
+
+
 def render_another_recipe(documents: list[Document]) -> None:
     edit_entrypoint(documents, "recipe.toml", "recipes.toml")
 
@@ -156,6 +161,7 @@ MUTATIONS: tuple[tuple[Callable[..., Any], Callable[[list[Document]], None], str
     (rules.nights_join_their_cluster, render_alone, "gpu"),
     (rules.nights_join_their_cluster, give_way_to_nobody, "gpu"),
     (rules.nights_join_their_cluster, wait_for_nobody_in_shared, "shared"),
+    (rules.nights_join_their_cluster, report_nothing_in_shared, "shared"),
     (rules.recipes_load, misspell_a_key, "gpu"),
     (rules.files_are_mounted, render_another_recipe, "gpu"),
     (rules.files_are_mounted, mount_the_recipe_elsewhere, "gpu"),

@@ -27,7 +27,13 @@ from tests.support.manifests import (
 
 HUB_CACHE = re.findall(r"HF_HOME=(\S+)", (K8S / "Dockerfile").read_text("utf-8"))[0]
 """Where the image looks for models of the hub."""
-OF_A_NIGHT = {"address": "auto", "wait": True, "ok_if_rejected": True, "log_format": "json"}
+OF_A_NIGHT = {
+    "address": "auto",
+    "wait": True,
+    "ok_if_rejected": True,
+    "report": True,
+    "log_format": "json",
+}
 """It renders on the cluster that is there, after whoever is at its output: k8s/README.md."""
 
 

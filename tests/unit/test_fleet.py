@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,6 @@ from pipeline.request import RenderRequest
 from pipeline.store import ObjectStore
 
 ROOM, WIDE_ROOM = 80, 1000
-RETRY_S = 0.2
-"""How long a size that was given up is not tried again."""
 GANGS = (
     "gangs=[{{name='single', count=2, max_tokens={}}}, {{name='wide', tensor=2, max_tokens={}}}]"
 )
@@ -130,8 +129,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[[Story], None]:
     monkeypatch.setattr(fleet_module, "find_leaving_nodes", set)
     monkeypatch.setattr(fleet_module, "RESTART_PAUSE_S", 0.0)
     ToldGang.starts = []
-    gangs = GANGS.format(ROOM, WIDE_ROOM)
-    recipe = find_recipe(overrides=[gangs, f"pool.start_timeout_s={RETRY_S}"])
+    recipe = find_recipe(overrides=[GANGS.format(ROOM, WIDE_ROOM)])
 
     async def main(story: Story) -> None:
         warnings: list[str] = []
@@ -208,7 +206,8 @@ def test_a_size_that_was_given_up_is_tried_again_for_whoever_comes_later(run: An
         assert not [
             each for each in ToldGang.starts if each.name == "wide-0" and not each.end.done()
         ]
-        await asyncio.sleep(2 * RETRY_S)
+        (why, _), over = fleet._given_up[WIDE_ROOM], time.monotonic()
+        fleet._given_up[WIDE_ROOM] = why, over
         assert not fleet.find_refusal(WIDE_ROOM)
         (await find("wide-0")).end.set_result(None)
         await settle()
@@ -319,3 +318,18 @@ def test_a_gang_goes_on_though_the_store_errs_as_a_clip_is_called_off(
         assert fleet.gangs == 3
 
     run(story)
+
+
+def test_who_has_left_wakes_no_gang_and_is_not_put_off(tmp_path: Path) -> None:
+    async def main() -> None:
+        queue = Queue()
+        job = make_job(tmp_path, "gone", ROOM)
+        queue.add(job)
+        queue.remove(job)
+        await queue.put(job)
+        queue.put_off(ROOM, keep=0)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await queue.wait_for_more(ROOM, lambda: 0)
+
+    asyncio.run(main())

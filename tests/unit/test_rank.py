@@ -39,7 +39,6 @@ def test_a_store_that_does_not_answer_keeps_no_latents(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor the next clip's, though the first save is under way still."""
-    monkeypatch.setattr(rank_module, "SAVE_S", 0.1)
     answers, save = threading.Event(), Checkpoints.save
 
     def hang(saves: Checkpoints, *what: Any, **how: Any) -> Any:
@@ -52,6 +51,7 @@ def test_a_store_that_does_not_answer_keeps_no_latents(
     try:
         for hangs in (True, False):
             monkeypatch.setattr(Checkpoints, "save", hang if hangs else save)
+            monkeypatch.setattr(rank_module, "SAVE_S", 0.1 if hangs else 60.0)
             key = ClipKey(saves.store.uri, digest(str(hangs)))
             sessions[key] = Finished()
             latents, wrong = worker.finish(key, saves, 0.0, "1")

@@ -100,6 +100,21 @@ def test_who_comes_later_takes_turns_with_who_waits_whatever_went_elsewhere() ->
     assert owners[:4] in (["a", "b", "a", "b"], ["b", "a", "b", "a"])
 
 
+def test_clips_that_nobody_wants_cost_their_owner_no_turn() -> None:
+    schedule = Schedule()
+    unwanted = [ClipKey("a", str(place)) for place in range(20)]
+    wanted = [
+        ClipKey(owner, f"new {place}") for owner, n in (("b", 4), ("a", 2)) for place in range(n)
+    ]
+    for key in (*unwanted, *wanted):
+        schedule.add(replace(make_task(""), key=key))
+    order: list[str] = []
+    while task := schedule.take(is_wanted=lambda task: task.key in wanted):
+        order.append(task.key.output)
+    assert order in (["a", "b", "a", "b", "b", "b"], ["b", "a", "b", "a", "b", "b"])
+    assert len(schedule) == 0
+
+
 def check_turns(owners: list[str], order: list[str]) -> None:
     assert sorted(order) == sorted(owners)
     for owner in set(owners):
