@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
+from pipeline.arrow import open_bytes
 from pipeline.csv_text import check_text
 from pipeline.errors import UsageError
 
 _FLOAT = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?(e[+-]?\d+)?")
 _MAX_BLOCK = 2**31 - 1
+_HEADER_BYTES = 2**16
 
 
 class CsvTable(NamedTuple):
@@ -39,6 +41,7 @@ def read_csv(file: Any, shown: str, known: Sequence[str]) -> CsvTable:
     Raises:
         UsageError: another column has no name, or its text is not in order.
     """
+    file = _end_header(file)
     notes = check_text(file, shown)
     types = dict.fromkeys(known, pa.string())
     table = _parse_csv(file, pa_csv.ConvertOptions(column_types=types))
@@ -54,6 +57,14 @@ def read_csv(file: Any, shown: str, known: Sequence[str]) -> CsvTable:
         if not _says_all(table[name], texts[name]):
             table = table.set_column(names.index(name), name, texts[name])
     return CsvTable(table, {name: texts[name] for name in typed}, notes)
+
+
+def _end_header(file: Any) -> Any:
+    """Return a file whose header, where that is all of it, ends as a line does, for Arrow."""
+    file.seek(0)
+    head = file.read(_HEADER_BYTES)
+    is_all = len(head) == file.size() and not {*b"\r\n"} & {*head}
+    return open_bytes(head + b"\n") if is_all else file
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -67,6 +67,7 @@ def test_unreachable_stores() -> None:
         ("a.csv", b",prompt\n5,a\n5,b\n", "have values but no name in the header: 1 (counted"),
         ("a.csv", b"prompt,x,x\na,1,2\n", "column 'x' occurs twice"),
         ("a.csv", b"prompt,x\n", "has no rows"),
+        ("a.csv", b"prompt,x", "has no rows"),
         ("a.csv", b"prompt;x\na, b;1\n", "its columns are parted by ';'; expected commas"),
         ("a.csv", b"\n\nprompt\tx\na, b\t1\n", "its columns are parted by '\\t'; expected commas"),
         ("a.csv", b'prompt;"x, y"\na;1\n', "its columns are parted by ';'; expected commas"),
