@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from jobs import stop
 from jobs.recipes import DEFAULT, find_recipe, list_recipes
 from pipeline.errors import UsageError
 
@@ -23,7 +24,7 @@ class ExitCode(IntEnum):
     BROKEN = 1
     USAGE = 2
     INCOMPLETE = 3
-    STOPPED = 75  # `jobs.stop.STOPPED`
+    STOPPED = stop.STOPPED
     INTERRUPTED = 130
 
 

@@ -25,4 +25,4 @@ def align(lines: Sequence[Line]) -> str:
 
 def print_whole(console: Console, lines: Sequence[Line]) -> None:
     """Print lines whole, however narrow the console."""
-    console.print(align(lines), highlight=False, markup=False, emoji=False, soft_wrap=True)
+    console.print(align(lines), highlight=False, markup=False, soft_wrap=True)

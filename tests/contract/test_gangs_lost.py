@@ -157,7 +157,8 @@ def test_whoever_asks_for_a_clip_that_gets_no_gang_hears_of_it(
 def test_the_pool_puts_off_who_does_not_wait_for_a_place(
     clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of those, as many wait as there are to be gangs; whoever is patient waits besides."""
+    """Of those, as many wait as there are to be gangs; whoever is patient waits besides, until it
+    asks again and is not."""
     monkeypatch.setattr(fleet_module, "Gang", NoWideGang)
     monkeypatch.setattr(fleet_module, "MAX_FAILED_STARTS", 1000)
     monkeypatch.setattr(Queue, "is_one_made", lambda _: True)
@@ -171,15 +172,23 @@ def test_the_pool_puts_off_who_does_not_wait_for_a_place(
             while not (await pool.progress(saves)).warned:
                 await asyncio.sleep(0.01)
         given = clip.request, clip.conditioning
-        asked = {"first": False, "second": False, "patient": True, "third": False}
-        asking = [
-            asyncio.create_task(pool.render(saves, digest(name), *given, is_patient=is_patient))
-            for name, is_patient in asked.items()
-        ]
-        done, _ = await asyncio.wait(asking, timeout=1.0)
-        return [type(each.exception()) if each in done else None for each in asking]
 
-    assert asyncio.run(ask()) == [None, PutOffError, None, PutOffError]
+        def start(name: str, *, is_patient: bool = False) -> asyncio.Task[Rendered]:
+            asked = pool.render(saves, digest(name), *given, is_patient=is_patient)
+            return asyncio.create_task(asked)
+
+        first, second = start("first"), start("second")
+        patient, third = start("patient", is_patient=True), start("third")
+        async with asyncio.timeout(WAIT_S):
+            ends = await asyncio.gather(second, third, return_exceptions=True)
+            assert not first.done()
+            assert not patient.done()
+            again, fourth = start("patient"), start("fourth")
+            ends += await asyncio.gather(again, patient, fourth, return_exceptions=True)
+        assert not first.done()
+        return ends
+
+    assert [type(each) for each in asyncio.run(ask())] == [PutOffError] * 5
 
 
 def test_a_batchs_clip_that_gets_no_gang_fails_without_an_attempt(
