@@ -13,13 +13,15 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import pyarrow as pa
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
+from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.data.expressions import col
 
 from cluster.answers import PoolBrokenError
@@ -34,6 +36,7 @@ from pipeline.request import RenderRequest
 Table = Any
 CLIENT_CPUS = 0.01
 READ_CPUS = 0.25
+EXECUTOR_END_S = 10.0
 
 
 def make_work(requests: Mapping[str, RenderRequest]) -> Table:
@@ -48,7 +51,7 @@ def make_work(requests: Mapping[str, RenderRequest]) -> Table:
 
 def run_batch(
     spec: RenderSpec, ledger: Ledger, pool: PoolClient, work_key: str
-) -> Iterator[Commit | Failure]:
+) -> Generator[Commit | Failure]:
     """Render every clip of the ledger's work table; yield what became of each, as it ends.
 
     `pool` is one that was joined for the ledger's output. Clips that it puts off, as their gangs
@@ -110,11 +113,26 @@ def _pass(
             **stage_options(recipe.develop),
         )
     )
-    for block in done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        for row in block.to_pylist():
-            kind = Failure if row["failed"] else Commit
-            outcome = kind.model_validate_json(row["outcome"]) if row["outcome"] else None
-            yield row["clip_id"], outcome
+    try:
+        for block in done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for row in block.to_pylist():
+                kind = Failure if row["failed"] else Commit
+                outcome = kind.model_validate_json(row["outcome"]) if row["outcome"] else None
+                yield row["clip_id"], outcome
+    finally:
+        _end_executors()
+
+
+def _end_executors() -> None:
+    """End what Ray Data runs in this process.
+
+    It does so itself, but where Ctrl-C comes between two of its own lines: then with the last
+    reference, held by the exception's traceback. After `ray.shutdown` that starts another Ray.
+    """
+    for thread in threading.enumerate():
+        if isinstance(thread, StreamingExecutor):
+            thread.shutdown(force=True)
+            thread.join(EXECUTOR_END_S)
 
 
 class _Encode(Encode):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -88,8 +88,8 @@ def run_on_ray(
             with _pool(call, ledger, reporter, use) as pool:
                 spec = RenderSpec(call.recipe, call.model_fingerprint)
                 try:
-                    outcomes = run_batch(spec, ledger, pool, work_key)
-                    yield from _measured(outcomes, requests)
+                    with closing(run_batch(spec, ledger, pool, work_key)) as outcomes:
+                        yield from _measured(outcomes, requests)
                 except Exception as error:
                     raise RunBrokenError(f"the run broke: {_find_cause(error)}") from error
     except Exception as error:
