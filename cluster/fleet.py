@@ -30,11 +30,11 @@ from cluster.job import Job
 from cluster.leaving import LEAVING_POLL_S, find_leaving_nodes
 from cluster.queue import Queue
 from cluster.schedule import Task, Urgency
+from cluster.starts import Starts
 from cluster.tenants import Meter
 from pipeline.recipe import GangShape, Recipe
 
 RESTART_PAUSE_S = 1.0
-MAX_FAILED_STARTS = 5
 PING_S = 5.0
 """How often a gang without a clip is asked whether it lives."""
 
@@ -57,18 +57,7 @@ class Fleet:
         """Whose the gangs' time is."""
         self.rebuilds = 0
         """How many gangs were lost."""
-        self.broken: str | None = None
-        """Why no gang can be built, where none can, until it is started again."""
-        self._given_up: dict[int | None, tuple[str, float]] = {}
-        """Rooms that no gang can be built for: why, and until when nobody tries."""
-        self._placeless = set[int | None]()
-        """Rooms of which a gang found no place while others were at work."""
-        self._has_loaded = False
-        """Whether any gang ever had the model."""
-        self._unusable = set[str]()
-        """Gangs that couldn't load it."""
-        self._failed_starts = Counter[str]()
-        """Of each gang, in a row."""
+        self._starts = Starts(recipe)
         self._recipe = recipe
         self._name = name
         self._queue = queue
@@ -103,22 +92,25 @@ class Fleet:
         """How many aren't there as no clip waits for them."""
         return len(self._asleep)
 
+    @property
+    def broken(self) -> str | None:
+        """Why no gang can be built, where none can, until it is started again."""
+        return self._starts.broken
+
     def start(self) -> None:
         """Make the gangs that nobody makes: all, or anew those that were given up."""
-        self.broken = None
-        self._given_up.clear()
-        self._unusable.clear()
+        self._starts.clear()
         for shape in self._recipe.gangs:
             for number in range(shape.count):
                 name = f"{shape.name}-{number}"
                 if name not in self._servers or self._servers[name].done():
-                    self._failed_starts[name] = 0
+                    self._starts.failed[name] = 0
                     serving = self._serve(name, shape, is_kept=shape.is_kept(number))
                     self._servers[name] = asyncio.create_task(serving)
 
     def start_anew(self) -> None:
         """Try again what was given up, if anything was."""
-        if self.broken or self._given_up:
+        if self.broken or self._starts.is_one_given_up:
             self.start()
 
     def find_refusal(self, room: int | None) -> str:
@@ -126,8 +118,8 @@ class Fleet:
 
         A room that was given up is tried again for clips that come once `start_timeout_s` is over.
         """
-        why, until = self._given_up.get(room, ("", 0.0))
-        if why and time.monotonic() > until:
+        why, is_over = self._starts.find_given_up(room)
+        if is_over:
             self.start()
             return ""
         return why
@@ -138,9 +130,8 @@ class Fleet:
         The others are answered: they would keep clips from being asked for whose gangs are at work.
         """
         is_there = any(gang.shape.max_tokens == room for gang in self._gangs.values())
-        if room in self._placeless and not is_there and self._queue.is_one_made():
-            gangs = (shape.count for shape in self._recipe.gangs if shape.max_tokens == room)
-            self._queue.put_off(room, keep=sum(gangs))
+        if room in self._starts.placeless and not is_there and self._queue.is_one_made():
+            self._queue.put_off(room, keep=self._starts.count_gangs(room))
 
     async def close(self) -> None:
         """End all gangs."""
@@ -164,7 +155,7 @@ class Fleet:
 
         One that isn't kept is there while there are clips for it.
         """
-        room = shape.max_tokens
+        starts, room = self._starts, shape.max_tokens
         patience_s = None if is_kept else self._recipe.pool.idle_s
         while True:
             if not is_kept:
@@ -173,27 +164,26 @@ class Fleet:
             try:
                 gang = await Gang.create(name, self._name, shape, self._recipe)
             except Exception as error:  # noqa: BLE001 - whatever stops a gang, another try follows
-                if isinstance(error, UnusableModelError) and self._is_unusable(name):
-                    self._give_up(str(error))
+                wanted = self._servers.keys() - self._asleep
+                if isinstance(error, UnusableModelError) and starts.is_unusable(name, wanted):
+                    starts.broken = str(error)
+                    self._queue.give_up(PoolBrokenError(starts.broken), starts.rooms)
                     return
                 # Others' work goes on meanwhile: so does the wait for a place.
                 if isinstance(error, NoPlaceError) and self._queue.is_one_made():
-                    self._placeless.add(room)
+                    starts.placeless.add(room)
                     self.put_off(room)
                 else:
-                    self._failed_starts[name] += 1
-                if self._is_hopeless(room):
-                    self._give_up_room(room, f"no gang like {name} can be started: {error}")
+                    starts.failed[name] += 1
+                if starts.is_hopeless(room, wanted):
+                    self._give_up(room, f"no gang like {name} can be started: {error}")
                     return
                 self._warn(f"gang {name} could not be started: {error}")
-                await asyncio.sleep(RESTART_PAUSE_S * max(1, self._failed_starts[name]))
+                await asyncio.sleep(RESTART_PAUSE_S * max(1, starts.failed[name]))
                 continue
             finally:
                 self._starting[room] -= 1
-            self._failed_starts[name] = 0
-            self._has_loaded = True
-            self._placeless.discard(room)
-            if room in self._given_up:
+            if starts.succeed(name):
                 self.start()
             await self._feed(gang, patience_s)
 
@@ -241,39 +231,14 @@ class Fleet:
         finally:
             self._asleep.discard(name)
 
-    def _is_unusable(self, name: str) -> bool:
-        """Note that a gang can't load the model; return whether none that is to be there can.
-
-        One node may lack what the others have.
-        """
-        self._unusable.add(name)
-        return not self._has_loaded and self._servers.keys() <= self._unusable | self._asleep
-
-    def _is_hopeless(self, room: int | None) -> bool:
-        """Return whether every gang of a room that is to be there has failed to start too often."""
-        awake = [
-            f"{shape.name}-{number}"
-            for shape in self._recipe.gangs
-            for number in range(shape.count)
-            if shape.max_tokens == room
-        ]
-        return all(
-            name in self._asleep or self._failed_starts[name] >= MAX_FAILED_STARTS for name in awake
-        )
-
-    def _give_up_room(self, room: int | None, reason: str) -> None:
+    def _give_up(self, room: int | None, reason: str) -> None:
         """Fail the clips that no gang can be built for; all of them: the pool is broken."""
-        self._given_up[room] = reason, time.monotonic() + self._recipe.pool.start_timeout_s
-        if self._given_up.keys() >= {each.max_tokens for each in self._recipe.gangs}:
-            self._give_up(reason)
+        self._starts.give_up(room, reason)
+        if self.broken:
+            self._queue.give_up(PoolBrokenError(reason), self._starts.rooms)
         else:
             self._warn(f"clips of their size are given up: {reason}")
             self._queue.give_up(NoGangError(reason), (room,))
-
-    def _give_up(self, reason: str) -> None:
-        self.broken = reason
-        rooms = {each.max_tokens for each in self._recipe.gangs}
-        self._queue.give_up(PoolBrokenError(reason), rooms)
 
     async def _run(self, gang: Gang, job: Job) -> None:
         """Render one clip on `gang`; raises GangDiedError once the clip is safe elsewhere."""

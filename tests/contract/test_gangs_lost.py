@@ -103,7 +103,7 @@ def test_a_gang_that_dies_idle_is_made_anew_before_anybody_needs_it(
 def test_a_gang_that_finds_no_place_fails_the_clips_that_need_it_alone(
     pool: Tenant, clip: Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fleet_module, "MAX_FAILED_STARTS", 1)
+    monkeypatch.setattr("cluster.starts.MAX_FAILED_STARTS", 1)
     small, why = asyncio.run(render_both(pool.client.checkpoints, clip))
     assert ray.get(small.latents[0]) == clip.latents
     assert "STRICT_PACK" in why
@@ -128,7 +128,7 @@ def test_whoever_asks_for_a_clip_that_gets_no_gang_hears_of_it(
 ) -> None:
     """The one who asked first, whose clip's save is still looked for, and the next."""
     monkeypatch.setattr(fleet_module, "Gang", NoWideGang)
-    monkeypatch.setattr(fleet_module, "MAX_FAILED_STARTS", 1)
+    monkeypatch.setattr("cluster.starts.MAX_FAILED_STARTS", 1)
     saves = Checkpoints(ObjectStore(tmp_path), "f" * 64)
 
     async def ask_twice() -> list[Any]:
@@ -160,7 +160,7 @@ def test_the_pool_puts_off_who_does_not_wait_for_a_place(
     """Of those, as many wait as there are to be gangs; whoever is patient waits besides, until it
     asks again and is not."""
     monkeypatch.setattr(fleet_module, "Gang", NoWideGang)
-    monkeypatch.setattr(fleet_module, "MAX_FAILED_STARTS", 1000)
+    monkeypatch.setattr("cluster.starts.MAX_FAILED_STARTS", 1000)
     monkeypatch.setattr(Queue, "is_one_made", lambda _: True)
     monkeypatch.setattr(NoWideGang, "ERROR", NoPlaceError("no place"))
     saves = Checkpoints(ObjectStore(tmp_path), "f" * 64)

@@ -18,6 +18,7 @@ from cluster.gang import GangDiedError, NoPlaceError, UnusableModelError
 from cluster.job import Job
 from cluster.queue import Queue
 from cluster.schedule import Task
+from cluster.starts import MAX_FAILED_STARTS
 from cluster.tenants import Tenant
 from jobs.recipes import find_recipe
 from pipeline.checkpoints import Checkpoints
@@ -92,7 +93,7 @@ async def find(name: str) -> Start:
             await asyncio.sleep(0)
 
 
-async def fail(name: str, error: Exception, times: int = fleet_module.MAX_FAILED_STARTS) -> None:
+async def fail(name: str, error: Exception, times: int = MAX_FAILED_STARTS) -> None:
     for _ in range(times):
         (await find(name)).end.set_exception(error)
 
@@ -152,7 +153,7 @@ LOST = GangDiedError("killed while it loads")
 
 def test_a_size_is_given_up_once_all_of_its_gangs_have_failed(run: Any) -> None:
     async def story(fleet: Fleet, _: Queue) -> None:
-        await fail("single-0", LOST, fleet_module.MAX_FAILED_STARTS + 2)
+        await fail("single-0", LOST, MAX_FAILED_STARTS + 2)
         await settle()
         assert not fleet.find_refusal(ROOM), "another is still loading"
         await fail("single-1", LOST)
@@ -189,7 +190,7 @@ def test_a_gang_that_comes_up_takes_its_size_back(run: Any) -> None:
 def test_a_gang_that_is_there_keeps_its_size(run: Any) -> None:
     async def story(fleet: Fleet, _: Queue) -> None:
         (await find("single-1")).end.set_result(None)
-        await fail("single-0", NoPlaceError("no node"), fleet_module.MAX_FAILED_STARTS + 1)
+        await fail("single-0", NoPlaceError("no node"), MAX_FAILED_STARTS + 1)
         await settle()
         assert not fleet.find_refusal(ROOM)
         assert not fleet.broken
@@ -198,7 +199,9 @@ def test_a_gang_that_is_there_keeps_its_size(run: Any) -> None:
     run(story)
 
 
-def test_a_size_that_was_given_up_is_tried_again_for_whoever_comes_later(run: Any) -> None:
+def test_a_size_that_was_given_up_is_tried_again_for_whoever_comes_later(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def story(fleet: Fleet, _: Queue) -> None:
         await fail("wide-0", LOST)
         await settle()
@@ -206,8 +209,8 @@ def test_a_size_that_was_given_up_is_tried_again_for_whoever_comes_later(run: An
         assert not [
             each for each in ToldGang.starts if each.name == "wide-0" and not each.end.done()
         ]
-        (why, _), over = fleet._given_up[WIDE_ROOM], time.monotonic()
-        fleet._given_up[WIDE_ROOM] = why, over
+        later = time.monotonic() + find_recipe().pool.start_timeout_s
+        monkeypatch.setattr("cluster.starts.monotonic", lambda: later)
         assert not fleet.find_refusal(WIDE_ROOM)
         (await find("wide-0")).end.set_result(None)
         await settle()
@@ -227,7 +230,7 @@ def test_a_place_may_take_long_while_others_are_at_work(run: Any, tmp_path: Path
         patient = make_job(tmp_path, "patient", WIDE_ROOM, is_patient=True)
         other = make_job(tmp_path, "other", ROOM)
         await let_wait(queue, first, second, patient, other)
-        await fail("wide-0", NoPlaceError("no node"), fleet_module.MAX_FAILED_STARTS + 1)
+        await fail("wide-0", NoPlaceError("no node"), MAX_FAILED_STARTS + 1)
         await settle()
         await let_wait(queue, late)
         fleet.put_off(WIDE_ROOM)
@@ -271,7 +274,7 @@ def test_a_node_without_the_model_ends_nothing_where_others_have_it(run: Any) ->
         assert not fleet.broken
         (await find("single-1")).end.set_result(None)
         await settle()
-        await fail("single-0", UNUSABLE, fleet_module.MAX_FAILED_STARTS)
+        await fail("single-0", UNUSABLE, MAX_FAILED_STARTS)
         await settle()
         assert not fleet.broken
         assert fleet.gangs_ready == 1
