@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -65,10 +64,10 @@ class Fleet:
         self._counted = 0.0  # device-seconds, by `measure`
         self._gangs: dict[str, Gang] = {}
         self._servers: dict[str, asyncio.Task[None]] = {}
-        self._starting = Counter[int | None]()  # by their room
+        self._starting = set[str]()
         self._asleep = set[str]()
         self._leaving = set[Gang]()
-        self._owed: dict[Gang, float] = {}  # until when batch has it to itself
+        self._owed: dict[str, float] = {}  # until when batch has a gang to itself
         remove_gangs(name)
         self._watcher = asyncio.create_task(self._watch_nodes())
 
@@ -160,29 +159,30 @@ class Fleet:
         while True:
             if not is_kept:
                 await self._sleep(name, room)
-            self._starting[room] += 1
+            self._starting.add(name)
             try:
                 gang = await Gang.create(name, self._name, shape, self._recipe)
             except Exception as error:  # noqa: BLE001 - whatever stops a gang, another try follows
-                wanted = self._servers.keys() - self._asleep
-                if isinstance(error, UnusableModelError) and starts.is_unusable(name, wanted):
+                # Others' work goes on meanwhile: so does the wait for a place.
+                is_patient = isinstance(error, NoPlaceError) and self._queue.is_one_made()
+                lacks_model = isinstance(error, UnusableModelError)
+                starts.fail(name, counts=not is_patient, lacks_model=lacks_model)
+                if is_patient:
+                    starts.placeless.add(room)
+                    self.put_off(room)
+                if lacks_model and starts.is_unusable(self._asleep):
                     starts.broken = str(error)
                     self._queue.give_up(PoolBrokenError(starts.broken), starts.rooms)
                     return
-                # Others' work goes on meanwhile: so does the wait for a place.
-                if isinstance(error, NoPlaceError) and self._queue.is_one_made():
-                    starts.placeless.add(room)
-                    self.put_off(room)
-                else:
-                    starts.failed[name] += 1
-                if starts.is_hopeless(room, wanted):
+                if starts.is_hopeless(room, self._asleep):
                     self._give_up(room, f"no gang like {name} can be started: {error}")
                     return
+                await self._queue.look_again()
                 self._warn(f"gang {name} could not be started: {error}")
                 await asyncio.sleep(RESTART_PAUSE_S * max(1, starts.failed[name]))
                 continue
             finally:
-                self._starting[room] -= 1
+                self._starting.discard(name)
             if starts.succeed(name):
                 self.start()
             await self._feed(gang, patience_s)
@@ -204,7 +204,6 @@ class Fleet:
             del self._gangs[gang.name]
             self.meter.free(gang.name)
             self._leaving.discard(gang)
-            self._owed.pop(gang, None)
             gang.kill()
 
     async def _take(self, gang: Gang, patience_s: float | None) -> Job | None:
@@ -214,6 +213,7 @@ class Fleet:
 
         Raises:
             GangDiedError: it doesn't.
+            HaltedError: its node is about to end.
         """
         room, until = gang.shape.max_tokens, time.monotonic() + (patience_s or math.inf)
         while True:
@@ -221,13 +221,17 @@ class Fleet:
             job = await self._queue.take(room, lambda: self._classes(gang), wait_s)
             if job or time.monotonic() >= until:
                 return job
+            if gang in self._leaving:
+                raise HaltedError
             await gang.ping()
 
     async def _sleep(self, name: str, room: int | None) -> None:
         """Return once more clips wait than gangs are about to take one."""
         self._asleep.add(name)
         try:
-            await self._queue.wait_for_more(room, lambda: self._starting[room])
+            await self._queue.wait_for_more(
+                room, lambda: self._starts.count_takers(self._starting, name)
+            )
         finally:
             self._asleep.discard(name)
 
@@ -243,6 +247,7 @@ class Fleet:
     async def _run(self, gang: Gang, job: Job) -> None:
         """Render one clip on `gang`; raises GangDiedError once the clip is safe elsewhere."""
         job.off_gang.clear()
+        began = time.monotonic()
         before = self.meter.work(gang.name, job.tenant.output)
         try:
             if gang in self._leaving:
@@ -278,6 +283,9 @@ class Fleet:
         finally:
             job.drive = None
             job.off_gang.set()
+            if job.task.urgency is Urgency.ONLINE:
+                share, now = self._recipe.pool.online_share, time.monotonic()
+                self._owed[gang.name] = now + (now - began) * (1 - share) / share
             self.meter.work(gang.name, before)
             if job.over == "cancelled":
                 await job.tenant.discard(job.task.key.clip_id)
@@ -301,7 +309,7 @@ class Fleet:
         return "save" if job.over or gang in self._leaving else ""
 
     def _is_owed(self, gang: Gang) -> bool:
-        return self._owed.get(gang, 0.0) > time.monotonic()
+        return self._owed.get(gang.name, 0.0) > time.monotonic()
 
     def _classes(self, gang: Gang) -> tuple[Urgency, ...]:
         """Return whose clips a gang takes, the first choice first."""
@@ -322,13 +330,10 @@ class Fleet:
         job = self._queue.take_waiting(gang.shape.max_tokens, (Urgency.ONLINE,))
         if job is None:
             return
-        began = time.monotonic()
         try:
             await self._run(gang, job)
         except GangDiedError as error:
             raise _BystanderError(str(error)) from error
-        share, now = self._recipe.pool.online_share, time.monotonic()
-        self._owed[gang] = now + (now - began) * (1 - share) / share
 
     async def _watch_nodes(self) -> None:
         """Have gangs leave nodes that are about to end: preempted, or scaled down."""

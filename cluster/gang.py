@@ -185,7 +185,10 @@ class Gang:
         finish = self._ranks[0].finish.options(num_returns=2)
         latents, call = finish.remote(key, checkpoints, device_seconds, layout)
         wrong = await _wait(call, timeout_s, f"{self.name}: finish")
-        await self.drop(key, timeout_s)
+        try:
+            await self.drop(key, timeout_s)
+        except (GangDiedError, ClipError) as error:  # the clip is made; the next ping tells
+            wrong = wrong or str(error)
         return latents, wrong
 
     async def drop(self, key: ClipKey, timeout_s: float) -> None:
@@ -236,12 +239,15 @@ class Gang:
         try:
             return await self._call(method, key, *args, timeout_s=timeout_s)
         except RayTaskError as error:
+            refusal = f"{type(error.cause).__name__}: {error.cause}"
             try:
                 await self._call("drop", key, timeout_s=CHECK_TIMEOUT_S)
                 await self._call("check", timeout_s=CHECK_TIMEOUT_S)
             except RayTaskError as broken:
                 raise GangDiedError(f"{self.name}: device: {broken.cause}") from broken
-            raise ClipError(f"{type(error.cause).__name__}: {error.cause}") from error
+            except GangDiedError as lost:
+                raise GangDiedError(f"{self.name}: {method}: {refusal}; then {lost}") from error
+            raise ClipError(refusal) from error
 
 
 def _order_by_node(group: PlacementGroup, ranks: int) -> list[int]:
@@ -264,10 +270,20 @@ def remove_gangs(owner: str) -> None:
 async def _wait(call: Any, timeout_s: float, what: str) -> Any:
     """Await an answer; no answer in time, or no process to give one, is GangDiedError."""
     try:
-        return await asyncio.wait_for(cast(Awaitable[Any], call), timeout_s)
+        async with asyncio.timeout(timeout_s):  # `wait_for` of 3.11 may lose who waits its end
+            return await cast(Awaitable[Any], call)
     except TimeoutError as error:
         raise GangDiedError(f"{what}: no answer within {timeout_s:.0f} s") from error
     except RayTaskError:
         raise  # what the called method raised is the caller's to judge
     except RayError as error:
-        raise GangDiedError(f"{what}: {type(error).__name__}") from error
+        raise GangDiedError(f"{what}: {type(error).__name__}: {_describe(error)}") from error
+
+
+def _describe(error: RayError) -> str:
+    """Return what Ray says of an actor's end, in a line: how it ended, its process and host."""
+    *lines, how = str(error).splitlines() or [""]
+    known = dict(line.strip().split(": ", 1) for line in lines if ": " in line)
+    how = how.partition(" Some common causes")[0]  # advice
+    where = ", ".join(f"{key} {known[key]}" for key in ("pid", "ip") if key in known)
+    return f"{how} ({where})" if where else how

@@ -103,6 +103,11 @@ class Queue:
         async with self._added:
             await self._added.wait_for(is_more)
 
+    async def look_again(self) -> None:
+        """Have those who wait for more jobs than others take ask anew how many these are."""
+        async with self._added:
+            self._added.notify_all()
+
     def give_up(self, error: Exception, rooms: Container[int | None]) -> None:
         """Raise at whoever awaits any of the jobs for gangs of these rooms."""
         for job in self._jobs.values():

@@ -1,4 +1,4 @@
-"""`Starts`: how a recipe's gangs have started, and when to give up that they will: without Ray."""
+"""`Starts`: how a recipe's gangs have started, and when to give up that they will: no Ray here."""
 
 from __future__ import annotations
 
@@ -23,17 +23,21 @@ class Starts:
         self.failed = Counter[str]()
         """How often each gang has failed to start, in a row."""
         self._recipe = recipe
-        self._rooms = {
-            f"{shape.name}-{number}": shape.max_tokens
+        shapes = {
+            f"{shape.name}-{number}": shape
             for shape in recipe.gangs
             for number in range(shape.count)
         }
+        self._rooms = {name: shape.max_tokens for name, shape in shapes.items()}
+        self._shapes = {name: shape.name for name, shape in shapes.items()}
         self._given_up: dict[int | None, tuple[str, float]] = {}
         """Rooms that no gang can be built for: why, and until when nobody tries."""
         self._has_loaded = False
         """Whether any gang ever had the model."""
-        self._unusable = set[str]()
-        """Gangs that couldn't load it."""
+        self._unusable = Counter[str]()
+        """How often gangs couldn't load it."""
+        self._failing = set[str]()
+        """Gangs whose last try failed."""
 
     @property
     def rooms(self) -> Set[int | None]:
@@ -59,23 +63,52 @@ class Starts:
         """Note that a gang has started; return whether its room was given up."""
         room = self._rooms[name]
         self.failed[name] = 0
+        self._failing.discard(name)
+        self._unusable.pop(name, None)
         self._has_loaded = True
         self.placeless.discard(room)
         return room in self._given_up
 
-    def is_unusable(self, name: str, wanted: Set[str]) -> bool:
-        """Note that a gang can't load the model; return whether none of those wanted can.
+    def fail(self, name: str, *, counts: bool, lacks_model: bool) -> None:
+        """Note that a gang has failed to start; without `counts` it may as often as it likes."""
+        self._failing.add(name)
+        self._unusable[name] += lacks_model
+        self.failed[name] += counts
 
-        One node may lack what the others have.
+    def count_takers(self, starting: Set[str], name: str) -> int:
+        """Return how many of the gangs that are starting are to take what this one would.
+
+        One that can't load the model doesn't count: another node may have it. Nor does one that
+        fails for gangs of another shape, which may have a place where its own has none.
         """
-        self._unusable.add(name)
-        return not self._has_loaded and wanted <= self._unusable
-
-    def is_hopeless(self, room: int | None, wanted: Set[str]) -> bool:
-        """Return whether each gang of a room that is wanted has failed to start too often."""
-        return all(
-            self.failed[name] >= MAX_FAILED_STARTS for name in wanted if self._rooms[name] == room
+        return sum(
+            self._rooms[each] == self._rooms[name]
+            and not self._unusable[each]
+            and not (each in self._failing and self._shapes[each] != self._shapes[name])
+            for each in starting
         )
+
+    def is_unusable(self, asleep: Set[str]) -> bool:
+        """Return whether none of the gangs can load the model.
+
+        One node may lack what the others have: all that are awake have tried, and those asleep are
+        taken to fail as they do once there were as many tries as gangs, or `MAX_FAILED_STARTS`.
+        """
+        tries = min(len(self._rooms), MAX_FAILED_STARTS)
+        awake = self._rooms.keys() - asleep
+        have_tried = all(self._unusable[name] for name in awake)
+        return not self._has_loaded and have_tried and self._unusable.total() >= tries
+
+    def is_hopeless(self, room: int | None, asleep: Set[str]) -> bool:
+        """Return whether no gang of a room is to be expected.
+
+        So it is where all gangs that are awake of each shape have failed to start too often; those
+        asleep are taken to fare as others of their shape, of which one has tried.
+        """
+        have_failed = {name for name, times in self.failed.items() if times >= MAX_FAILED_STARTS}
+        of_room = {name for name, each in self._rooms.items() if each == room}
+        tried = {self._shapes[name] for name in of_room & have_failed}
+        return of_room - asleep <= have_failed and tried == {self._shapes[name] for name in of_room}
 
     def give_up(self, room: int | None, reason: str) -> None:
         """Note that no gang of a room can be built; the pool is broken once no room is left."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 from pathlib import Path
 
@@ -114,10 +115,51 @@ async def refuse_alone(conditioning: bytes) -> None:
         await gang.start(key, REQUEST, ray.put(conditioning), None, START_S)
         assert (await gang.advance(key, 1, START_S)).step == 1
         await ray.get_actor(f"{gang.title}/1").drop.remote(key)
-        with pytest.raises(GangDiedError, match="pair-0: drop: no answer within 5 s"):
+        told = "pair-0: advance: KeyError: .*; then pair-0: drop: no answer within 5 s"
+        with pytest.raises(GangDiedError, match=told):
             await gang.advance(key, 1, STEP_S)
     finally:
         gang.kill()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_clip_that_is_made_outlives_a_rank_whose_end_is_told() -> None:
+    graph = Graph(RECIPE.model, resolve_checkpoint(RECIPE.model))
+    asyncio.run(lose_a_rank(Encoder(graph).encode(REQUEST).to_bytes()))
+    check_leaks()
+
+
+async def lose_a_rank(conditioning: bytes) -> None:
+    gang = await Gang.create("pair-0", "test-gang", PAIR, RECIPE)
+    saves = Checkpoints(ObjectStore("memory://outlived"), "f" * 64)
+    try:
+        key = ClipKey("memory://outlived", digest("a"))
+        await gang.start(key, REQUEST, ray.put(conditioning), None, START_S)
+        while not (await gang.advance(key, 1, START_S)).done:
+            pass
+        second = ray.get_actor(f"{gang.title}/1")
+        pid = await second.__ray_call__.remote(lambda _: os.getpid())
+        os.kill(pid, signal.SIGKILL)
+        latents, wrong = await gang.finish(key, saves, 0.0, "tensor=2", STEP_S)
+        assert ray.get(latents)
+        assert "pair-0: drop: " in wrong
+        with pytest.raises(GangDiedError, match=rf"ping: ActorDiedError: .*\(pid {pid}, ip "):
+            await gang.ping()
+    finally:
+        gang.kill()
+
+
+def test_a_wait_can_be_called_off_in_the_moment_that_its_answer_comes() -> None:
+    async def main() -> None:
+        answer = asyncio.get_running_loop().create_future()
+        waiting = asyncio.create_task(gang_module._wait(answer, 30.0, "a ping"))
+        await asyncio.sleep(0.01)
+        answer.set_result(True)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    asyncio.run(main())
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -132,6 +132,20 @@ def test_urgent_clips_do_not_starve_a_batch(pool: Tenant, batch: Clip, urgent: C
     assert set(ray.get(latents, timeout=WAIT_S)) == {urgent.latents}
 
 
+def test_urgent_clips_that_were_first_do_not_starve_batches(
+    pool: Tenant, batch: Clip, urgent: Clip
+) -> None:
+    first = pool.render(replace(batch, key=digest("first")), turn=Turn())
+    wait_until(lambda: pool.look().running, WAIT_S, "an urgent clip under way")
+    slow = [pool.render(replace(batch, key=digest(f"slow {n}"))) for n in range(2)]
+    clips = [replace(urgent, key=digest(f"second flood {n}")) for n in range(24)]
+    flood = [pool.render(each, turn=Turn()) for each in clips]
+    ray.get(slow, timeout=WAIT_S)
+    _, waiting = ray.wait(flood, num_returns=len(flood), timeout=0)
+    assert waiting, "half of the time is the batches'"
+    ray.get([first, *flood], timeout=WAIT_S)
+
+
 def test_a_gang_that_an_urgent_clip_loses_is_no_attempt_of_the_one_that_gave_way(
     pool: Tenant, batch: Clip
 ) -> None:

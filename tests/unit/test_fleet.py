@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cluster import fleet as fleet_module
-from cluster.answers import ClipKey, NoGangError, PutOffError
+from cluster.answers import ClipKey, NoGangError, PoolBrokenError, PutOffError
 from cluster.drive import HaltedError
 from cluster.fleet import Fleet
 from cluster.gang import GangDiedError, NoPlaceError, UnusableModelError
@@ -130,9 +130,9 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[[Story], None]:
     monkeypatch.setattr(fleet_module, "find_leaving_nodes", set)
     monkeypatch.setattr(fleet_module, "RESTART_PAUSE_S", 0.0)
     ToldGang.starts = []
-    recipe = find_recipe(overrides=[GANGS.format(ROOM, WIDE_ROOM)])
 
-    async def main(story: Story) -> None:
+    async def main(story: Story, gangs: str) -> None:
+        recipe = find_recipe(overrides=[gangs])
         warnings: list[str] = []
         queue = Queue()
         fleet = Fleet(recipe, "a-fleet", queue, warnings.append)
@@ -142,8 +142,8 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[[Story], None]:
         finally:
             await fleet.close()
 
-    def tell(story: Story) -> None:
-        asyncio.run(main(story))
+    def tell(story: Story, gangs: str = GANGS.format(ROOM, WIDE_ROOM)) -> None:
+        asyncio.run(main(story, gangs))
 
     return tell
 
@@ -291,6 +291,91 @@ def test_a_model_that_no_gang_can_load_ends_all_at_once(run: Any) -> None:
         await settle()
         assert fleet.broken == str(UNUSABLE)
 
+    run(story)
+
+
+def test_a_gang_that_sleeps_is_tried_where_the_one_that_is_kept_lacks_the_model(
+    run: Any, tmp_path: Path
+) -> None:
+    async def story(fleet: Fleet, queue: Queue) -> None:
+        await fail("spot-0", UNUSABLE, 1)
+        await settle()
+        assert not fleet.broken
+        await let_wait(queue, make_job(tmp_path, "one", None))
+        (await find("spot-1")).end.set_result(None)
+        await settle()
+        await fail("spot-0", UNUSABLE, MAX_FAILED_STARTS)
+        await settle()
+        assert not fleet.broken
+        assert fleet.gangs_ready == 1
+
+    run(story, "gangs=[{name='spot', count=4, min_count=1}]")
+
+
+def test_a_model_that_no_gang_can_load_wakes_few_of_those_that_sleep(
+    run: Any, tmp_path: Path
+) -> None:
+    async def story(fleet: Fleet, queue: Queue) -> None:
+        await let_wait(queue, make_job(tmp_path, "one", None))
+        while not fleet.broken:
+            for each in ToldGang.starts:
+                if not each.end.done():
+                    each.end.set_exception(UNUSABLE)
+            await settle()
+        assert fleet.broken == str(UNUSABLE)
+        assert len(ToldGang.starts) <= MAX_FAILED_STARTS + 1
+
+    run(story, "gangs=[{name='spot', count=50, min_count=1}]")
+
+
+TWO_SHAPES = "gangs=[{name='spot', count=2, min_count=1}, {name='demand', count=2, min_count=0}]"
+
+
+@pytest.mark.parametrize("error", [LOST, NoPlaceError("no node")])
+def test_gangs_of_another_shape_that_sleep_are_tried_where_those_kept_fail(
+    run: Any, tmp_path: Path, error: Exception
+) -> None:
+    async def story(fleet: Fleet, queue: Queue) -> None:
+        job = make_job(tmp_path, "one", None, is_patient=True)
+        await let_wait(queue, job)
+        await fail("spot-0", error, MAX_FAILED_STARTS)
+        (await find("demand-0")).end.set_result(None)
+        await settle()
+        assert not job.off_gang.is_set(), "it has the clip"
+        assert {each.name for each in ToldGang.starts} == {"spot-0", "demand-0"}
+        assert not fleet.broken
+
+    run(story, TWO_SHAPES)
+
+
+def test_a_size_is_given_up_once_gangs_of_each_shape_have_failed(run: Any, tmp_path: Path) -> None:
+    async def story(fleet: Fleet, queue: Queue) -> None:
+        job = make_job(tmp_path, "one", None, is_patient=True)
+        await let_wait(queue, job)
+        await fail("spot-0", LOST)
+        await fail("demand-0", LOST)
+        await settle()
+        assert fleet.broken
+        with pytest.raises(PoolBrokenError):
+            await job.result
+
+    run(story, TWO_SHAPES)
+
+
+def test_a_gang_without_a_clip_leaves_a_node_that_is_about_to_end(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(fleet: Fleet, _: Queue) -> None:
+        monkeypatch.setattr(ToldGang, "nodes", lambda _: {"a node"})
+        (await find("wide-0")).end.set_result(None)
+        await settle()
+        assert fleet.gangs_ready == 1
+        monkeypatch.setattr(fleet_module, "find_leaving_nodes", lambda: {"a node"})
+        await find("wide-0")  # it is made anew
+        assert (fleet.gangs_ready, fleet.rebuilds) == (0, 0)
+
+    monkeypatch.setattr(fleet_module, "PING_S", 0.01)
+    monkeypatch.setattr(fleet_module, "LEAVING_POLL_S", 0.01)
     run(story)
 
 
