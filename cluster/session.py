@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias, cast
 import psutil
 import ray
 from ray import _raylet
-from ray._private import services
+from ray._private import services, worker
 from ray._private import utils as ray_utils
 from ray._private.accelerators import get_accelerator_manager_for_resource
 from ray.exceptions import AuthenticationError, RayError
@@ -96,7 +96,7 @@ def ray_session(recipe: Recipe, address: str | None = None, *, runs: int = 1) ->
         return
     init = cast(Any, ray).init
     quiet: Any = {"log_to_driver": False, "logging_level": logging.ERROR}
-    with _native_stderr_muted():
+    with _native_stderr_muted(), _worker_errors_unprinted():
         if address:
             try:
                 with _sigterm_kept():
@@ -107,7 +107,7 @@ def ray_session(recipe: Recipe, address: str | None = None, *, runs: int = 1) ->
             for name, value in LOCAL_ENVIRONMENT.items():
                 os.environ.setdefault(name, value)
             num_cpus = max(os.cpu_count() or 1, math.ceil(logical_cpus(recipe, runs)))
-            with _sigterm_kept(), _ended_if_broken_off(), _node_found_soon():
+            with _sigterm_kept(), _hangups_held(), _ended_if_broken_off(), _node_found_soon():
                 init("local", num_cpus=num_cpus, include_dashboard=False, **quiet)
         try:
             yield
@@ -269,6 +269,19 @@ def _sigterm_kept() -> Generator[None]:
 
 
 @contextmanager
+def _hangups_held() -> Generator[None]:
+    """Have SIGHUP wait: what Ray starts here never hears it, and lives until this process ends it.
+
+    A closed terminal tells all of a run's processes; Ray 2.60 keeps Ctrl-C alone from its own.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def _node_found_soon() -> Generator[None]:
     """Have Ray, while it starts here, see soon that its node is there: Ray 2.60 looks every second.
 
@@ -292,6 +305,24 @@ def _node_found_soon() -> Generator[None]:
         yield
     finally:
         module.get_node = get_node
+
+
+@contextmanager
+def _worker_errors_unprinted() -> Generator[None]:
+    """Have Ray, once connected, print nothing of errors in its processes: who uses them tells.
+
+    Ray 2.60 has no switch for it: `log_to_driver` is for what they print themselves.
+    """
+    module = cast(Any, worker)
+    listen: Any = module.listen_error_messages
+    module.listen_error_messages = _listen_to_nothing
+    try:
+        yield
+    finally:
+        module.listen_error_messages = listen
+
+
+def _listen_to_nothing(*_: object) -> None: ...
 
 
 def _leave_handler(_: object) -> None: ...

@@ -38,8 +38,8 @@ class LogFormat(StrEnum):
 EXIT_CODES = """
 Exit codes: 0 every row of the tables is committed, with --limit every clip of the sample; 1 the run
 broke, run it again; 2 the call is wrong, nothing was rendered; 3 some rows of the tables failed or
-were rejected, with --limit some clips of the sample failed; 75 stopped by SIGTERM, run it again to
-go on; 130 interrupted, run it again to go on.
+were rejected, with --limit some clips of the sample failed; 75 stopped by SIGTERM or SIGHUP, run it
+again to go on; 130 interrupted, run it again to go on.
 """
 
 COLUMNS = """
@@ -214,17 +214,18 @@ def render(
             shows.broken(error)
             raise typer.Exit(ExitCode.BROKEN) from error
         except StopSignal as error:
-            shows.noted(LAST_WORDS)
+            shows.noted(LAST_WORDS.format(error))
             raise typer.Exit(ExitCode.STOPPED) from error
         shows.finished(result)
         if report and not result.ended_by:
             _try_report(output, shows.noted)
         if result.ended_by:
-            stopped = result.ended_by == "SIGTERM"
-            raise typer.Exit(ExitCode.STOPPED if stopped else ExitCode.INTERRUPTED)
+            by_hand = result.ended_by == "Ctrl-C"
+            raise typer.Exit(ExitCode.INTERRUPTED if by_hand else ExitCode.STOPPED)
         may_pass = ok_if_rejected and result.plan.valid
         rejected = result.plan.rejected and limit is None and not may_pass
-        if result.failed or result.given_up or rejected:
+        unfinished = limit is None and (result.status.failed or result.status.remaining)
+        if result.failed or result.given_up or rejected or unfinished:
             raise typer.Exit(ExitCode.INCOMPLETE)
 
 

@@ -22,7 +22,7 @@ class Run:
         """Write nothing yet."""
         self.rendered = 0
         self.failed = 0
-        self.stopped_by: Literal["Ctrl-C", "SIGTERM"] | None = None
+        self.stopped_by: Literal["Ctrl-C", "SIGTERM", "SIGHUP"] | None = None
         self.use = PoolUse()
         self._store = store
         self._record: RunRecord | None = None

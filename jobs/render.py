@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import _thread
 import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
@@ -17,7 +16,7 @@ from jobs.report.documents import Problem
 from jobs.report.reasons import Reasons
 from jobs.results import write_results
 from jobs.run import RunBrokenError, run_on_ray
-from jobs.stop import StopSignal
+from jobs.stop import StopSignal, break_off, find_stop
 from pipeline.counts import add_counts
 from pipeline.documents import Commit, Failure, RowCounts, TableStatus
 from pipeline.errors import RunEndingError, UsageError
@@ -63,7 +62,7 @@ class RunResult:
     failed: int
     plan: Plan
     """What the call's tables ask for, with why rows were rejected."""
-    ended_by: Literal["Ctrl-C", "SIGTERM"] | None
+    ended_by: Literal["Ctrl-C", "SIGTERM", "SIGHUP"] | None
     """What stopped it early."""
     given_up: int
     """Clips that failed before and were not tried again."""
@@ -73,7 +72,7 @@ class RunResult:
     others: tuple[TableStatus, ...] = ()
     """The output's other tables."""
     has_page: bool = True
-    """Whether there are manifest and page: after SIGTERM an earlier run's, if any."""
+    """Whether there are manifest and page: after SIGTERM or SIGHUP an earlier run's, if any."""
 
 
 def render_tables(
@@ -93,13 +92,13 @@ def render_tables(
     not at all without `retry_failed`. Where another run writes the output, this one waits for its
     end with `wait`, and is refused without.
 
-    Ctrl-C, or SIGTERM within `stop_signals`, stops the run cleanly: what is committed
-    stays, what is unfinished is saved, and the same call again goes on from there. After SIGTERM,
-    which leaves no time for them, manifest and page are as an earlier run left them. Before this
-    run holds the lease, neither has anything to save: both are raised.
+    Ctrl-C, or within `stop_signals` SIGTERM or SIGHUP, stops the run cleanly: what is committed
+    stays, what is unfinished is saved, and the same call again goes on from there. After the latter
+    two, which leave no time for them, manifest and page are as an earlier run left them. Before
+    this run holds the lease, there is nothing to save: all are raised.
 
     Raises:
-        StopSignal: SIGTERM came while this planned, fetched the model or waited.
+        StopSignal: SIGTERM or SIGHUP came while this planned, fetched the model or waited.
         UsageError: the call is wrong, or the output damaged; nothing was rendered.
         RunBrokenError: the run can't go on; what is committed stays.
     """
@@ -139,9 +138,11 @@ def render_tables(
                     reporter.ended(outcome)
                     if isinstance(outcome, Failure):
                         _add_reasons(reasons, (outcome,), call.plan)
+                if lost := len(requests) - run.rendered - run.failed:
+                    raise RunBrokenError(f"the run broke: {lost} clips came to no end")
             status = write_results(ledger, names)
         except StopSignal:  # seconds are left: the next run writes the manifest
-            run.stopped_by = "SIGTERM"
+            run.stopped_by = find_stop()
         except KeyboardInterrupt:
             run.stopped_by = "Ctrl-C"
             status = write_results(ledger, names)
@@ -202,7 +203,7 @@ def _kept(lease: Lease, run: Run) -> Generator[None]:
 
     def end(reason: str) -> None:
         lost.append(reason)
-        _thread.interrupt_main()
+        break_off()
 
     try:
         with lease.kept(end):

@@ -15,7 +15,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jobs.stop import StopSignal, has_stop_come
+from jobs.stop import StopSignal, find_stop
 from pipeline.checkpoints import Checkpoints
 from pipeline.documents import Commit, Failure, new_attempt
 from pipeline.ledger import Ledger
@@ -72,7 +72,7 @@ def run_on_ray(
 
     Raises:
         RunBrokenError: the run can't go on.
-        StopSignal: SIGTERM came; what is unfinished is saved.
+        StopSignal: SIGTERM or SIGHUP came; what is unfinished is saved.
     """
     work_key = f"work/{new_attempt()}.parquet"
     try:
@@ -93,8 +93,8 @@ def run_on_ray(
                 except Exception as error:
                     raise RunBrokenError(f"the run broke: {_find_cause(error)}") from error
     except Exception as error:
-        if has_stop_come():  # what it broke off may have raised anything
-            raise StopSignal from error
+        if find_stop():  # what it broke off may have raised anything
+            raise StopSignal(find_stop()) from error
         raise
     finally:
         ledger.store.delete(work_key)

@@ -1,15 +1,21 @@
-"""SIGTERM: Kubernetes or a spot market wants the machine back, and gives us seconds."""
+"""What ends a run before its time, as exceptions that it can heed: SIGTERM, SIGHUP, Ctrl-C.
+
+SIGTERM: Kubernetes or a spot market wants the machine back, and gives us seconds. SIGHUP: the
+terminal has gone.
+"""
 
 from __future__ import annotations
 
+import _thread
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from functools import partial
 from types import CodeType, FrameType
+from typing import Any, Literal
 
 AGAIN_S = 0.05
 DELICATE = ("<frozen importlib", logging.__file__)
@@ -21,57 +27,123 @@ UNSAVED = frozenset({"plan_call"})
 HURRY_S = 3.0
 STOPPED = 75
 """The exit code."""
-LAST_WORDS = "stopped by SIGTERM; the same command goes on from here"
+LAST_WORDS = "stopped by {}; the same command goes on from here"
 
 
 class StopSignal(KeyboardInterrupt):
-    """A first SIGTERM came."""
+    """A first SIGTERM or SIGHUP came: which one it says."""
 
 
 @contextmanager
 def stop_signals(say: Callable[[str], None] | None = None) -> Generator[None]:
-    """Raise StopSignal in this thread, the main one, at a first SIGTERM; later ones are ignored.
+    """Raise StopSignal in this thread, the main one, at a first SIGTERM or SIGHUP.
+
+    Later ones are ignored; SIGHUP always is where it was before, as under nohup. Ctrl-C raises
+    KeyboardInterrupt, each time. What is raised where Python passes over it, as in a callback, is
+    raised again.
 
     `say` is told where that takes too long and the process ends by itself. Elsewhere than in a main
     thread, signals are somebody else's.
     """
+    global _signals
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, partial(_stop, say or _complain))
+    outer, _signals = _signals, _Signals(say or _complain)
+    before = {number: signal.getsignal(number) for number in (*_STOPS, signal.SIGINT)}
+    hook, sys.unraisablehook = sys.unraisablehook, _signals.pass_over
+    signal.signal(signal.SIGTERM, _signals.stop)
+    if before[signal.SIGHUP] != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _signals.stop)
+    _signals.is_deaf = before[signal.SIGINT] == signal.SIG_IGN
+    signal.signal(signal.SIGINT, _signals.interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        sys.unraisablehook = hook
+        _signals = outer
 
 
-def has_stop_come() -> bool:
-    """Return whether a first SIGTERM came; what it broke into may have raised anything."""
-    return signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+def find_stop() -> Literal["SIGTERM", "SIGHUP"] | None:
+    """Return which signal of them came first; what it broke into may have raised anything."""
+    return _signals.came if _signals else None
 
 
-def _stop(say: Callable[[str], None], _: int, frame: FrameType | None) -> None:
-    # What is raised in a compiled module's own beginning comes out as some other error, or not at
-    # all, and leaves half a module behind; in logging, it leaves a lock held. They are waited for.
-    if _is_delicate(frame):
-        main = threading.main_thread().ident or 0
-        again = threading.Timer(AGAIN_S, signal.pthread_kill, (main, signal.SIGTERM))
-        again.daemon = True
-        again.start()
-        return
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if any(code.co_qualname in UNSAVED for code in _find_calls(frame)):
-        hurry = threading.Timer(HURRY_S, _end, (say,))
-        hurry.daemon = True
-        hurry.start()
-    raise StopSignal
+def break_off() -> None:
+    """Raise KeyboardInterrupt in the main thread, also where Ctrl-C isn't heard, as after `&`."""
+    if _signals:
+        _signals.send_interrupt()
+    else:
+        _thread.interrupt_main()
 
 
-def _end(say: Callable[[str], None]) -> None:
-    try:
-        say(LAST_WORDS)
-    finally:
-        os._exit(STOPPED)
+_STOPS = (signal.SIGTERM, signal.SIGHUP)
+
+
+class _Signals:
+    """What came in a block of `stop_signals`, and what to do about it."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.came: Literal["SIGTERM", "SIGHUP"] | None = None
+        self.is_deaf = False
+        """Whether Ctrl-C is to be ignored."""
+        self._is_ours = False
+        """Whether the next SIGINT comes from here."""
+        self._say = say
+
+    def stop(self, number: int, frame: FrameType | None) -> None:
+        # What is raised in a compiled module's own beginning comes out as some other error, or not
+        # at all, and leaves half a module behind; in logging, it leaves a lock held, for ever if
+        # that is as a process forks. They are waited for.
+        if _is_delicate(frame):
+            _send_soon(number)
+            return
+        for each in _STOPS:
+            signal.signal(each, signal.SIG_IGN)
+        self.came = "SIGHUP" if number == signal.SIGHUP else "SIGTERM"
+        if any(code.co_qualname in UNSAVED for code in _find_calls(frame)):
+            hurry = threading.Timer(HURRY_S, self._end)
+            hurry.daemon = True
+            hurry.start()
+        raise StopSignal(self.came)
+
+    def interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self.is_deaf and not self._is_ours:
+            return
+        if _is_delicate(frame):
+            self._is_ours = True
+            _send_soon(number)
+            return
+        self._is_ours = False
+        raise StopSignal(self.came) if self.came else KeyboardInterrupt
+
+    def send_interrupt(self) -> None:
+        self._is_ours = True
+        _send_soon(signal.SIGINT)
+
+    def pass_over(self, what: Any) -> None:
+        if isinstance(what.exc_value, KeyboardInterrupt):
+            self.send_interrupt()
+        else:
+            sys.__unraisablehook__(what)
+
+    def _end(self) -> None:
+        try:
+            self._say(LAST_WORDS.format(self.came))
+        finally:
+            os._exit(STOPPED)
+
+
+_signals: _Signals | None = None
+
+
+def _send_soon(number: int) -> None:
+    main = threading.main_thread().ident or 0
+    again = threading.Timer(AGAIN_S, signal.pthread_kill, (main, number))
+    again.daemon = True
+    again.start()
 
 
 def _complain(text: str) -> None:

@@ -23,7 +23,7 @@ from pipeline.store import ObjectStore
 
 FOLDER = "runs"
 _RECORD = re.compile(rf"{FOLDER}/\d{{8}}\.json")
-RunEnd = Literal["done", "SIGTERM", "Ctrl-C", "broken"]
+RunEnd = Literal["done", "SIGTERM", "SIGHUP", "Ctrl-C", "broken"]
 
 
 class RunRecord(Document):

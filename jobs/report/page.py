@@ -72,8 +72,8 @@ def describe_end(run: RunSummary) -> str:
     """Say how a run ended."""
     if run.ended == "broken":
         return f"broken: {run.reason}"
-    if run.ended == "SIGTERM":
-        return "stopped by SIGTERM"
+    if run.ended in ("SIGTERM", "SIGHUP"):
+        return f"stopped by {run.ended}"
     if run.ended == "Ctrl-C":
         return "interrupted by Ctrl-C"
     return run.ended or ("writes now" if run.writing else "died without a word")

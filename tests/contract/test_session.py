@@ -144,8 +144,8 @@ def stop(*_): raise KeyboardInterrupt
 
 signal.signal(signal.SIGTERM, stop)
 with ray_session(find_recipe()):
-    print("waits", flush=True)
     try:
+        print("waits", flush=True)
         time.sleep(60)
     except KeyboardInterrupt:
         time.sleep(5)

@@ -1,6 +1,6 @@
-"""A run that is killed, interrupted, stopped or loses processes: nothing lost, nothing twice.
+"""A run that is killed, interrupted, stopped, left or loses processes: nothing lost, nothing twice.
 
-Four runs of one call, each disturbed in another way once it has committed something new.
+Five runs of one call, each disturbed in another way once it has committed something new.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from tests.support.command import (
 
 pytestmark = pytest.mark.timeout(600)
 
-NUM_CLIPS = 12
+NUM_CLIPS = 14
 NUM_FRAMES = 17
 STEPS = 32
 RUN_S = 300.0
@@ -101,6 +101,8 @@ def run_disturbed(folder: Path, kind: str) -> Stage:
             os.killpg(run.pid, signal.SIGINT)  # as a terminal does, to all of the group
         elif kind == "stop":
             run.terminate()  # as Kubernetes does, to the process that it started
+        elif kind == "hangup":
+            os.killpg(run.pid, signal.SIGHUP)  # as a terminal does that is closed
         else:
             for number, name in enumerate(LOST, start=1):
                 wait_until(partial(has_committed, number), RUN_S, f"{number} commits")
@@ -139,7 +141,12 @@ def stopped(folder: Path, interrupted: Stage) -> Stage:
 
 
 @pytest.fixture(scope="module")
-def last(folder: Path, stopped: Stage) -> Stage:
+def left(folder: Path, stopped: Stage) -> Stage:
+    return run_disturbed(folder, "hangup")
+
+
+@pytest.fixture(scope="module")
+def last(folder: Path, left: Stage) -> Stage:
     return run_disturbed(folder, "losses")
 
 
@@ -176,27 +183,28 @@ def test_the_run_after_a_kill_goes_on(killed: Stage, interrupted: Stage) -> None
 
 
 def test_a_stopped_run_saves_what_it_had_begun_and_gives_the_lease_back(
-    interrupted: Stage, stopped: Stage
+    interrupted: Stage, stopped: Stage, left: Stage
 ) -> None:
-    assert stopped.returncode == ExitCode.STOPPED, stopped.stderr
-    assert "Stopped and saved. The same command goes on from here." in stopped.stdout
-    check_kept(interrupted, stopped)
-    assert stopped.left == []
-    for each in (interrupted, stopped):
+    for before, after in ((interrupted, stopped), (stopped, left)):
+        assert after.returncode == ExitCode.STOPPED, after.stderr
+        assert "Stopped and saved. The same command goes on from here." in after.stdout
+        check_kept(before, after)
+        assert after.left == []
+    for each in (interrupted, stopped, left):
         assert each.saved
         assert not each.saved & each.commits.keys()
         assert each.lease is not None
         assert each.lease.released
-    assert stopped.lease is not None
-    assert stopped.lease.epoch == 3
+    assert left.lease is not None
+    assert left.lease.epoch == 4
 
 
 def test_the_last_run_ends_it_all_though_it_loses_the_pool_a_client_and_more(
-    folder: Path, stopped: Stage, last: Stage
+    folder: Path, left: Stage, last: Stage
 ) -> None:
     assert last.returncode == ExitCode.OK, last.stderr
     assert last.left == []
-    check_kept(stopped, last)
+    check_kept(left, last)
     assert len(last.commits) == NUM_CLIPS
     assert last.saved == set()
     for commit in last.commits.values():
@@ -204,14 +212,15 @@ def test_the_last_run_ends_it_all_though_it_loses_the_pool_a_client_and_more(
     assert (folder / "out" / "_SUCCESS").exists()
     assert Ledger(ObjectStore(folder / "out")).failed_ids() == set()
     assert "gang lost" in last.stdout
+    assert "(raylet)" not in last.stdout
 
 
 def test_what_was_gone_on_from_is_as_if_made_in_one_go(
-    tmp_path: Path, stopped: Stage, last: Stage
+    tmp_path: Path, left: Stage, last: Stage
 ) -> None:
     recipe = find_recipe(overrides=RECIPE)
     alone = Ledger(ObjectStore(tmp_path))
-    for clip_id in stopped.saved:
+    for clip_id in left.saved:
         commit = last.commits[clip_id]
         runner = LocalRunner(recipe, commit.model_fingerprint, alone)
         made = runner.render(clip_id, commit.request)
@@ -222,7 +231,7 @@ def test_what_was_gone_on_from_is_as_if_made_in_one_go(
 def test_every_run_has_left_a_record_of_how_it_ended(folder: Path, last: Stage) -> None:
     runs = read_runs(ObjectStore(folder / "out"))
     assert [(run.epoch, run.ended) for run in runs] == [
-        (1, None), (2, "Ctrl-C"), (3, "SIGTERM"), (4, "done"),
+        (1, None), (2, "Ctrl-C"), (3, "SIGTERM"), (4, "SIGHUP"), (5, "done"),
     ]  # fmt: skip
     assert [run.clips for run in runs] == sorted((run.clips for run in runs), reverse=True)
     assert all(run.device_seconds > 0 for run in runs[1:])

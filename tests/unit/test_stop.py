@@ -1,4 +1,4 @@
-"""SIGTERM, as a run hears it."""
+"""SIGTERM, SIGHUP and Ctrl-C, as a run hears them."""
 
 from __future__ import annotations
 
@@ -11,19 +11,108 @@ from pathlib import Path
 
 import pytest
 
-from jobs.stop import LAST_WORDS, STOPPED, StopSignal, has_stop_come, stop_signals
+from jobs.stop import LAST_WORDS, STOPPED, StopSignal, break_off, find_stop, stop_signals
 from pipeline.lease import Lease
 from pipeline.store import ObjectStore
 
 
-def test_the_first_one_stops_and_is_remembered_and_the_next_are_ignored() -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_the_first_one_stops_and_is_remembered_and_the_next_are_ignored(
+    number: signal.Signals,
+) -> None:
     with stop_signals():
-        assert not has_stop_come()
-        with pytest.raises(StopSignal):
-            os.kill(os.getpid(), signal.SIGTERM)
-        assert has_stop_come()
+        assert find_stop() is None
+        with pytest.raises(StopSignal, match=number.name):
+            os.kill(os.getpid(), number)
+        assert find_stop() == number.name
         os.kill(os.getpid(), signal.SIGTERM)
-    assert not has_stop_come()
+        os.kill(os.getpid(), signal.SIGHUP)
+        with pytest.raises(StopSignal, match=number.name):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert find_stop() is None
+
+
+def test_a_closed_terminal_is_nothing_to_who_ignores_it() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_ctrl_c_is_nothing_to_who_ignores_it_but_the_run_itself_can_break_off() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop_signals():
+            os.kill(os.getpid(), signal.SIGINT)
+            break_off()
+            with pytest.raises(KeyboardInterrupt):
+                threading.Event().wait(10.0)
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+PASSED_OVER = """
+import os, signal, sys, time
+from jobs.stop import stop_signals
+
+class Pressed:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIG{})
+        time.sleep(0)
+
+with stop_signals():
+    try:
+        Pressed()
+        time.sleep(60)
+    except KeyboardInterrupt as error:
+        print(type(error).__name__)
+"""
+
+
+@pytest.mark.parametrize(("name", "raised"), [("INT", "KeyboardInterrupt"), ("TERM", "StopSignal")])
+def test_what_python_passes_over_is_raised_again(name: str, raised: str) -> None:
+    done = run_python(PASSED_OVER.format(name))
+    assert (done.stdout, done.stderr) == (f"{raised}\n", "")
+
+
+FORKS = """
+import logging, os, signal, sys, time
+from threading import Thread
+from jobs.stop import stop_signals
+
+def press(frame, event, _):
+    if event == "call" and frame.f_code.co_name == "_releaseLock":
+        sys.setprofile(None)
+        os.kill(os.getpid(), signal.SIGINT)
+
+with stop_signals():
+    try:
+        sys.setprofile(press)
+        if os.fork() == 0:
+            os._exit(0)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        other = Thread(target=logging.getLogger("another").setLevel, args=[10], daemon=True)
+        other.start()
+        other.join(5)
+        print("free:", not other.is_alive())
+"""
+
+
+def test_ctrl_c_as_a_process_forks_leaves_logging_free() -> None:
+    done = run_python(FORKS)
+    assert (done.stdout, done.stderr) == ("free: True\n", "")
+
+
+def run_python(program: str, *args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program, *args],
+        capture_output=True, text=True, check=False, timeout=30,
+    )  # fmt: skip
 
 
 FETCHES = """
@@ -46,12 +135,10 @@ with stop_signals(*sys.argv[1:] and (say,)):
 
 @pytest.mark.parametrize("how", ["told", ""])
 def test_a_model_that_is_being_fetched_is_not_waited_for(how: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", FETCHES, *filter(None, [how])],
-        capture_output=True, text=True, check=False, timeout=30,
-    )  # fmt: skip
+    done = run_python(FETCHES, *filter(None, [how]))
     assert done.returncode == STOPPED
-    out, err = (f"told: {LAST_WORDS}\n", "") if how else ("", f"rushes: {LAST_WORDS}\n")
+    words = LAST_WORDS.format("SIGTERM")
+    out, err = (f"told: {words}\n", "") if how else ("", f"rushes: {words}\n")
     assert (done.stdout, done.stderr) == (out, err)
 
 
