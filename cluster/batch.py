@@ -13,15 +13,13 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pyarrow as pa
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
-from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.data.expressions import col
 
 from cluster.answers import PoolBrokenError
@@ -113,26 +111,35 @@ def _pass(
             **stage_options(recipe.develop),
         )
     )
-    try:
+    with _executors_ended(done):
         for block in done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for row in block.to_pylist():
                 kind = Failure if row["failed"] else Commit
                 outcome = kind.model_validate_json(row["outcome"]) if row["outcome"] else None
                 yield row["clip_id"], outcome
-    finally:
-        _end_executors()
 
 
-def _end_executors() -> None:
-    """End what Ray Data runs in this process.
+@contextmanager
+def _executors_ended(dataset: Any) -> Generator[None]:
+    """End what Ray Data runs for a dataset in this process, once the block is over.
 
-    It does so itself, but where Ctrl-C comes between two of its own lines: then with the last
-    reference, held by the exception's traceback. After `ray.shutdown` that starts another Ray.
+    Ray Data 2.60 does so itself, but where Ctrl-C comes between two of its own lines: then with the
+    last reference, held by the exception's traceback. After `ray.shutdown` that starts another Ray.
     """
-    for thread in threading.enumerate():
-        if isinstance(thread, StreamingExecutor):
-            thread.shutdown(force=True)
-            thread.join(EXECUTOR_END_S)
+    create, created = dataset._create_executor, list[Any]()
+
+    def create_and_keep() -> Any:
+        created.append(create())
+        return created[-1]
+
+    dataset._create_executor = create_and_keep
+    try:
+        yield
+    finally:
+        for executor in created:
+            executor.shutdown(force=True)
+            if executor.is_alive():
+                executor.join(EXECUTOR_END_S)
 
 
 class _Encode(Encode):

@@ -139,7 +139,7 @@ def render_tables(
                     if isinstance(outcome, Failure):
                         _add_reasons(reasons, (outcome,), call.plan)
                 if lost := len(requests) - run.rendered - run.failed:
-                    raise RunBrokenError(f"the run broke: {lost} clips came to no end")
+                    raise RunBrokenError(f"the run broke: of {lost} clips nobody knows what became")
             status = write_results(ledger, names)
         except StopSignal:  # seconds are left: the next run writes the manifest
             run.stopped_by = find_stop()

@@ -14,11 +14,11 @@ from jobs.contact_sheet import MAX_ROWS, render_contact_sheet
 from pipeline.counts import add_counts
 from pipeline.documents import OutputStatus, TableStatus
 from pipeline.ledger import Ledger
-from pipeline.manifest import write_manifest
+from pipeline.manifest import write_manifest, write_success
 
 
 def write_results(ledger: Ledger, first: Collection[str] = ()) -> OutputStatus:
-    """Write the manifest and the page of what the output holds now.
+    """Write the manifest and the page of what the output holds now, and last `_SUCCESS`.
 
     Where the page has no room for all rows, the tables named `first` come before the others, and
     of either what failed or was rejected before what is good.
@@ -34,6 +34,7 @@ def write_results(ledger: Ledger, first: Collection[str] = ()) -> OutputStatus:
     title = ledger.store.uri.rstrip("/").rpartition("/")[2]
     page = render_contact_sheet(pages, title, left_out=status.rows - (MAX_ROWS - room))
     ledger.store.put("index.html", page.encode())
+    write_success(ledger, status)
     return status
 
 

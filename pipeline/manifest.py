@@ -7,9 +7,9 @@ with. Paths in it are usable as they stand:
 
 (`read_parquet(…, union_by_name=true)` where tables have different labels.)
 
-`_SUCCESS` is written last, when there are rows and each has its end: committed, failed or
-rejected. It says that the manifest is complete, not that nothing failed; its content is the counts
-as JSON. A run removes it when it starts.
+`_SUCCESS` is written last, after the review page, when there are rows and each has its end:
+committed, failed or rejected. It says that the manifest is complete, not that nothing failed; its
+content is the counts as JSON. A run removes it when it starts.
 """
 # pyarrow carries no types.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
@@ -50,10 +50,7 @@ def check_tables(ledger: Ledger, besides: Container[str] = ()) -> None:
 
 
 def write_manifest(ledger: Ledger) -> OutputStatus:
-    """Write the manifest of every planned table; `_SUCCESS` if there are rows and all have ended.
-
-    Returns the counts that the manifest shows.
-    """
+    """Write the manifest of every planned table; return the counts that it shows."""
     committed, failed = ledger.committed_ids(), ledger.failed_ids()
     counter = RowCounter(committed)
 
@@ -68,12 +65,15 @@ def write_manifest(ledger: Ledger) -> OutputStatus:
 
     for name, parts in ledger.load_rows():
         ledger.put_parts(f"manifest/{name}.parquet", map(partial(describe, name), parts))
-    status = counter.status()
+    return counter.status()
+
+
+def write_success(ledger: Ledger, status: OutputStatus) -> None:
+    """Write `_SUCCESS` if there are rows and all have ended; remove it if not."""
     if status.rows and not status.remaining:
         ledger.store.put(SUCCESS_KEY, status.model_dump_json(indent=1).encode())
     else:
         ledger.store.delete(SUCCESS_KEY)
-    return status
 
 
 def build_manifest(

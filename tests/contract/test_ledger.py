@@ -22,7 +22,7 @@ from pipeline.errors import OutputMismatchError, UsageError
 from pipeline.inbox import Inbox
 from pipeline.lease import Lease, read_lease
 from pipeline.ledger import SUCCESS_KEY, Ledger, UploadError
-from pipeline.manifest import check_tables, write_manifest
+from pipeline.manifest import check_tables, write_manifest, write_success
 from pipeline.runs import read_runs
 from pipeline.store import ObjectStore
 from pipeline.uploads import Uploads
@@ -265,10 +265,12 @@ def test_every_row_is_in_one_state(ledger: Ledger, files: tuple[Path, Path]) -> 
         ),
     }
     assert write_manifest(ledger) == status
+    write_success(ledger, status)
     assert not ledger.store.exists(SUCCESS_KEY)
     for clip_id in (C, D):
         ledger.commit_clip(draft(clip_id), *files)
     status = write_manifest(ledger)
+    write_success(ledger, status)
     assert status == ledger.status()
     assert json.loads(ledger.store.read(SUCCESS_KEY))["failed"] == 1
     assert sorted(ledger.store.list("manifest")) == [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -16,6 +17,7 @@ from cluster.client import PoolClient
 from cluster.stages import RenderSpec
 from jobs.recipes import find_recipe
 from jobs.render import render_tables
+from jobs.run import RunBrokenError
 from pipeline.checkpoints import Checkpoints
 from pipeline.denoise import Denoiser
 from pipeline.documents import Commit, Failure
@@ -83,9 +85,17 @@ def test_ctrl_c_between_two_lines_of_ray_data_leaves_nothing_running(
     monkeypatch.setattr(StreamingExecutor, "get_stats", press)  # called with the first block
     with pytest.raises(KeyboardInterrupt) as held:
         list(batch())
-    assert was_running
+    (executor,) = was_running
     assert held.tb is not None  # and with it the last reference to Ray Data's iterator
+    assert executor._shutdown
     assert not find_executors()
+
+
+def write_rows(folder: Path, number: int) -> str:
+    """Write a table of clips that are quickly made."""
+    sizes = dict.fromkeys(("width", "height"), [32] * number)
+    prompts = [f"a red ball, take {each}" for each in range(number)]
+    return write_table(folder / "ads.parquet", prompt=prompts, num_frames=[5] * number, **sizes)
 
 
 class Pressing(Silent):
@@ -115,3 +125,17 @@ def test_ctrl_c_between_two_clips_ends_ray_data_before_the_pool_is_left(
     assert result.ended_by == "Ctrl-C"
     assert result.status.committed < NUM_ROWS
     assert left == [[]]
+
+
+def test_a_run_of_which_a_clip_comes_to_no_end_is_broken(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose_first(*given: Any) -> Generator[Commit | Failure]:
+        ends = run_batch(*given)
+        next(ends)
+        yield from ends
+
+    monkeypatch.setattr("cluster.batch.run_batch", lose_first)
+    table = write_rows(tmp_path, 2)
+    with pytest.raises(RunBrokenError, match="of 1 clips nobody knows what became"):
+        render_tables([table], str(tmp_path / "out"), RECIPE, Silent())

@@ -14,10 +14,10 @@ import pytest
 from jobs.plan import plan_call
 from jobs.recipes import find_recipe
 from jobs.render import render_tables
+from jobs.results import write_results
 from pipeline.checkpoints import Checkpoints
 from pipeline.ledger import Ledger
 from pipeline.local import LocalRunner
-from pipeline.manifest import write_manifest
 from pipeline.probe import read_frames
 from pipeline.recipe import Recipe, resolve_checkpoint
 from pipeline.store import ObjectStore
@@ -57,7 +57,7 @@ def render_here(table: str, output: Path, recipe: Recipe, *, backwards: bool = F
     requests = list(call.remaining(set()).items())
     for clip_id, request in reversed(requests) if backwards else requests:
         runner.render(clip_id, request)
-    write_manifest(ledger)
+    write_results(ledger)
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from jobs.results import write_results
 from pipeline.checkpoints import Checkpoints
 from pipeline.documents import CommitDraft, new_attempt
 from pipeline.lease import Lease
 from pipeline.ledger import Ledger
-from pipeline.manifest import write_manifest
 from pipeline.store import ObjectStore
 from tests.support.outputs import IDENTITY, A, B, C, draft, plan_rows
 
@@ -57,7 +57,7 @@ def run_night(
             lease.renew()
             commit(ledger, draft(clip_id), state, folder)
             saves.discard(clip_id)
-    write_manifest(ledger)
+    write_results(ledger)
     lease.release()
 
 
