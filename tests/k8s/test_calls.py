@@ -138,6 +138,25 @@ def fetch_into_the_air(documents: list[Document]) -> None:
     mount["name"] = "tmp"
 
 
+def server_of(documents: list[Document]) -> dict[str, Any]:
+    return of_kind(documents, "Deployment", "s3")["spec"]["template"]["spec"]["containers"][0]
+
+
+def leave_the_server_homeless(documents: list[Document]) -> None:
+    environment = server_of(documents)["env"]
+    environment[:] = [each for each in environment if each["name"] != "HOME"]
+
+
+def mount_no_home(documents: list[Document]) -> None:
+    mounts = server_of(documents)["volumeMounts"]
+    mounts[:] = [each for each in mounts if each["mountPath"] != "/tmp"]
+
+
+def let_nobody_write_at_home(documents: list[Document]) -> None:
+    for mount in server_of(documents)["volumeMounts"]:
+        mount["readOnly"] = True
+
+
 def misspell_a_key(documents: list[Document]) -> None:
     config = of_kind(documents, "ConfigMap", "rushes-recipe")["data"]
     config["recipe.toml"] = config["recipe.toml"].replace("every_s", "evry_s")
@@ -177,6 +196,9 @@ MUTATIONS: tuple[tuple[Callable[..., Any], Callable[[list[Document]], None], str
     (rules.models_are_fetched, fetch_on_no_head, "gpu"),
     (rules.models_are_fetched, fetch_for_no_gang, "gpu"),
     (rules.models_are_fetched, fetch_into_the_air, "gpu"),
+    (rules.others_have_a_home, leave_the_server_homeless, "cpu-demo"),
+    (rules.others_have_a_home, mount_no_home, "cpu-demo"),
+    (rules.others_have_a_home, let_nobody_write_at_home, "cpu-demo"),
     (rules.one_pool_renders_all, serve_with_fewer_gangs, "shared"),
     (rules.one_pool_renders_all, render_with_another_pool, "shared"),
 )

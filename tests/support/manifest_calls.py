@@ -27,6 +27,9 @@ from tests.support.manifests import (
 
 HUB_CACHE = re.findall(r"HF_HOME=(\S+)", (K8S / "Dockerfile").read_text("utf-8"))[0]
 """Where the image looks for models of the hub."""
+OUR_IMAGE = "rushes"
+WRITABLE = {"emptyDir", "persistentVolumeClaim"}
+"""Kinds of volumes that a pod may write into."""
 OF_A_NIGHT = {
     "address": "auto",
     "wait": True,
@@ -134,6 +137,21 @@ def models_are_fetched(documents: list[Document]) -> Iterator[str]:
                 yield f"{pod.where}: {name} is not fetched into {volume}"
 
 
+def others_have_a_home(documents: list[Document]) -> Iterator[str]:
+    """An image that isn't ours may write into its home, though its root is read only."""
+    for pod in find_pods(documents):
+        for container in pod.containers:
+            if container["image"].rpartition("/")[2].partition(":")[0] == OUR_IMAGE:
+                continue
+            home = list_variables(container).get("HOME") or ""
+            volume, _ = find_file(pod, container, f"{home}/")
+            mounts = [
+                each for each in container["volumeMounts"] if each["name"] == volume.get("name")
+            ]
+            if not volume.keys() & WRITABLE or any(each.get("readOnly") for each in mounts):
+                yield f"{pod.where}: {container['image']} has no home that it may write: {home!r}"
+
+
 def one_pool_renders_all(documents: list[Document]) -> Iterator[str]:
     """Who renders the recipe changes nothing of it: on one cluster they then share their gangs."""
     for call in find_calls(documents):
@@ -146,7 +164,8 @@ def one_pool_renders_all(documents: list[Document]) -> Iterator[str]:
 
 RULES: tuple[Callable[[list[Document]], Iterator[str]], ...] = (
     commands_parse, nights_join_their_cluster, recipes_load, files_are_mounted,
-    variables_are_given, nodes_reach_their_storage, models_are_fetched, one_pool_renders_all,
+    variables_are_given, nodes_reach_their_storage, models_are_fetched, others_have_a_home,
+    one_pool_renders_all,
 )  # fmt: skip
 
 
