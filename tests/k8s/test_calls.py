@@ -113,6 +113,24 @@ def misspell_a_setting(documents: list[Document]) -> None:
     settings["RUSHES_OUPTUT"] = settings.pop("RUSHES_OUTPUT")
 
 
+def send_nothing_with_the_night(documents: list[Document]) -> None:
+    del clock_of(documents)["containers"][0]["envFrom"]
+    settings = of_kind(documents, "ConfigMap", "rushes")["data"]
+    settings |= of_kind(documents, "ConfigMap", "rushes-night")["data"]
+
+
+def edit_settings_beneath_the_endpoint(documents: list[Document]) -> None:
+    del of_kind(documents, "ConfigMap", "rushes")["immutable"]
+
+
+def edit_the_recipe_beneath_the_endpoint(documents: list[Document]) -> None:
+    del of_kind(documents, "ConfigMap", "rushes-recipe")["immutable"]
+
+
+def keep_the_first_tables(documents: list[Document]) -> None:
+    of_kind(documents, "ConfigMap", "rushes-night")["immutable"] = True
+
+
 def render_without_keys(documents: list[Document]) -> None:
     pod = cluster_of(documents)["workerGroupSpecs"][1]["template"]["spec"]
     given = pod["containers"][0]["envFrom"]
@@ -191,6 +209,10 @@ MUTATIONS: tuple[tuple[Callable[..., Any], Callable[[list[Document]], None], str
     (rules.variables_are_given, misspell_a_variable, "gpu"),
     (rules.variables_are_given, misspell_a_setting, "gpu"),
     (rules.variables_are_given, serve_to_nowhere, "shared"),
+    (rules.variables_are_given, send_nothing_with_the_night, "shared"),
+    (rules.long_lived_configs_stand, edit_settings_beneath_the_endpoint, "shared"),
+    (rules.long_lived_configs_stand, edit_the_recipe_beneath_the_endpoint, "shared"),
+    (rules.long_lived_configs_stand, keep_the_first_tables, "shared"),
     (rules.nodes_reach_their_storage, render_without_keys, "gpu"),
     (rules.nodes_reach_their_storage, render_without_settings, "gpu"),
     (rules.models_are_fetched, fetch_on_no_head, "gpu"),
