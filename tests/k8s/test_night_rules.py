@@ -126,6 +126,36 @@ def run_singles_on_demand(documents: list[Document]) -> None:
     cluster_of(documents)["workerGroupSpecs"][1]["template"]["spec"]["tolerations"].pop()
 
 
+def gang_of(documents: list[Document]) -> dict[str, Any]:
+    return cluster_of(documents)["workerGroupSpecs"][2]["template"]["spec"]
+
+
+def term_of(documents: list[Document]) -> dict[str, Any]:
+    affinity = gang_of(documents)["affinity"]["podAffinity"]
+    return affinity["preferredDuringSchedulingIgnoredDuringExecution"][0]["podAffinityTerm"]
+
+
+def run_gangs_far_apart(documents: list[Document]) -> None:
+    del gang_of(documents)["affinity"]
+
+
+def run_gangs_near_nobody(documents: list[Document]) -> None:
+    term_of(documents)["labelSelector"]["matchLabels"]["ray.io/group"] = "gangs"
+
+
+def run_gangs_near_everybody(documents: list[Document]) -> None:
+    term_of(documents)["labelSelector"] = {"matchLabels": {"app.kubernetes.io/part-of": "rushes"}}
+
+
+def run_gangs_on_one_host(documents: list[Document]) -> None:
+    term_of(documents)["topologyKey"] = "kubernetes.io/hostname"
+
+
+def run_gangs_near_or_never(documents: list[Document]) -> None:
+    affinity = gang_of(documents)["affinity"]["podAffinity"]
+    affinity["requiredDuringSchedulingIgnoredDuringExecution"] = [term_of(documents)]
+
+
 def restrict_nothing(documents: list[Document]) -> None:
     (namespace,) = find_kind(documents, "Namespace")
     namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] = "baseline"
@@ -156,6 +186,11 @@ MUTATIONS: tuple[tuple[Callable[..., Any], Callable[[list[Document]], None], str
     (rules.heads_stay, run_the_head_on_spot, "gpu"),
     (rules.gpus_are_of_spot_nodes, run_gangs_anywhere, "gpu"),
     (rules.gpus_are_of_spot_nodes, run_singles_on_demand, "kueue"),
+    (rules.wide_gangs_are_near, run_gangs_far_apart, "gpu"),
+    (rules.wide_gangs_are_near, run_gangs_near_nobody, "gpu"),
+    (rules.wide_gangs_are_near, run_gangs_near_everybody, "gpu"),
+    (rules.wide_gangs_are_near, run_gangs_on_one_host, "gpu"),
+    (rules.wide_gangs_are_near, run_gangs_near_or_never, "gpu"),
     (rules.namespaces_are_restricted, restrict_nothing, "gpu"),
 )
 

@@ -28,6 +28,10 @@ HEAD_SERVICE = {
     "app.kubernetes.io/created-by": "kuberay-operator",
 }
 """How KubeRay's services find a head (HeadServiceLabels), but for the cluster's own name."""
+ZONE = "topology.kubernetes.io/zone"
+"""What nodes are near each other in."""
+PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
+"""How a pod says where it would rather be."""
 RESTRICTED = {
     "pod-security.kubernetes.io/enforce": "restricted",
     "pod-security.kubernetes.io/enforce-version": "v1.34",
@@ -160,6 +164,24 @@ def gpus_are_of_spot_nodes(documents: list[Document]) -> Iterator[str]:
                 yield f"{whose} {group['groupName']}: tolerates {taints}"
 
 
+def wide_gangs_are_near(documents: list[Document]) -> Iterator[str]:
+    """A node with several GPUs is rather near its own group's, and waits for no such place."""
+    nodes = [pod for pod in find_pods(documents) if pod.group]
+    for pod in nodes:
+        limits = pod.spec["containers"][0]["resources"]["limits"]
+        wanted = {pod.labels["ray.io/group"]} if int(limits.get("nvidia.com/gpu", 0)) > 1 else set()
+        affinity = pod.spec.get("affinity", {}).get("podAffinity", {})
+        terms = [each["podAffinityTerm"] for each in affinity.get(PREFERRED, ())]
+        near = {
+            each.labels["ray.io/group"]
+            for each in nodes
+            for term in terms
+            if term["topologyKey"] == ZONE and matches(term["labelSelector"], each.labels)
+        }
+        if near != wanted or affinity.keys() - {PREFERRED}:
+            yield f"{pod.where}: near {near}, not {wanted}: {affinity}"
+
+
 def namespaces_are_restricted(documents: list[Document]) -> Iterator[str]:
     """The namespace itself refuses pods that aren't, by one version of the standard."""
     namespaces = find_kind(documents, "Namespace")
@@ -179,5 +201,5 @@ RULES: tuple[Callable[[list[Document]], Iterator[str]], ...] = (
     services_find_heads, nights_have_one_clock, clocks_wait_for_the_last_night,
     clocks_alone_have_a_deadline, nights_are_tried_again, submitters_end_as_their_nights,
     submitters_wait_for_models, calls_need_a_token, heads_stay, gpus_are_of_spot_nodes,
-    namespaces_are_restricted,
+    wide_gangs_are_near, namespaces_are_restricted,
 )  # fmt: skip
