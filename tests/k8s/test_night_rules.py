@@ -59,6 +59,19 @@ def allow_two_nights(documents: list[Document]) -> None:
     clock_of(documents)["concurrencyPolicy"] = "Allow"
 
 
+def keep_every_night(documents: list[Document]) -> None:
+    clock_of(documents)["successfulJobsHistoryLimit"] = 1000
+
+
+def keep_no_failed_night(documents: list[Document]) -> None:
+    clock_of(documents)["failedJobsHistoryLimit"] = 0
+
+
+def start_nights_of_nobody(documents: list[Document]) -> None:
+    pod = clock_of(documents)["jobTemplate"]["spec"]["template"]["spec"]
+    pod["containers"][0]["env"].pop()
+
+
 def start_for_ever(documents: list[Document]) -> None:
     del clock_of(documents)["jobTemplate"]["spec"]["activeDeadlineSeconds"]
 
@@ -168,6 +181,9 @@ MUTATIONS: tuple[tuple[Callable[..., Any], Callable[[list[Document]], None], str
     (rules.nights_have_one_clock, keep_the_clocks_rights, "raycronjob"),
     (rules.clocks_wait_for_the_last_night, allow_two_nights, "gpu"),
     (rules.clocks_wait_for_the_last_night, allow_two_nights, "shared"),
+    (rules.nights_go_with_their_clock, keep_every_night, "gpu"),
+    (rules.nights_go_with_their_clock, keep_no_failed_night, "shared"),
+    (rules.nights_go_with_their_clock, start_nights_of_nobody, "gpu"),
     (rules.clocks_alone_have_a_deadline, start_for_ever, "gpu"),
     (rules.clocks_alone_have_a_deadline, render_till_the_morning, "shared"),
     (rules.nights_are_tried_again, try_once, "gpu"),
