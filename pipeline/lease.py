@@ -127,10 +127,12 @@ class Lease:
                 seen, since = held, time.monotonic()
             if not said:
                 said = True
-                say(
-                    f"another run has not given {store.uri} back: {held}; "
-                    f"watching for a sign of life, up to {held.limit_s:.0f} s"
+                until = (
+                    f"waiting for its end, or {held.limit_s:.0f} s without a sign of life"
+                    if wait
+                    else f"watching for a sign of life, up to {held.limit_s:.0f} s"
                 )
+                say(f"another run has not given {store.uri} back: {held}; {until}")
             time.sleep(min(1.0, held.limit_s / SIGNS_IN_LIMIT / 4))
 
     @classmethod

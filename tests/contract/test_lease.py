@@ -57,18 +57,23 @@ def test_a_run_that_lives_is_left_alone_and_named(store: ObjectStore) -> None:
     assert record is not None
     for words in (record.host, str(record.pid), f"{record.since:%Y-%m-%d %H:%M}", "--wait"):
         assert words in str(refused.value)
-    assert len(said) == 1
+    (note,) = said
+    assert f"up to {LIMIT_S:.0f} s" in note
     assert record.host in said[0]
 
 
 def test_who_waits_comes_after_the_other_has_ended(store: ObjectStore) -> None:
     first = Lease.acquire(store, LIMIT_S)
+    said: list[str] = []
     with ThreadPoolExecutor(1) as threads:
         with kept(first):
-            waiting = threads.submit(Lease.acquire, store, LIMIT_S, wait=True)
+            waiting = threads.submit(Lease.acquire, store, LIMIT_S, wait=True, say=said.append)
             wait_until(lambda: _signs(store) >= 3, WAIT_S, "three signs of life")
             assert not waiting.done()
         assert waiting.result(WAIT_S).epoch == 2
+    (note,) = said
+    assert "waiting for its end" in note
+    assert "up to" not in note  # it waits as long as the other lives
 
 
 def test_a_holder_without_signs_of_life_is_taken_over_after_its_limit(store: ObjectStore) -> None:

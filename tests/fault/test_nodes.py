@@ -1,4 +1,4 @@
-"""A cluster too small for its recipe loses a node with notice and one without: the run goes on."""
+"""A cluster has no node yet, or loses one, with notice and without: the run waits, and goes on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from jobs.cli import ExitCode
 from pipeline.ledger import Ledger
 from pipeline.store import ObjectStore
-from tests.support.command import find_named, start_rushes, wait_until, write_table
+from tests.support.command import QUICK, find_named, start_rushes, wait_until, write_table
 from tests.support.nodes import start_nodes
 
 pytestmark = pytest.mark.timeout(600)
@@ -66,3 +66,25 @@ def test_a_node_that_is_drained_and_one_that_dies(tmp_path: Path) -> None:
     assert stdout.count("gang lost") == 1
     commits = list(Ledger(ObjectStore(tmp_path / "out")).read_commits())
     assert sorted(each.attempts for each in commits) == [1] * (NUM_CLIPS - 1) + [2], stdout
+
+
+def test_a_run_that_finds_no_worker_asks_for_some_and_waits(tmp_path: Path) -> None:
+    from ray.autoscaler.v2.sdk import get_cluster_status
+
+    write_table(tmp_path / "ads.parquet", prompt=["a red ball moving left"])
+    call = ("render", "ads.parquet", "-o", "out", *QUICK)
+    with start_nodes(0, WORKER_CPUS, workers=0) as nodes:
+
+        def has_asked() -> bool:
+            """Return whether an autoscaler would hear of what tasks, actors and gangs wait for."""
+            assert run.poll() is None, run.communicate()
+            asked = get_cluster_status(nodes.address).resource_demands
+            return bool(asked.ray_task_actor_demand and asked.placement_group_demand)
+
+        with start_rushes(*call, "--address", nodes.address, cwd=tmp_path) as run:
+            wait_until(has_asked, RUN_S, "demands")
+            nodes.add()
+            stdout, stderr = run.communicate(timeout=RUN_S)
+        assert run.returncode == ExitCode.OK, (stdout, stderr)
+    (commit,) = Ledger(ObjectStore(tmp_path / "out")).read_commits()
+    assert commit.attempts == 1

@@ -113,6 +113,24 @@ def misspell_a_setting(documents: list[Document]) -> None:
     settings["RUSHES_OUPTUT"] = settings.pop("RUSHES_OUTPUT")
 
 
+def send_nothing_with_the_night(documents: list[Document]) -> None:
+    del clock_of(documents)["containers"][0]["envFrom"]
+    settings = of_kind(documents, "ConfigMap", "rushes")["data"]
+    settings |= of_kind(documents, "ConfigMap", "rushes-night")["data"]
+
+
+def edit_settings_beneath_the_endpoint(documents: list[Document]) -> None:
+    del of_kind(documents, "ConfigMap", "rushes")["immutable"]
+
+
+def edit_the_recipe_beneath_the_endpoint(documents: list[Document]) -> None:
+    del of_kind(documents, "ConfigMap", "rushes-recipe")["immutable"]
+
+
+def keep_the_first_tables(documents: list[Document]) -> None:
+    of_kind(documents, "ConfigMap", "rushes-night")["immutable"] = True
+
+
 def render_without_keys(documents: list[Document]) -> None:
     pod = cluster_of(documents)["workerGroupSpecs"][1]["template"]["spec"]
     given = pod["containers"][0]["envFrom"]
@@ -136,6 +154,25 @@ def fetch_into_the_air(documents: list[Document]) -> None:
     mounts = head_of(documents)["initContainers"][0]["volumeMounts"]
     (mount,) = (each for each in mounts if each["name"] == "models")
     mount["name"] = "tmp"
+
+
+def server_of(documents: list[Document]) -> dict[str, Any]:
+    return of_kind(documents, "Deployment", "s3")["spec"]["template"]["spec"]["containers"][0]
+
+
+def leave_the_server_homeless(documents: list[Document]) -> None:
+    environment = server_of(documents)["env"]
+    environment[:] = [each for each in environment if each["name"] != "HOME"]
+
+
+def mount_no_home(documents: list[Document]) -> None:
+    mounts = server_of(documents)["volumeMounts"]
+    mounts[:] = [each for each in mounts if each["mountPath"] != "/tmp"]
+
+
+def let_nobody_write_at_home(documents: list[Document]) -> None:
+    for mount in server_of(documents)["volumeMounts"]:
+        mount["readOnly"] = True
 
 
 def misspell_a_key(documents: list[Document]) -> None:
@@ -172,11 +209,18 @@ MUTATIONS: tuple[tuple[Callable[..., Any], Callable[[list[Document]], None], str
     (rules.variables_are_given, misspell_a_variable, "gpu"),
     (rules.variables_are_given, misspell_a_setting, "gpu"),
     (rules.variables_are_given, serve_to_nowhere, "shared"),
+    (rules.variables_are_given, send_nothing_with_the_night, "shared"),
+    (rules.long_lived_configs_stand, edit_settings_beneath_the_endpoint, "shared"),
+    (rules.long_lived_configs_stand, edit_the_recipe_beneath_the_endpoint, "shared"),
+    (rules.long_lived_configs_stand, keep_the_first_tables, "shared"),
     (rules.nodes_reach_their_storage, render_without_keys, "gpu"),
     (rules.nodes_reach_their_storage, render_without_settings, "gpu"),
     (rules.models_are_fetched, fetch_on_no_head, "gpu"),
     (rules.models_are_fetched, fetch_for_no_gang, "gpu"),
     (rules.models_are_fetched, fetch_into_the_air, "gpu"),
+    (rules.others_have_a_home, leave_the_server_homeless, "cpu-demo"),
+    (rules.others_have_a_home, mount_no_home, "cpu-demo"),
+    (rules.others_have_a_home, let_nobody_write_at_home, "cpu-demo"),
     (rules.one_pool_renders_all, serve_with_fewer_gangs, "shared"),
     (rules.one_pool_renders_all, render_with_another_pool, "shared"),
 )

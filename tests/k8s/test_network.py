@@ -155,7 +155,40 @@ def test_dns_may_be_the_nodes_own(documents: list[Document]) -> None:
         assert admits(policies, Party(pod.labels, HERE, HERE_LABELS), node, 53, "UDP"), pod.where
 
 
-IDENTITY = [("169.254.170.23", 80), ("169.254.169.252", 988), ("169.254.169.254", 80)]
+@pytest.mark.parametrize("address", ["52.216.8.27", "2600:1fa0:8000::1"])
+def test_storage_is_outside(address: str, documents: list[Document]) -> None:
+    assert {*list_workers_that_reach(address, documents)} == {True}
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "10.4.0.9", "100.64.3.7", "100.127.0.1", "172.20.0.1", "192.168.1.1", "169.254.169.254",
+        "fd12:3456::1", "fd00:ec2::254", "fe80::1",
+    ],
+)  # fmt: skip
+def test_pods_services_and_metadata_are_not_outside(
+    address: str, documents: list[Document]
+) -> None:
+    assert {*list_workers_that_reach(address, documents)} == {False}
+
+
+def list_workers_that_reach(address: str, documents: list[Document]) -> list[bool]:
+    """Return of each group of workers whether it reaches an address by HTTPS."""
+    policies = find_kind(documents, "NetworkPolicy")
+    return [
+        admits(policies, Party(pod.labels, HERE, HERE_LABELS), Party(address=address), 443)
+        for pod in find_pods(documents)
+        if pod.labels.get("ray.io/node-type") == "worker"
+    ]
+
+
+IDENTITY = [
+    ("169.254.170.23", 80),
+    ("fd00:ec2::23", 80),
+    ("169.254.169.252", 988),
+    ("169.254.169.254", 80),
+]
 """EKS Pod Identity's agent; GKE's metadata server, with Calico and with Dataplane V2."""
 
 

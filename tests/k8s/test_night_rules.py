@@ -59,6 +59,19 @@ def allow_two_nights(documents: list[Document]) -> None:
     clock_of(documents)["concurrencyPolicy"] = "Allow"
 
 
+def keep_every_night(documents: list[Document]) -> None:
+    clock_of(documents)["successfulJobsHistoryLimit"] = 1000
+
+
+def keep_no_failed_night(documents: list[Document]) -> None:
+    clock_of(documents)["failedJobsHistoryLimit"] = 0
+
+
+def start_nights_of_nobody(documents: list[Document]) -> None:
+    pod = clock_of(documents)["jobTemplate"]["spec"]["template"]["spec"]
+    pod["containers"][0]["env"].pop()
+
+
 def start_for_ever(documents: list[Document]) -> None:
     del clock_of(documents)["jobTemplate"]["spec"]["activeDeadlineSeconds"]
 
@@ -126,6 +139,36 @@ def run_singles_on_demand(documents: list[Document]) -> None:
     cluster_of(documents)["workerGroupSpecs"][1]["template"]["spec"]["tolerations"].pop()
 
 
+def gang_of(documents: list[Document]) -> dict[str, Any]:
+    return cluster_of(documents)["workerGroupSpecs"][2]["template"]["spec"]
+
+
+def term_of(documents: list[Document]) -> dict[str, Any]:
+    affinity = gang_of(documents)["affinity"]["podAffinity"]
+    return affinity["preferredDuringSchedulingIgnoredDuringExecution"][0]["podAffinityTerm"]
+
+
+def run_gangs_far_apart(documents: list[Document]) -> None:
+    del gang_of(documents)["affinity"]
+
+
+def run_gangs_near_nobody(documents: list[Document]) -> None:
+    term_of(documents)["labelSelector"]["matchLabels"]["ray.io/group"] = "gangs"
+
+
+def run_gangs_near_everybody(documents: list[Document]) -> None:
+    term_of(documents)["labelSelector"] = {"matchLabels": {"app.kubernetes.io/part-of": "rushes"}}
+
+
+def run_gangs_on_one_host(documents: list[Document]) -> None:
+    term_of(documents)["topologyKey"] = "kubernetes.io/hostname"
+
+
+def run_gangs_near_or_never(documents: list[Document]) -> None:
+    affinity = gang_of(documents)["affinity"]["podAffinity"]
+    affinity["requiredDuringSchedulingIgnoredDuringExecution"] = [term_of(documents)]
+
+
 def restrict_nothing(documents: list[Document]) -> None:
     (namespace,) = find_kind(documents, "Namespace")
     namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] = "baseline"
@@ -138,6 +181,9 @@ MUTATIONS: tuple[tuple[Callable[..., Any], Callable[[list[Document]], None], str
     (rules.nights_have_one_clock, keep_the_clocks_rights, "raycronjob"),
     (rules.clocks_wait_for_the_last_night, allow_two_nights, "gpu"),
     (rules.clocks_wait_for_the_last_night, allow_two_nights, "shared"),
+    (rules.nights_go_with_their_clock, keep_every_night, "gpu"),
+    (rules.nights_go_with_their_clock, keep_no_failed_night, "shared"),
+    (rules.nights_go_with_their_clock, start_nights_of_nobody, "gpu"),
     (rules.clocks_alone_have_a_deadline, start_for_ever, "gpu"),
     (rules.clocks_alone_have_a_deadline, render_till_the_morning, "shared"),
     (rules.nights_are_tried_again, try_once, "gpu"),
@@ -156,6 +202,11 @@ MUTATIONS: tuple[tuple[Callable[..., Any], Callable[[list[Document]], None], str
     (rules.heads_stay, run_the_head_on_spot, "gpu"),
     (rules.gpus_are_of_spot_nodes, run_gangs_anywhere, "gpu"),
     (rules.gpus_are_of_spot_nodes, run_singles_on_demand, "kueue"),
+    (rules.wide_gangs_are_near, run_gangs_far_apart, "gpu"),
+    (rules.wide_gangs_are_near, run_gangs_near_nobody, "gpu"),
+    (rules.wide_gangs_are_near, run_gangs_near_everybody, "gpu"),
+    (rules.wide_gangs_are_near, run_gangs_on_one_host, "gpu"),
+    (rules.wide_gangs_are_near, run_gangs_near_or_never, "gpu"),
     (rules.namespaces_are_restricted, restrict_nothing, "gpu"),
 )
 

@@ -97,6 +97,22 @@ def test_start_night_creates_the_job_that_is_validated(
     assert before + deadline_s < int(ends.pop()) <= time.time() + deadline_s + MARGIN_S
 
 
+def test_a_night_belongs_to_the_job_that_starts_it(build: Any, tmp_path: Path) -> None:
+    (night,) = find_kind(build("gpu"), "RayCronJob")
+    given = {
+        "RUSHES_JOB": "night-29401920",
+        "RUSHES_JOB_UID": "8d969eef-6eca-4d3c-a3a6-29280e686cf0",
+    }
+    _, (created,) = start_night(night, tmp_path, **given)
+    # Without `controller`: Kueue would take it for a part of that Job, and admit nothing of it.
+    assert created["metadata"]["ownerReferences"] == [
+        {"apiVersion": "batch/v1", "kind": "Job", "name": given["RUSHES_JOB"],
+         "uid": given["RUSHES_JOB_UID"]}
+    ]  # fmt: skip
+    _, (by_hand,) = start_night(night, tmp_path)
+    assert not by_hand["metadata"]["ownerReferences"]
+
+
 def test_start_night_fails_where_there_is_none(build: Any, tmp_path: Path) -> None:
     (night,) = find_kind(build("gpu"), "RayCronJob")
     code, created = start_night(night, tmp_path, "nihgt")

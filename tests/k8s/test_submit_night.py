@@ -24,6 +24,7 @@ SCRIPT = runpy.run_path(str(K8S / "bin" / "submit-night"), run_name="submit-nigh
 START_S, RUN_S = 120.0, 120.0
 GIVEN = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
 GIVEN |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
+GIVEN |= {"RUSHES_OUTPUT": "s3://last-month/{night}", "RUSHES_TABLES": "s3://last-month/*"}
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -115,6 +116,13 @@ def test_it_hands_on_the_date_that_it_is_given(address: str) -> None:
     entrypoint = f"exec {K8S / 'bin' / 'run-night'} echo 'it is {{night}}'"
     _, said = follow(address, "dated", entrypoint, RUSHES_NIGHT="2026-11-29")
     assert "it is 2026-11-29\n" in said
+
+
+def test_it_sends_the_settings_that_it_is_given(address: str) -> None:
+    entrypoint = 'echo "from $RUSHES_TABLES to ${RUSHES_OUTPUT}"'
+    given = {"RUSHES_TABLES": "s3://tonight/{night}*.parquet", "RUSHES_OUTPUT": "s3://tonight/b c"}
+    _, said = follow(address, "settings", entrypoint, **given)
+    assert "from s3://tonight/{night}*.parquet to s3://tonight/b c\n" in said
 
 
 @pytest.mark.parametrize(("hour", "minute", "days"), [(20, 0, 0), (11, 59, -1), (12, 0, 0)])

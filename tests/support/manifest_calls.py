@@ -20,6 +20,7 @@ from tests.support.manifests import (
     expand_documents,
     find_kind,
     find_pods,
+    list_configs,
     list_variables,
     list_words,
     read_recipe,
@@ -27,6 +28,9 @@ from tests.support.manifests import (
 
 HUB_CACHE = re.findall(r"HF_HOME=(\S+)", (K8S / "Dockerfile").read_text("utf-8"))[0]
 """Where the image looks for models of the hub."""
+OUR_IMAGE = "rushes"
+WRITABLE = {"emptyDir", "persistentVolumeClaim"}
+"""Kinds of volumes that a pod may write into."""
 OF_A_NIGHT = {
     "address": "auto",
     "wait": True,
@@ -45,6 +49,8 @@ class Call:
     words: list[str]
     pod: Pod
     container: dict[str, Any]
+    sender: dict[str, Any]
+    """The container whose variables fill it in."""
 
     def find_option(self, name: str) -> str | None:
         """Return what an option is given."""
@@ -96,8 +102,11 @@ def files_are_mounted(documents: list[Document]) -> Iterator[str]:
 
 
 def variables_are_given(documents: list[Document]) -> Iterator[str]:
-    """Every `$VARIABLE` of a call, or of an endpoint's output, is set where it is filled in."""
-    texts = [(call.pod, call.container, " ".join(call.words)) for call in find_calls(documents)]
+    """Every `$VARIABLE` of a call, or of an endpoint's output, is set where it is filled in.
+
+    That of a night that joins the endpoint's cluster is sent with it: the head's is as old as that.
+    """
+    texts = [(call.pod, call.sender, " ".join(call.words)) for call in find_calls(documents)]
     for arguments, pod in _list_applications(documents):
         texts.append((pod, pod.spec["containers"][0], arguments.get("output", "")))
     for pod, container, text in texts:
@@ -134,6 +143,39 @@ def models_are_fetched(documents: list[Document]) -> Iterator[str]:
                 yield f"{pod.where}: {name} is not fetched into {volume}"
 
 
+def others_have_a_home(documents: list[Document]) -> Iterator[str]:
+    """An image that isn't ours may write into its home, though its root is read only."""
+    for pod in find_pods(documents):
+        for container in pod.containers:
+            if container["image"].rpartition("/")[2].partition(":")[0] == OUR_IMAGE:
+                continue
+            home = list_variables(container).get("HOME") or ""
+            volume, _ = find_file(pod, container, f"{home}/")
+            mounts = [
+                each for each in container["volumeMounts"] if each["name"] == volume.get("name")
+            ]
+            if not volume.keys() & WRITABLE or any(each.get("readOnly") for each in mounts):
+                yield f"{pod.where}: {container['image']} has no home that it may write: {home!r}"
+
+
+def long_lived_configs_stand(documents: list[Document]) -> Iterator[str]:
+    """What the endpoint's cluster reads is never edited beneath it where nights join that.
+
+    What a night is sent is: each evening's is the newest.
+    """
+    pods = find_pods(documents)
+    joining = [pod for pod in pods if any(map(is_joining, pod.containers))]
+    standing = [pod for pod in pods if joining and pod.where.startswith("RayService")]
+    for config in find_kind(documents, "ConfigMap"):
+        name, is_fixed = config["metadata"]["name"], config.get("immutable", False)
+        for pod in standing:
+            if name in list_configs(pod) and not is_fixed:
+                yield f"{pod.where}: {name} may be edited"
+        for pod in joining:
+            if name in list_configs(pod) and is_fixed:
+                yield f"{pod.where}: {name} may not be edited"
+
+
 def one_pool_renders_all(documents: list[Document]) -> Iterator[str]:
     """Who renders the recipe changes nothing of it: on one cluster they then share their gangs."""
     for call in find_calls(documents):
@@ -146,7 +188,8 @@ def one_pool_renders_all(documents: list[Document]) -> Iterator[str]:
 
 RULES: tuple[Callable[[list[Document]], Iterator[str]], ...] = (
     commands_parse, nights_join_their_cluster, recipes_load, files_are_mounted,
-    variables_are_given, nodes_reach_their_storage, models_are_fetched, one_pool_renders_all,
+    variables_are_given, nodes_reach_their_storage, models_are_fetched, others_have_a_home,
+    long_lived_configs_stand, one_pool_renders_all,
 )  # fmt: skip
 
 
@@ -156,17 +199,24 @@ def find_calls(documents: list[Document]) -> Iterator[Call]:
     heads = {pod.where: pod for pod in pods if pod.labels.get("ray.io/node-type") == "head"}
     for job in find_kind(expand_documents(documents), "RayJob"):
         words, head = shlex.split(job["spec"]["entrypoint"]), heads["RayJob head"]
-        yield Call("entrypoint", _cut(words), head, head.spec["containers"][0])
+        (container,) = head.spec["containers"]
+        yield Call("entrypoint", _cut(words), head, container, container)
     for pod in pods:
         for container in pod.containers:
             if "rushes" not in (words := list_words(container)):
                 continue
             if container.get("command") != ["submit-night"]:
-                yield Call(pod.where, _cut(words), pod, container)
+                yield Call(pod.where, _cut(words), pod, container, container)
             else:
-                is_joining = "RAY_DASHBOARD_ADDRESS" in list_variables(container)
-                head = heads["RayService head" if is_joining else "RayJob head"]
-                yield Call(pod.where, _cut(words), head, head.spec["containers"][0])
+                head = heads["RayService head" if is_joining(container) else "RayJob head"]
+                (there,) = head.spec["containers"]
+                sender = container if is_joining(container) else there
+                yield Call(pod.where, _cut(words), head, there, sender)
+
+
+def is_joining(container: dict[str, Any]) -> bool:
+    """Return whether a container submits its night to the endpoint's cluster."""
+    return "RAY_DASHBOARD_ADDRESS" in list_variables(container)
 
 
 def parse_command(words: list[str]) -> dict[str, Any]:

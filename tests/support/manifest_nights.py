@@ -20,6 +20,13 @@ FETCH_S = 3600
 """What a head may take to fetch a model, before it answers anyone."""
 MARGIN_S = 60
 """From a first try's deadline to the end that `start-night` gives to all."""
+MOST_KEPT = 14
+"""Nights that are there to be looked at."""
+OF_A_JOB = {
+    "RUSHES_JOB": "metadata.labels['batch.kubernetes.io/job-name']",
+    "RUSHES_JOB_UID": "metadata.labels['batch.kubernetes.io/controller-uid']",
+}
+"""How a pod is told whose it is: labels that Kubernetes gives it."""
 QUEUE_NAME = "kueue.x-k8s.io/queue-name"
 """The label of what Kueue admits."""
 HEAD_SERVICE = {
@@ -28,6 +35,10 @@ HEAD_SERVICE = {
     "app.kubernetes.io/created-by": "kuberay-operator",
 }
 """How KubeRay's services find a head (HeadServiceLabels), but for the cluster's own name."""
+ZONE = "topology.kubernetes.io/zone"
+"""What nodes are near each other in."""
+PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
+"""How a pod says where it would rather be."""
 RESTRICTED = {
     "pod-security.kubernetes.io/enforce": "restricted",
     "pod-security.kubernetes.io/enforce-version": "v1.34",
@@ -60,6 +71,22 @@ def clocks_wait_for_the_last_night(documents: list[Document]) -> Iterator[str]:
     for clock in find_kind(documents, "CronJob"):
         if clock["spec"].get("concurrencyPolicy") != "Forbid":
             yield f"{clock['metadata']['name']}: {clock['spec'].get('concurrencyPolicy')}"
+
+
+def nights_go_with_their_clock(documents: list[Document]) -> Iterator[str]:
+    """A RayJob belongs to the clock's Job that started it; of those some stay, and not for ever."""
+    for clock in find_kind(documents, "CronJob"):
+        kept = [clock["spec"].get(f"{end}JobsHistoryLimit") for end in ("successful", "failed")]
+        if not all(2 <= (each or 0) <= MOST_KEPT for each in kept):
+            yield f"{clock['metadata']['name']}: keeps {kept} Jobs"
+        (container,) = clock["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+        if container["command"][0] == "start-night":
+            paths = {
+                each["name"]: each.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath")
+                for each in container.get("env", ())
+            }
+            if not OF_A_JOB.items() <= paths.items():
+                yield f"{clock['metadata']['name']}: knows of its Job {paths}"
 
 
 def clocks_alone_have_a_deadline(documents: list[Document]) -> Iterator[str]:
@@ -160,6 +187,24 @@ def gpus_are_of_spot_nodes(documents: list[Document]) -> Iterator[str]:
                 yield f"{whose} {group['groupName']}: tolerates {taints}"
 
 
+def wide_gangs_are_near(documents: list[Document]) -> Iterator[str]:
+    """A node with several GPUs is rather near its own group's, and waits for no such place."""
+    nodes = [pod for pod in find_pods(documents) if pod.group]
+    for pod in nodes:
+        limits = pod.spec["containers"][0]["resources"]["limits"]
+        wanted = {pod.labels["ray.io/group"]} if int(limits.get("nvidia.com/gpu", 0)) > 1 else set()
+        affinity = pod.spec.get("affinity", {}).get("podAffinity", {})
+        terms = [each["podAffinityTerm"] for each in affinity.get(PREFERRED, ())]
+        near = {
+            each.labels["ray.io/group"]
+            for each in nodes
+            for term in terms
+            if term["topologyKey"] == ZONE and matches(term["labelSelector"], each.labels)
+        }
+        if near != wanted or affinity.keys() - {PREFERRED}:
+            yield f"{pod.where}: near {near}, not {wanted}: {affinity}"
+
+
 def namespaces_are_restricted(documents: list[Document]) -> Iterator[str]:
     """The namespace itself refuses pods that aren't, by one version of the standard."""
     namespaces = find_kind(documents, "Namespace")
@@ -177,7 +222,8 @@ def _has_gpus(group: dict[str, Any]) -> bool:
 
 RULES: tuple[Callable[[list[Document]], Iterator[str]], ...] = (
     services_find_heads, nights_have_one_clock, clocks_wait_for_the_last_night,
-    clocks_alone_have_a_deadline, nights_are_tried_again, submitters_end_as_their_nights,
+    nights_go_with_their_clock, clocks_alone_have_a_deadline, nights_are_tried_again,
+    submitters_end_as_their_nights,
     submitters_wait_for_models, calls_need_a_token, heads_stay, gpus_are_of_spot_nodes,
-    namespaces_are_restricted,
+    wide_gangs_are_near, namespaces_are_restricted,
 )  # fmt: skip

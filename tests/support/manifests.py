@@ -90,11 +90,9 @@ def find_kind(documents: list[Document], kind: str) -> list[Document]:
 
 
 def find_settings(documents: list[Document]) -> dict[str, str]:
-    """Return what the ConfigMap of settings holds."""
-    (found,) = (
-        each for each in find_kind(documents, "ConfigMap") if each["metadata"]["name"] == "rushes"
-    )
-    return found["data"]
+    """Return what the ConfigMaps of settings hold: the cluster's, and what a night is sent."""
+    found = {each["metadata"]["name"]: each["data"] for each in find_kind(documents, "ConfigMap")}
+    return found["rushes"] | found.get("rushes-night", {})
 
 
 def find_recipe_text(documents: list[Document]) -> str:
@@ -144,6 +142,15 @@ def list_words(container: dict[str, Any]) -> list[str]:
 def list_variables(container: dict[str, Any]) -> dict[str, str | None]:
     """Return a container's own environment; what comes from elsewhere, as None."""
     return {each["name"]: each.get("value") for each in container.get("env", ())}
+
+
+def list_configs(pod: Pod) -> set[str]:
+    """Return the names of the ConfigMaps that a pod has, as variables or as files."""
+    sources = [
+        each.get("configMapRef", {}) for c in pod.containers for each in c.get("envFrom", ())
+    ]
+    volumes = [each.get("configMap", {}) for each in pod.spec.get("volumes", ())]
+    return {each["name"] for each in (*sources, *volumes) if each}
 
 
 def find_clusters(documents: list[Document]) -> Iterator[tuple[str, dict[str, Any]]]:
