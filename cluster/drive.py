@@ -75,6 +75,7 @@ class Drive:
         Raises:
             GangDiedError: the gang is lost.
             ClipError: the model refused the clip.
+            DivergedError: its latents aren't finite any more.
             HaltedError: `halt` said so.
         """
         pool, every_s = self.recipe.pool, self.recipe.checkpoint.every_s

@@ -19,6 +19,7 @@ from cluster.answers import NoGangError, PoolBrokenError
 from cluster.drive import Drive, Halt, HaltedError
 from cluster.gang import (
     ClipError,
+    DivergedError,
     Gang,
     GangDiedError,
     NoPlaceError,
@@ -264,7 +265,11 @@ class Fleet:
             )
             job.succeed(gang, await job.drive.run())
         except ClipError as error:
-            job.fail(str(error), len(job.losses) + 1, gang)
+            try:
+                if isinstance(error, DivergedError):  # before anybody asks for it again
+                    await job.tenant.discard(job.task.key.clip_id)
+            finally:
+                job.fail(str(error), len(job.losses) + 1, gang)
         except HaltedError:
             if not job.over:
                 await self._queue.put(job)

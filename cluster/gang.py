@@ -25,7 +25,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from cluster.answers import ClipKey
 from cluster.rank import Progress, RankWorker
 from pipeline.checkpoints import Checkpoints
-from pipeline.errors import UnreachableError, UsageError
+from pipeline.errors import NotFiniteError, UnreachableError, UsageError
 from pipeline.recipe import GangShape, ModelSpec, Recipe
 from pipeline.request import RenderRequest
 
@@ -47,6 +47,10 @@ class UnusableModelError(Exception):
 
 class ClipError(Exception):
     """The model refused this clip: the gang is well, the clip has failed."""
+
+
+class DivergedError(ClipError):
+    """Its latents aren't finite any more: what was saved of it may have led there."""
 
 
 class Gang:
@@ -150,6 +154,7 @@ class Gang:
         Raises:
             GangDiedError: a rank died, or gave no answer within `timeout_s`.
             ClipError: the model refused the clip.
+            DivergedError: its latents aren't finite any more.
         """
         return await self._blame("advance", key, max_steps, timeout_s=timeout_s)
 
@@ -247,7 +252,8 @@ class Gang:
                 raise GangDiedError(f"{self.name}: device: {broken.cause}") from broken
             except GangDiedError as lost:
                 raise GangDiedError(f"{self.name}: {method}: {refusal}; then {lost}") from error
-            raise ClipError(refusal) from error
+            diverged = isinstance(error.cause, NotFiniteError)
+            raise (DivergedError if diverged else ClipError)(refusal) from error
 
 
 def _order_by_node(group: PlacementGroup, ranks: int) -> list[int]:

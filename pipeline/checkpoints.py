@@ -111,7 +111,7 @@ class Checkpoints:
         return None
 
     def discard(self, clip_id: str) -> None:
-        """Remove all that is saved of a clip: it is committed."""
+        """Remove all that is saved of a clip: it is committed, or begins anew."""
         self._delete(list(self.store.list(_folder(clip_id))))
 
     def _delete(self, keys: list[str]) -> None:
