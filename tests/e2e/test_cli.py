@@ -53,6 +53,11 @@ def write_text(name: str, text: str) -> Callable[[Path], Any]:
     return lambda folder: (folder / name).write_text(text)
 
 
+def write_json(path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+
+
 def write_columns(name: str, **columns: Any) -> Callable[[Path], Any]:
     return lambda folder: write_table(folder / name, **columns)
 
@@ -129,7 +134,17 @@ BAD_CALLS = {
     "no weights": BadCall(
         "ads.parquet -o out --set model.checkpoint=./weights",
         "holds no *.safetensors weights",
-        lambda folder: (folder / "weights").mkdir(),
+        lambda folder: write_json(folder / "weights" / "model_index.json"),
+    ),
+    "no pipeline": BadCall(
+        "ads.parquet -o out --set model.checkpoint=./weights",
+        "model.checkpoint: ./weights is no checkpoint in diffusers format: "
+        "it has neither model_index.json nor modular_model_index.json",
+        lambda folder: write_json(folder / "weights" / "transformer" / "config.json"),
+    ),
+    "no such blocks": BadCall(
+        "ads.parquet -o out --set model.blocks=Wan22VaceBlock",
+        "diffusers has no blocks class 'Wan22VaceBlock'; did you mean 'Wan22VaceBlocks'?",
     ),
     "output is a file": BadCall(
         "ads.parquet -o out", "a file is where a folder is needed", write_text("out", "notes")
