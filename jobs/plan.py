@@ -116,7 +116,7 @@ def split_clips(plan: Plan, recipe: Recipe) -> dict[str, int]:
 
 
 def find_done(call: PlannedCall, ledger: Ledger) -> set[str]:
-    """Return the clips of a call that an output holds already; none where there is none yet.
+    """Return the clips of a call that an output holds already; none where none has come yet.
 
     Raises:
         OutputMismatchError: the output is another model's or finish's.

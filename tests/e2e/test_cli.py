@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from jobs.cli import ExitCode, app
 from jobs.recipes import find_recipe
-from pipeline.documents import describe_output
+from pipeline.documents import describe_failure, describe_output
 from pipeline.identity import fingerprint_model
 from pipeline.ledger import Ledger
 from pipeline.recipe import resolve_checkpoint
@@ -63,10 +63,12 @@ def write_columns(name: str, **columns: Any) -> Callable[[Path], Any]:
 
 
 def make_output(folder: Path, *, fingerprint: str = "", crf: int | None = None) -> None:
-    """Begin an output in `out`, as a run with this model and finish does."""
+    """Leave an output in `out`, as a run with this model and finish does whose clip has failed."""
     recipe = find_recipe(overrides=() if crf is None else (f"finish.crf={crf}",))
     own = fingerprint_model(recipe.model, resolve_checkpoint(recipe.model))
-    Ledger(ObjectStore(folder / "out")).open_output(describe_output(recipe, fingerprint or own))
+    ledger = Ledger(ObjectStore(folder / "out"))
+    ledger.open_output(describe_output(recipe, fingerprint or own))
+    ledger.record_failure(describe_failure("a" * 64, "denoise", "out of memory"))
 
 
 BAD_CALLS = {
