@@ -22,6 +22,10 @@ class PoolBrokenError(Exception):
     """No gang can be built, or the run has left: it can't go on, and no clip is to blame."""
 
 
+class UnusableModelError(PoolBrokenError):
+    """The checkpoint can't be loaded, by any gang: who calls again is to mend the call first."""
+
+
 class PoolClosedError(Exception):
     """The pool's last tenant has left, and it ends: the next one makes another."""
 

@@ -22,7 +22,7 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.answers import ClipKey
+from cluster.answers import ClipKey, UnusableModelError
 from cluster.rank import Progress, RankWorker
 from pipeline.checkpoints import Checkpoints
 from pipeline.errors import NotFiniteError, UnreachableError, UsageError
@@ -39,10 +39,6 @@ class GangDiedError(Exception):
 
 class NoPlaceError(GangDiedError):
     """The cluster has no place for it, or not yet."""
-
-
-class UnusableModelError(Exception):
-    """The checkpoint can't be loaded, by this gang or any other."""
 
 
 class ClipError(Exception):
