@@ -112,6 +112,14 @@ def test_a_bad_override(tmp_path: Path, override: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("text", [TEXT, TEXT.partition('[[gangs]]\nname = "wide"')[0]])
+def test_a_wrong_key_of_the_only_gang_is_all_that_is_said(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load(tmp_path, "gangs.0.cout=1", text=text)
+    hint = "unknown key 'gangs.0.cout'; did you mean 'count'?"
+    assert str(caught.value) == f"test.toml: {hint}"
+
+
 def test_a_bad_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no recipe at .*none\.toml"):
         load_recipe(tmp_path / "none.toml")
