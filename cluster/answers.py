@@ -37,6 +37,16 @@ class ClipKey(NamedTuple):
     clip_id: str
 
 
+class Spent(NamedTuple):
+    """What a clip's denoising took, on all gangs that brought it there, as far as it was saved."""
+
+    denoise_s: float
+    device_seconds: float
+    """Seconds times ranks."""
+    layout: str
+    """The gang's; of several, where it went on on gangs of others, all in turn."""
+
+
 @dataclass(frozen=True)
 class Rendered:
     """What became of a clip in the pool: latents, or a reason why there are none."""

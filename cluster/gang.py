@@ -22,7 +22,7 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.answers import ClipKey, UnusableModelError
+from cluster.answers import ClipKey, Spent, UnusableModelError
 from cluster.rank import Progress, RankWorker
 from pipeline.checkpoints import Checkpoints
 from pipeline.errors import NotFiniteError, UnreachableError, UsageError
@@ -158,8 +158,7 @@ class Gang:
         self,
         key: ClipKey,
         checkpoints: Checkpoints,
-        device_seconds: float,
-        layout: str,
+        spent: Spent,
         timeout_s: float,
         *,
         wait: bool = False,
@@ -168,15 +167,14 @@ class Gang:
 
         Returns what went wrong with saving, which doesn't harm the session.
         """
-        call = self._ranks[0].save.remote(key, checkpoints, device_seconds, layout, wait)
+        call = self._ranks[0].save.remote(key, checkpoints, spent, wait)
         return await _wait(call, timeout_s, f"{self.name}: save")
 
     async def finish(
         self,
         key: ClipKey,
         checkpoints: Checkpoints,
-        device_seconds: float,
-        layout: str,
+        spent: Spent,
         timeout_s: float,
     ) -> tuple[Any, str]:
         """Return a reference to the packed latents of a finished clip, once they are saved.
@@ -184,7 +182,7 @@ class Gang:
         With it, what went wrong with saving, if anything.
         """
         finish = self._ranks[0].finish.options(num_returns=2)
-        latents, call = finish.remote(key, checkpoints, device_seconds, layout)
+        latents, call = finish.remote(key, checkpoints, spent)
         wrong = await _wait(call, timeout_s, f"{self.name}: finish")
         try:
             await self.drop(key, timeout_s)

@@ -48,6 +48,7 @@ class Checkpoints:
         *,
         layout: str = "1",
         device_seconds: float = 0.0,
+        denoise_s: float = 0.0,
     ) -> Checkpoint:
         """Save a clip's state, whole or not at all; of those before it, keep the last one only.
 
@@ -68,6 +69,7 @@ class Checkpoints:
             model_fingerprint=self.model_fingerprint,
             layout=layout,
             device_seconds=device_seconds,
+            denoise_s=denoise_s,
             payload=Artifact(key=f"{stem}.safetensors", sha256=checksum, size_bytes=len(payload)),
         )
         before = list(self.store.list(_folder(clip_id)))

@@ -114,7 +114,9 @@ class Checkpoint(Document):
     model_fingerprint: str
     layout: str
     device_seconds: float
-    """What denoising took so far."""
+    """What denoising took so far, times the ranks that it took."""
+    denoise_s: float = 0.0
+    """What it took so far; an earlier version didn't say."""
     payload: Artifact
     saved_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
