@@ -22,6 +22,10 @@ class PoolBrokenError(Exception):
     """No gang can be built, or the run has left: it can't go on, and no clip is to blame."""
 
 
+class UnusableModelError(PoolBrokenError):
+    """The checkpoint can't be loaded, by any gang: who calls again is to mend the call first."""
+
+
 class PoolClosedError(Exception):
     """The pool's last tenant has left, and it ends: the next one makes another."""
 
@@ -31,6 +35,16 @@ class ClipKey(NamedTuple):
 
     output: str
     clip_id: str
+
+
+class Spent(NamedTuple):
+    """What a clip's denoising took, on all gangs that brought it there, as far as it was saved."""
+
+    denoise_s: float
+    device_seconds: float
+    """Seconds times ranks."""
+    layout: str
+    """The gang's; of several, where it went on on gangs of others, all in turn."""
 
 
 @dataclass(frozen=True)

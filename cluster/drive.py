@@ -12,12 +12,13 @@ from typing import Any, Literal
 import ray
 
 from cluster import metrics
-from cluster.answers import ClipProgress
+from cluster.answers import ClipProgress, Spent
 from cluster.chunks import Chunks
 from cluster.gang import Gang
 from cluster.rank import SAVE_S
 from cluster.schedule import Task
 from cluster.tenants import Tenant
+from pipeline.documents import Checkpoint
 from pipeline.recipe import Recipe
 
 STORE_TIMEOUT_S = 2 * SAVE_S + 60.0
@@ -40,12 +41,12 @@ class Finished:
 
     latents: Any
     """Refers to packed `Latents`."""
-    seconds: float
-    """On this gang."""
-    device_seconds: float
-    """On all gangs that brought it here, as far as their work was saved."""
-    layout: str
-    """The gang's; of several, where it went on on gangs of others, all in turn."""
+    spent: Spent
+
+
+def sum_up(checkpoint: Checkpoint) -> Spent:
+    """Return what had been spent on a clip when it was saved."""
+    return Spent(checkpoint.denoise_s, checkpoint.device_seconds, checkpoint.layout)
 
 
 @dataclass
@@ -75,6 +76,7 @@ class Drive:
         Raises:
             GangDiedError: the gang is lost.
             ClipError: the model refused the clip.
+            DivergedError: its latents aren't finite any more.
             HaltedError: `halt` said so.
         """
         pool, every_s = self.recipe.pool, self.recipe.checkpoint.every_s
@@ -83,26 +85,25 @@ class Drive:
         timeout_s = self._bound_first_step()
         began = time.perf_counter()
         saved = await tenant.load(key.clip_id)
-        before_s = saved[0].device_seconds if saved else 0.0
+        before = sum_up(saved[0]) if saved else Spent(0.0, 0.0, "")
         if saved and saved[0].kind == "latents":  # a gang was lost between their save and its word
-            return Finished(ray.put(saved[1]), 0.0, before_s, saved[0].layout)
+            return Finished(ray.put(saved[1]), before)
         snapshot = ray.put(saved[1]) if saved else None
         now = await gang.start(key, task.request, self.conditioning, snapshot, timeout_s)
         layout = str(gang.shape.layout)
         if saved and not now.passed_over:
-            *before, last = saved[0].layout.split(THEN)
-            layout = THEN.join([*before, last] if last == layout else [*before, last, layout])
+            *others, last = before.layout.split(THEN)
+            layout = THEN.join([*others, last] if last == layout else [*others, last, layout])
         if now.passed_over:
             tenant.warn(f"clip {key.clip_id[:16]} starts anew: {now.passed_over}")
         saved_at, paused_s = time.perf_counter(), 0.0
         self.progress = ClipProgress(now.step, now.num_steps, 0.0)
         chunks = Chunks(gang, key, now, pool.chunk_s, self._bound, self._bound_first_step())
 
-        def seconds() -> float:
-            return time.perf_counter() - began - paused_s
-
-        def spent() -> float:
-            return before_s + seconds() * ranks
+        def spent() -> Spent:
+            seconds = time.perf_counter() - began - paused_s
+            device_seconds = before.device_seconds + seconds * ranks
+            return Spent(before.denoise_s + seconds, device_seconds, layout)
 
         def is_save_due() -> bool:
             return time.perf_counter() - saved_at >= every_s
@@ -125,16 +126,14 @@ class Drive:
                     tenant.note_save(key.clip_id)
                     is_last = halted == "save"
                     limit_s = max(chunks.timeout_s, STORE_TIMEOUT_S if is_last else 0.0)
-                    wrong = await gang.save(
-                        key, tenant.checkpoints, spent(), layout, limit_s, wait=is_last
-                    )
+                    wrong = await gang.save(key, tenant.checkpoints, spent(), limit_s, wait=is_last)
                     tenant.warn(wrong)
                     if halted:
                         raise HaltedError
                 if other := self.give_way():
                     tenant.note_save(key.clip_id)
                     limit_s = chunks.timeout_s
-                    tenant.warn(await gang.save(key, tenant.checkpoints, spent(), layout, limit_s))
+                    tenant.warn(await gang.save(key, tenant.checkpoints, spent(), limit_s))
                     paused_at = time.perf_counter()
                     await other()
                     saved_at = time.perf_counter()
@@ -143,9 +142,9 @@ class Drive:
             chunks.close()
         tenant.note_save(key.clip_id)
         timeout_s = max(chunks.timeout_s, STORE_TIMEOUT_S)
-        latents, wrong = await gang.finish(key, tenant.checkpoints, spent(), layout, timeout_s)
+        latents, wrong = await gang.finish(key, tenant.checkpoints, spent(), timeout_s)
         tenant.warn(wrong)
-        return Finished(latents, seconds(), spent(), layout)
+        return Finished(latents, spent())
 
     def _tell(self, chunks: Chunks, made: int) -> None:
         """Tell how far the clip is, and how fast, to whoever asks."""

@@ -15,14 +15,14 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from cluster import metrics
-from cluster.answers import NoGangError, PoolBrokenError
+from cluster.answers import NoGangError, PoolBrokenError, UnusableModelError
 from cluster.drive import Drive, Halt, HaltedError
 from cluster.gang import (
     ClipError,
+    DivergedError,
     Gang,
     GangDiedError,
     NoPlaceError,
-    UnusableModelError,
     remove_gangs,
 )
 from cluster.job import Job
@@ -92,7 +92,7 @@ class Fleet:
         return len(self._asleep)
 
     @property
-    def broken(self) -> str | None:
+    def broken(self) -> PoolBrokenError | None:
         """Why no gang can be built, where none can, until it is started again."""
         return self._starts.broken
 
@@ -165,14 +165,14 @@ class Fleet:
             except Exception as error:  # noqa: BLE001 - whatever stops a gang, another try follows
                 # Others' work goes on meanwhile: so does the wait for a place.
                 is_patient = isinstance(error, NoPlaceError) and self._queue.is_one_made()
-                lacks_model = isinstance(error, UnusableModelError)
-                starts.fail(name, counts=not is_patient, lacks_model=lacks_model)
+                unusable = error if isinstance(error, UnusableModelError) else None
+                starts.fail(name, counts=not is_patient, lacks_model=bool(unusable))
                 if is_patient:
                     starts.placeless.add(room)
                     self.put_off(room)
-                if lacks_model and starts.is_unusable(self._asleep):
-                    starts.broken = str(error)
-                    self._queue.give_up(PoolBrokenError(starts.broken), starts.rooms)
+                if unusable and starts.is_unusable(self._asleep):
+                    starts.broken = unusable
+                    self._queue.give_up(unusable, starts.rooms)
                     return
                 if starts.is_hopeless(room, self._asleep):
                     self._give_up(room, f"no gang like {name} can be started: {error}")
@@ -239,7 +239,7 @@ class Fleet:
         """Fail the clips that no gang can be built for; all of them: the pool is broken."""
         self._starts.give_up(room, reason)
         if self.broken:
-            self._queue.give_up(PoolBrokenError(reason), self._starts.rooms)
+            self._queue.give_up(self.broken, self._starts.rooms)
         else:
             self._warn(f"clips of their size are given up: {reason}")
             self._queue.give_up(NoGangError(reason), (room,))
@@ -264,7 +264,11 @@ class Fleet:
             )
             job.succeed(gang, await job.drive.run())
         except ClipError as error:
-            job.fail(str(error), len(job.losses) + 1, gang)
+            try:
+                if isinstance(error, DivergedError):  # before anybody asks for it again
+                    await job.tenant.discard(job.task.key.clip_id)
+            finally:
+                job.fail(str(error), len(job.losses) + 1, gang)
         except HaltedError:
             if not job.over:
                 await self._queue.put(job)

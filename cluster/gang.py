@@ -22,10 +22,10 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.answers import ClipKey
+from cluster.answers import ClipKey, Spent, UnusableModelError
 from cluster.rank import Progress, RankWorker
 from pipeline.checkpoints import Checkpoints
-from pipeline.errors import UnreachableError, UsageError
+from pipeline.errors import NotFiniteError, UnreachableError, UsageError
 from pipeline.recipe import GangShape, ModelSpec, Recipe
 from pipeline.request import RenderRequest
 
@@ -41,12 +41,12 @@ class NoPlaceError(GangDiedError):
     """The cluster has no place for it, or not yet."""
 
 
-class UnusableModelError(Exception):
-    """The checkpoint can't be loaded, by this gang or any other."""
-
-
 class ClipError(Exception):
     """The model refused this clip: the gang is well, the clip has failed."""
+
+
+class DivergedError(ClipError):
+    """Its latents aren't finite any more: what was saved of it may have led there."""
 
 
 class Gang:
@@ -150,6 +150,7 @@ class Gang:
         Raises:
             GangDiedError: a rank died, or gave no answer within `timeout_s`.
             ClipError: the model refused the clip.
+            DivergedError: its latents aren't finite any more.
         """
         return await self._blame("advance", key, max_steps, timeout_s=timeout_s)
 
@@ -157,8 +158,7 @@ class Gang:
         self,
         key: ClipKey,
         checkpoints: Checkpoints,
-        device_seconds: float,
-        layout: str,
+        spent: Spent,
         timeout_s: float,
         *,
         wait: bool = False,
@@ -167,15 +167,14 @@ class Gang:
 
         Returns what went wrong with saving, which doesn't harm the session.
         """
-        call = self._ranks[0].save.remote(key, checkpoints, device_seconds, layout, wait)
+        call = self._ranks[0].save.remote(key, checkpoints, spent, wait)
         return await _wait(call, timeout_s, f"{self.name}: save")
 
     async def finish(
         self,
         key: ClipKey,
         checkpoints: Checkpoints,
-        device_seconds: float,
-        layout: str,
+        spent: Spent,
         timeout_s: float,
     ) -> tuple[Any, str]:
         """Return a reference to the packed latents of a finished clip, once they are saved.
@@ -183,7 +182,7 @@ class Gang:
         With it, what went wrong with saving, if anything.
         """
         finish = self._ranks[0].finish.options(num_returns=2)
-        latents, call = finish.remote(key, checkpoints, device_seconds, layout)
+        latents, call = finish.remote(key, checkpoints, spent)
         wrong = await _wait(call, timeout_s, f"{self.name}: finish")
         try:
             await self.drop(key, timeout_s)
@@ -247,7 +246,8 @@ class Gang:
                 raise GangDiedError(f"{self.name}: device: {broken.cause}") from broken
             except GangDiedError as lost:
                 raise GangDiedError(f"{self.name}: {method}: {refusal}; then {lost}") from error
-            raise ClipError(refusal) from error
+            diverged = isinstance(error.cause, NotFiniteError)
+            raise (DivergedError if diverged else ClipError)(refusal) from error
 
 
 def _order_by_node(group: PlacementGroup, ranks: int) -> list[int]:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import ray
 
 from cluster.answers import Rendered
-from cluster.drive import Drive, Finished
+from cluster.drive import Drive, Finished, sum_up
 from cluster.gang import Gang
 from cluster.schedule import Task
 from cluster.tenants import Tenant
@@ -63,10 +63,8 @@ class Job:
                 latents=[finished.latents],
                 reasons=self.losses,
                 gang=gang.name,
-                layout=finished.layout,
                 attempts=len(self.losses) + 1,
-                denoise_s=finished.seconds,
-                device_seconds=finished.device_seconds,
+                **finished.spent._asdict(),
             )
         )
 
@@ -77,10 +75,8 @@ class Job:
                 latents=[ray.put(latents)],
                 reasons=self.losses,
                 gang="saved",
-                layout=checkpoint.layout,
                 attempts=len(self.losses) + 1,
-                denoise_s=0.0,
-                device_seconds=checkpoint.device_seconds,
+                **sum_up(checkpoint)._asdict(),
             )
         )
 

@@ -97,7 +97,7 @@ class GangPool:
         gives way that comes to the end of a chunk of steps.
 
         Raises:
-            PoolBrokenError: no gang can be built.
+            PoolBrokenError: no gang can be built; UnusableModelError: as none can load the model.
             NoGangError: none that takes this clip.
             PutOffError: none finds a place now; whoever `is_patient` waits instead.
         """
@@ -111,7 +111,7 @@ class GangPool:
             same.is_patient = is_patient
             return await asyncio.shield(same.result)
         if self._fleet.broken:
-            raise PoolBrokenError(self._fleet.broken)
+            raise self._fleet.broken
         task = Task(key, request, turn, shape.max_tokens)
         given = ray.put(conditioning)  # the pool's own: a client may die before the clip's turn
         job = Job(task, tenant, given, is_patient=is_patient)
@@ -147,7 +147,7 @@ class GangPool:
             gangs=fleet.gangs,
             rebuilds=fleet.rebuilds - tenant.rebuilds_before,
             device_seconds=device_seconds,
-            broken=fleet.broken,
+            broken=str(fleet.broken) if fleet.broken else None,
             warnings=tuple(tenant.warnings),
             warned=tenant.warned,
             clips={

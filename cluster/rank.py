@@ -16,7 +16,7 @@ import psutil
 import ray
 
 from cluster import metrics
-from cluster.answers import ClipKey
+from cluster.answers import ClipKey, Spent
 from cluster.niceness import step_back
 from pipeline.checkpoints import Checkpoints
 from pipeline.imports import quick_imports
@@ -182,8 +182,7 @@ class RankWorker:
         self,
         key: ClipKey,
         checkpoints: Checkpoints,
-        device_seconds: float,
-        layout: str,
+        spent: Spent,
         wait: bool = False,
     ) -> str:
         """Write a session's snapshot to its output; without `wait` in the background, if none is.
@@ -195,13 +194,11 @@ class RankWorker:
             return ""
         wrong = self._settle_save()
         session = self._sessions[key]
-        save = partial(checkpoints.save, device_seconds=device_seconds, layout=layout)
+        save = partial(checkpoints.save, **spent._asdict())
         self._begin_save(save, key, "snapshot", session.step, session.snapshot())
         return (self._settle_save() if wait else "") or wrong
 
-    def finish(
-        self, key: ClipKey, checkpoints: Checkpoints, device_seconds: float, layout: str
-    ) -> tuple[bytes, str]:
+    def finish(self, key: ClipKey, checkpoints: Checkpoints, spent: Spent) -> tuple[bytes, str]:
         """Return a finished session's latents, packed and saved, and forget the session.
 
         With them, what went wrong with saving, if anything: the clip needs no saving to go on.
@@ -209,7 +206,7 @@ class RankWorker:
         session = self._sessions.pop(key)
         latents = session.latents().to_bytes()
         wrong = self._settle_save()
-        save = partial(checkpoints.save, device_seconds=device_seconds, layout=layout)
+        save = partial(checkpoints.save, **spent._asdict())
         self._begin_save(save, key, "latents", session.step, latents)
         return latents, self._settle_save() or wrong
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Set
 from time import monotonic
 
+from cluster.answers import PoolBrokenError
 from pipeline.recipe import Recipe
 
 MAX_FAILED_STARTS = 5
@@ -16,7 +17,7 @@ class Starts:
 
     def __init__(self, recipe: Recipe) -> None:
         """Begin without any try."""
-        self.broken: str | None = None
+        self.broken: PoolBrokenError | None = None
         """Why no gang can be built, where none can, until they are tried anew."""
         self.placeless = set[int | None]()
         """Rooms of which a gang found no place while others were at work."""
@@ -114,7 +115,7 @@ class Starts:
         """Note that no gang of a room can be built; the pool is broken once no room is left."""
         self._given_up[room] = reason, monotonic() + self._recipe.pool.start_timeout_s
         if self._given_up.keys() >= self.rooms:
-            self.broken = reason
+            self.broken = PoolBrokenError(reason)
 
     def find_given_up(self, room: int | None) -> tuple[str, bool]:
         """Return why a room was given up, if it was, and whether it is time to try it again."""

@@ -112,7 +112,7 @@ class Tenant:
         return None
 
     async def discard(self, clip_id: str) -> None:
-        """Remove what is saved of a clip that nobody wants; what can't be, `clean` will."""
+        """Remove what is saved of a clip and of no use to anybody; what can't be, `clean` will."""
         try:
             await asyncio.to_thread(self.checkpoints.discard, clip_id)
         except OSError as error:

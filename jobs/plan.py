@@ -7,6 +7,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.blocks import INDEXES, check_blocks, check_index
 from pipeline.documents import OutputIdentity, describe_output
 from pipeline.identity import clip_id, digest_renderer, fingerprint_model
 from pipeline.ledger import Ledger
@@ -87,10 +88,13 @@ def find_model(recipe: Recipe) -> Path:
     """Return the folder of a recipe's checkpoint; from a hub, configurations are fetched first.
 
     Raises:
-        UsageError: it can't be found, or not be cut as the gangs ask; see `check_degrees`.
+        UsageError: it can't be found, is none of diffusers', which may have no such blocks, or
+            can't be cut as the gangs ask; see `check_degrees`.
     """
-    if any(max(shape.tensor, shape.context) > 1 for shape in recipe.gangs):
-        check_degrees(resolve_checkpoint(recipe.model, TRANSFORMER_CONFIGS), recipe.gangs)
+    check_blocks(recipe.model)
+    sketch = resolve_checkpoint(recipe.model, (*INDEXES, *TRANSFORMER_CONFIGS))
+    check_index(recipe.model, sketch)
+    check_degrees(sketch, recipe.gangs)
     return resolve_checkpoint(recipe.model)
 
 
@@ -112,7 +116,7 @@ def split_clips(plan: Plan, recipe: Recipe) -> dict[str, int]:
 
 
 def find_done(call: PlannedCall, ledger: Ledger) -> set[str]:
-    """Return the clips of a call that an output holds already; none where there is none yet.
+    """Return the clips of a call that an output holds already; none where none has come yet.
 
     Raises:
         OutputMismatchError: the output is another model's or finish's.

@@ -57,6 +57,8 @@ class ConsoleReporter:
         self._done = self._failed = self._rejected = 0  # rows
         self._plan = Plan(())
         self._rows = self._steps = 0  # of the clips to render
+        self._steps_of: dict[str, int] = {}  # of each of those that haven't ended
+        self._steps_ahead = 0  # of them all
         self._first: tuple[float, int] | None = None
         self._detail = ""
         self._last_line_at = time.monotonic()
@@ -79,7 +81,8 @@ class ConsoleReporter:
         plan = self._plan = call.plan
         self._rejected = plan.rejected
         self._rows = sum(map(plan.count_rows, requests))
-        self._steps = sum(each.num_inference_steps for each in requests.values())
+        self._steps_of = {key: each.num_inference_steps for key, each in requests.items()}
+        self._steps = self._steps_ahead = sum(self._steps_of.values())
         self._console.print(
             f"{count_noun(plan.rows, 'row')}, {count_noun(plan.clips, 'clip')}: "
             f"{done} done before, {len(requests)} to render"
@@ -99,6 +102,7 @@ class ConsoleReporter:
     def ended(self, outcome: Commit | Failure) -> None:
         """Count the rows that ask for a clip; show a failure, with the first of them, at once."""
         rows = self._plan.count_rows(outcome.clip_id)
+        self._steps_ahead -= self._steps_of.pop(outcome.clip_id, 0)
         if isinstance(outcome, Failure):
             self._failed += rows
             for _, row in islice(self._plan.find_rows((outcome.clip_id,)), EXAMPLES):
@@ -128,7 +132,9 @@ class ConsoleReporter:
             return
         since, steps_then = self._first
         rate = (steps_done - steps_then) / max(now - since, 1e-3)
-        left_s = max(self._steps - steps_done, 0) / max(rate, 1e-6)
+        # Clips that failed early, or began with saved steps, end with fewer made than they have.
+        left = max(min(self._steps - steps_done, self._steps_ahead), 0)
+        left_s = left / max(rate, 1e-6)
         self._detail = f"{rate:.1f} steps/s, ETA {describe_duration(left_s)}" if rate else ""
         self._show()
 

@@ -112,13 +112,14 @@ def render_tables(
         from cluster.session import check_cluster
 
         check_cluster(recipe, address)
-    Ledger(store).open_output(call.identity)
+    Ledger(store).open_output(call.identity, may_claim=True)
     lease = Lease.acquire(store, recipe.lease.limit_s, wait=wait, say=reporter.noted)
     run = Run(store)
     with run.recorded(reporter.noted), _kept(lease, run):
         ledger = Ledger(store, lease.epoch)
         status, given_up, reasons = None, set[str](), Reasons()
         try:
+            ledger.claim(call.identity)
             done = find_done(call, ledger)
             check_tables(ledger, besides=names)  # not once all is rendered
             requests = call.remaining(done, limit)

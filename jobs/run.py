@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from jobs.stop import StopSignal, find_stop
 from pipeline.checkpoints import Checkpoints
 from pipeline.documents import Commit, Failure, new_attempt
+from pipeline.errors import UsageError
 from pipeline.ledger import Ledger
 from pipeline.request import RenderRequest
 
@@ -71,6 +72,7 @@ def run_on_ray(
     `use` is kept up to date meanwhile.
 
     Raises:
+        UsageError: the model can't be loaded; or no more, if clips have ended.
         RunBrokenError: the run can't go on.
         StopSignal: SIGTERM or SIGHUP came; what is unfinished is saved.
     """
@@ -91,7 +93,7 @@ def run_on_ray(
                     with closing(run_batch(spec, ledger, pool, work_key)) as outcomes:
                         yield from _measured(outcomes, requests)
                 except Exception as error:
-                    raise RunBrokenError(f"the run broke: {_find_cause(error)}") from error
+                    raise _judge(_find_cause(error)) from error
     except Exception as error:
         if find_stop():  # what it broke off may have raised anything
             raise StopSignal(find_stop()) from error
@@ -115,6 +117,13 @@ def _measured(
         steps_left -= requests[outcome.clip_id].num_inference_steps
         measure_run(counts, steps_left)
         yield outcome
+
+
+def _judge(cause: str) -> Exception:
+    """Return what is to be raised for a cause: a model that can't be loaded is the call's fault."""
+    kind, _, why = cause.partition(": ")
+    is_ours = kind in ("UsageError", "UnusableModelError")
+    return UsageError(why) if is_ours else RunBrokenError(f"the run broke: {cause}")
 
 
 def _find_cause(error: BaseException) -> str:

@@ -48,6 +48,7 @@ class Checkpoints:
         *,
         layout: str = "1",
         device_seconds: float = 0.0,
+        denoise_s: float = 0.0,
     ) -> Checkpoint:
         """Save a clip's state, whole or not at all; of those before it, keep the last one only.
 
@@ -68,6 +69,7 @@ class Checkpoints:
             model_fingerprint=self.model_fingerprint,
             layout=layout,
             device_seconds=device_seconds,
+            denoise_s=denoise_s,
             payload=Artifact(key=f"{stem}.safetensors", sha256=checksum, size_bytes=len(payload)),
         )
         before = list(self.store.list(_folder(clip_id)))
@@ -111,7 +113,7 @@ class Checkpoints:
         return None
 
     def discard(self, clip_id: str) -> None:
-        """Remove all that is saved of a clip: it is committed."""
+        """Remove all that is saved of a clip: it is committed, or begins anew."""
         self._delete(list(self.store.list(_folder(clip_id))))
 
     def _delete(self, keys: list[str]) -> None:

@@ -24,8 +24,9 @@ from diffusers.modular_pipelines.modular_pipeline import (
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from greenlet import getcurrent, greenlet
 
+from pipeline.errors import NotFiniteError
 from pipeline.graph import Graph, find_loops
-from pipeline.handoff import Conditioning, Latents, is_packable, pack, unpack
+from pipeline.handoff import Conditioning, Latents, check_finite, is_packable, pack, unpack
 from pipeline.parallel.place import Place
 from pipeline.request import RenderRequest
 from pipeline.state import hand_over, make_state, session_copy
@@ -138,6 +139,7 @@ class DenoiseSession:
         """Make up to `max_steps` further steps; return how many were made.
 
         Raises:
+            NotFiniteError: the latents aren't finite any more; the session has ended.
             RuntimeError: the session was closed or has failed. What a step raises ends it.
         """
         before = self.step
@@ -146,6 +148,7 @@ class DenoiseSession:
                 raise RuntimeError(f"the session has ended at step {before} of {self.num_steps}")
             self._target = before + max_steps
             self._switch()
+            self._check_latents()
         return self.step - before
 
     def snapshot(self) -> bytes:
@@ -217,6 +220,20 @@ class DenoiseSession:
         """Run the denoise blocks from start to end; called once, in the greenlet."""
         self._denoiser.stage.run(self._state, self._pipeline)
         self._finished = True
+
+    def _check_latents(self) -> None:
+        """Close the session once its latents aren't finite: what comes after is of no use."""
+        names = self._denoiser.forwarded[0]
+        if self.done:
+            values = self.latents().values
+        else:
+            held = self._block_state.as_dict() if self._block_state else {}
+            values = {name: value for name, value in held.items() if name in names}
+        try:
+            check_finite(values)
+        except NotFiniteError:
+            self.close()
+            raise
 
     def _switch(self) -> None:
         # The blocks' own no_grad begins inside the greenlet: begin it here too, so that switching

@@ -21,7 +21,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, u
 from numpy.typing import NDArray
 
 from pipeline.graph import Graph
-from pipeline.handoff import Latents
+from pipeline.handoff import Latents, check_finite
 from pipeline.onednn import use_onednn
 from pipeline.opening import begin_with
 from pipeline.probe import AudioFormat, Frames, Probe, check_probe, probe
@@ -73,11 +73,10 @@ class Decoder:
         """Return the clip's frames; what can be decoded lazily is decoded as they are read.
 
         Raises:
-            ValueError: the latents, or the frames as they are read, hold NaN or infinite values.
+            NotFiniteError: the latents hold NaN or infinite values.
+            ValueError: the frames do, as they are read.
         """
-        for name, value in latents.values.items():
-            if not _is_finite(value):
-                raise ValueError(f"{name} are not finite: the model diverged on this request")
+        check_finite(latents.values)
         self._captured = []
         state = make_state(request, self.stage.blocks, latents.to(self.device))
         self.stage.run(state)
@@ -138,7 +137,8 @@ class Developer:
         `opening` are the frames that the clip begins with.
 
         Raises:
-            ValueError: the latents are not finite.
+            NotFiniteError: the latents hold NaN or infinite values.
+            ValueError: the frames do.
             ProbeError: the written video, decoded again, is not what was asked for.
         """
         data = Latents.from_bytes(latents, self._decoder.device)
@@ -196,12 +196,6 @@ def _take(chunks: Iterator[Frames], count: int) -> Iterator[Frames]:
         count -= len(chunk)
         if count <= 0:
             return
-
-
-def _is_finite(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return all(_is_finite(each) for each in value)
-    return not isinstance(value, torch.Tensor) or bool(torch.isfinite(value).all())
 
 
 def _to_uint8(frames: NDArray[Any]) -> Frames:

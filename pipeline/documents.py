@@ -38,7 +38,7 @@ class Document(BaseModel):
 
 
 class OutputIdentity(Document):
-    """What an output is: `run.json`. Its model and finish never change."""
+    """What an output is: `run.json`. Once a clip has come, its model and finish never change."""
 
     format: int = FORMAT
     model: str
@@ -114,7 +114,9 @@ class Checkpoint(Document):
     model_fingerprint: str
     layout: str
     device_seconds: float
-    """What denoising took so far."""
+    """What denoising took so far, times the ranks that it took."""
+    denoise_s: float = 0.0
+    """What it took so far; an earlier version didn't say."""
     payload: Artifact
     saved_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
@@ -158,6 +160,23 @@ def describe_output(recipe: Recipe, model_fingerprint: str) -> OutputIdentity:
         recipe=recipe.name,
         versions=versions,
     )
+
+
+def tell_apart(found: OutputIdentity, wanted: OutputIdentity) -> list[str]:
+    """Return in what an output differs from the one that a run wants to write."""
+    differing: list[str] = []
+    if found.format != wanted.format:
+        differing.append(f"format is {found.format}, this version writes {wanted.format}")
+    if found.model_fingerprint != wanted.model_fingerprint:
+        differing.append(
+            f"model fingerprint is {found.model_fingerprint} ({found.model}), "
+            f"this run's is {wanted.model_fingerprint} ({wanted.model})"
+        )
+    for key in sorted(found.finish.keys() | wanted.finish.keys()):
+        there, here = found.finish.get(key), wanted.finish.get(key)
+        if there != here:
+            differing.append(f"finish.{key} is {there!r}, this run's is {here!r}")
+    return differing
 
 
 def new_attempt() -> str:

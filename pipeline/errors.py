@@ -26,6 +26,10 @@ class UnfitRequestError(Exception):
         self.code = code
 
 
+class NotFiniteError(ValueError):
+    """A clip's latents hold NaN or infinity: its model diverged, or a device erred. None heal."""
+
+
 class RunEndingError(Exception):
     """The run can't go on, and no clip is to blame; what is committed stays."""
 

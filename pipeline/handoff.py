@@ -20,6 +20,8 @@ import torch
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
+from pipeline.errors import NotFiniteError
+
 _TREE = "tree"
 _NO_DIGEST = "0" * 32
 
@@ -119,6 +121,19 @@ def _rebuild(tree: Any, tensors: Mapping[str, torch.Tensor], device: torch.devic
             return tuple(_rebuild(each, tensors, device) for each in value)
         case _:
             return {key: _rebuild(each, tensors, device) for key, each in value.items()}
+
+
+def check_finite(values: Mapping[str, Any]) -> None:
+    """Raise NotFiniteError where a tensor of `values`, or in a list, holds NaN or infinity."""
+    for name, value in values.items():
+        if not _is_finite(value):
+            raise NotFiniteError(f"{name} are not finite: the model diverged on this request")
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_finite(each) for each in value)
+    return not isinstance(value, torch.Tensor) or bool(torch.isfinite(value).all())
 
 
 def _move(tree: Any, device: torch.device) -> Any:

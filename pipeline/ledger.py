@@ -47,6 +47,7 @@ from pipeline.documents import (
     OutputStatus,
     read_document,
     row_status,
+    tell_apart,
 )
 from pipeline.errors import NoOutputError, OutputMismatchError, UsageError
 from pipeline.lease import check_epoch
@@ -73,10 +74,11 @@ class Ledger:
         self.store = store
         self.epoch = epoch
 
-    def open_output(self, identity: OutputIdentity) -> OutputIdentity:
+    def open_output(self, identity: OutputIdentity, *, may_claim: bool = False) -> OutputIdentity:
         """Begin to write here: probe the store, and make `run.json` or check the one there is.
 
-        Returns `run.json`.
+        Returns `run.json`. With `may_claim`, it may be another's of which nothing has come: then
+        whoever calls is to `claim` the output once it holds the lease.
 
         Raises:
             OutputMismatchError: the output is of another model, finishing spec or format.
@@ -89,11 +91,29 @@ class Ledger:
             with contextlib.suppress(AlreadyExistsError):
                 self.store.create(RUN_KEY, identity.model_dump_json(indent=1).encode())
             found = read_document(self.store, OutputIdentity, RUN_KEY)
-        self._compare(found, identity)
+        self._fits(found, identity, may_claim=may_claim)
         return found
+
+    def claim(self, identity: OutputIdentity) -> None:
+        """Make this output the caller's, who holds its lease, if it is another's without a clip.
+
+        Its tables, whose clips nobody could render any more, are removed.
+
+        Raises:
+            OutputMismatchError: it is another's, of which something has come.
+            LeaseLostError: another run has taken over.
+        """
+        if self._fits(self.read_output(), identity):
+            return
+        for key in self.list_tables("rows"):
+            self.drop_table(Path(key).stem)
+        self._check_epoch()
+        self.store.put(RUN_KEY, identity.model_dump_json(indent=1).encode())
 
     def check_output(self, identity: OutputIdentity) -> bool:
         """Return whether an output is here already, without writing anything.
+
+        One of another model or finishing spec, of which nothing has come, is none.
 
         Raises:
             OutputMismatchError: it is of another model, finishing spec or format.
@@ -101,9 +121,7 @@ class Ledger:
         """
         self.store.probe(write=False)
         found = self._read_identity()
-        if found is not None:
-            self._compare(found, identity)
-        return found is not None
+        return found is not None and self._fits(found, identity)
 
     def read_output(self) -> OutputIdentity:
         """Return `run.json`.
@@ -367,27 +385,28 @@ class Ledger:
                     f"no {RUN_KEY}); choose a new or empty --output"
                 )
 
-    def _compare(self, found: OutputIdentity, wanted: OutputIdentity) -> None:
-        differing: list[str] = []
-        if found.format != wanted.format:
-            differing.append(f"format is {found.format}, this version writes {wanted.format}")
-        if found.model_fingerprint != wanted.model_fingerprint:
-            differing.append(
-                f"model fingerprint is {found.model_fingerprint} ({found.model}), "
-                f"this run's is {wanted.model_fingerprint} ({wanted.model})"
-            )
-        for key in sorted(found.finish.keys() | wanted.finish.keys()):
-            there, here = found.finish.get(key), wanted.finish.get(key)
-            if there != here:
-                differing.append(f"finish.{key} is {there!r}, this run's is {here!r}")
-        if differing:
-            raise OutputMismatchError(
-                f"{self.store.uri} belongs to another model or finishing spec: "
-                + "; ".join(differing)
-                + "; choose another --output, or render with what made this one"
-            )
+    def _fits(
+        self, found: OutputIdentity, wanted: OutputIdentity, *, may_claim: bool = True
+    ) -> bool:
+        """Return whether this output is as wanted; where not, nothing has come of it."""
+        differing = tell_apart(found, wanted)
+        if not differing:
+            return True
+        is_claimable = may_claim and found.format == wanted.format
+        if is_claimable and all(map(_BEGUN.match, self.store.list())):
+            return False
+        raise OutputMismatchError(
+            f"{self.store.uri} belongs to another model or finishing spec: "
+            + "; ".join(differing)
+            + "; choose another --output, or render with what made this one"
+        )
 
 
+_BEGUN = re.compile(
+    r"\.|(?:run\.json|_SUCCESS|index\.html|report\.\w+)$"
+    r"|(?:lease|runs|work|rows|rejects|manifest)/"
+)
+"""What an output has before any clip has begun, and before an endpoint was asked for any."""
 _TABLE = re.compile(r"(?:rows|manifest)/[A-Za-z0-9_-]+\.parquet")  # `Source.name`
 _COMMIT = re.compile(r"commits/(..)/(\1[0-9a-f]{62})\.json")
 _FAILURE = re.compile(r"failures/(..)/(\1[0-9a-f]{62})/[0-9A-Za-z-]+\.json")

@@ -14,7 +14,7 @@ from av.error import FFmpegError
 from pipeline.checkpoints import Checkpoints
 from pipeline.develop import Developer
 from pipeline.documents import Commit, CommitDraft, new_attempt
-from pipeline.errors import StoreError
+from pipeline.errors import NotFiniteError, StoreError
 from pipeline.inputs import Inputs
 from pipeline.ledger import Ledger
 from pipeline.recipe import Recipe
@@ -51,7 +51,8 @@ class Publisher:
     def publish(self, clip_id: str, request: RenderRequest, denoised: Denoised) -> Commit:
         """Return the commit that holds for this clip; temporary files are gone afterwards.
 
-        What was saved of the clip on the way is removed after the commit.
+        What was saved of the clip on the way is removed after the commit, and where the latents
+        aren't finite: else every other try would begin with them.
 
         Raises:
             ValueError, ProbeError: the clip is bad.
@@ -60,9 +61,14 @@ class Publisher:
         """
         began = time.perf_counter()
         with _blaming_store(), tempfile.TemporaryDirectory(prefix="rushes-") as folder:
-            developed = self._developer.develop(
-                request, denoised.latents, Path(folder), self._inputs.read_opening(request)
-            )
+            opening = self._inputs.read_opening(request)
+            try:
+                developed = self._developer.develop(
+                    request, denoised.latents, Path(folder), opening
+                )
+            except NotFiniteError:
+                self._checkpoints.discard(clip_id)
+                raise
             seen = developed.probe
             draft = CommitDraft(
                 clip_id=clip_id,

@@ -344,9 +344,17 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
 
 
 def _explain(error: ValidationError, path: Path) -> str:
-    """Return a validation error as one line for each wrong key, with the nearest known key."""
+    """Return a validation error as one line for each wrong key, with the nearest known key.
+
+    What is said of a whole follows from what is wrong within it: a list that is short by that item.
+    """
     lines: list[str] = []
-    for item in error.errors(include_url=False):
+    items = error.errors(include_url=False)
+    places = [item["loc"] for item in items]
+    for item in items:
+        here = item["loc"]
+        if any(len(each) > len(here) and each[: len(here)] == here for each in places):
+            continue
         where = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
             known = _known_keys(item["loc"][:-1])

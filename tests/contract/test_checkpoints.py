@@ -38,6 +38,18 @@ def test_the_last_save_is_what_is_loaded(checkpoints: Checkpoints, warnings: lis
     assert not warnings
 
 
+def test_a_save_of_a_version_that_kept_fewer_numbers_is_loaded(
+    checkpoints: Checkpoints, warnings: list[str]
+) -> None:
+    saved = checkpoints.save(A, "latents", 8, b"latents", device_seconds=3.0, denoise_s=1.5)
+    key = saved.payload.key.replace(".safetensors", ".json")
+    document = saved.model_dump_json(exclude={"denoise_s"})
+    checkpoints.store.put(key, document.encode())
+    before = saved.model_copy(update={"denoise_s": 0.0})
+    assert checkpoints.load(A, warnings.append) == (before, b"latents")
+    assert not warnings
+
+
 def test_two_saves_are_kept(checkpoints: Checkpoints) -> None:
     for step in (4, 8, 12):
         saved = checkpoints.save(A, "snapshot", step, b"latents")

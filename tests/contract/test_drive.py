@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import ray
 
-from cluster.answers import ClipKey
+from cluster.answers import ClipKey, Rendered, Spent
 from cluster.drive import Drive, HaltedError
 from cluster.gang import Gang
+from cluster.job import Job
 from cluster.rank import Progress
 from cluster.schedule import Task
 from cluster.tenants import Tenant
@@ -34,12 +35,14 @@ REQUEST = RenderRequest(
     guidance_scale=4.0,
 )
 NO_GROUP: Any = None
+SPENT = Spent(denoise_s=1.5, device_seconds=3.0, layout="1")
 
 
 class TimedGang(Gang):
     """A gang of no ranks, whose steps take a second each; it keeps what chunks might take."""
 
     limits_s: list[float]
+    told: list[Spent]
     saves = 0
 
     async def start(self, key: ClipKey, *args: Any) -> Progress:
@@ -58,8 +61,9 @@ class TimedGang(Gang):
         self.saves += 1
         return ""
 
-    async def finish(self, *_: Any) -> tuple[Any, str]:
-        """Make nothing."""
+    async def finish(self, *given: Any) -> tuple[Any, str]:
+        """Make nothing, and keep what it has taken."""
+        self.told = [each for each in given if isinstance(each, Spent)]
         return None, ""
 
 
@@ -94,7 +98,7 @@ def test_a_clip_that_went_on_on_a_gang_of_another_layout_tells_of_both(tmp_path:
         await tenant.open()
         task = Task(ClipKey(tenant.output, CLIP), REQUEST)
         drive = Drive(recipe, gang, task, tenant, None, lambda: "", lambda: None)
-        return (await drive.run()).layout
+        return (await drive.run()).spent.layout
 
     assert asyncio.run(denoise("tensor=2")) == "tensor=2, then 1"
     assert asyncio.run(denoise("tensor=2, then 1")) == "tensor=2, then 1"
@@ -109,7 +113,7 @@ def test_latents_that_a_lost_gang_had_saved_are_not_made_again(tmp_path: Path) -
 
     async def denoise() -> Any:
         tenant = Tenant(saves, 0)
-        saves.save(CLIP, "latents", 16, b"latents", device_seconds=2.5)
+        saves.save(CLIP, "latents", 16, b"latents", **SPENT._asdict())
         await tenant.open()
         task = Task(ClipKey(tenant.output, CLIP), REQUEST)
         drive = Drive(recipe, rankless, task, tenant, None, lambda: "", lambda: None)
@@ -117,7 +121,29 @@ def test_latents_that_a_lost_gang_had_saved_are_not_made_again(tmp_path: Path) -
 
     finished = asyncio.run(denoise())
     assert ray.get(finished.latents) == b"latents"
-    assert finished.device_seconds == 2.5
+    assert finished.spent == SPENT
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_a_clip_took_before_it_was_saved_counts(tmp_path: Path) -> None:
+    recipe, saves = find_recipe(), Checkpoints(ObjectStore(tmp_path), "f" * 64)
+    gang = TimedGang("single-0", "single-0", recipe.gangs[0], NO_GROUP)
+
+    async def denoise() -> tuple[Spent, Rendered]:
+        tenant = Tenant(saves, 0)
+        saves.save(CLIP, "snapshot", 4, b"", **SPENT._asdict())
+        await tenant.open()
+        task = Task(ClipKey(tenant.output, CLIP), REQUEST)
+        made = await Drive(recipe, gang, task, tenant, None, lambda: "", lambda: None).run()
+        job = Job(task, tenant, None)
+        job.reuse(saves.save(CLIP, "latents", 16, b"", **SPENT._asdict()), b"")
+        return made.spent, await job.result
+
+    spent, reused = asyncio.run(denoise())
+    (saved,) = gang.told
+    assert SPENT.denoise_s < saved.denoise_s <= spent.denoise_s < SPENT.denoise_s + 60
+    assert SPENT.device_seconds < saved.device_seconds <= spent.device_seconds
+    assert Spent(reused.denoise_s, reused.device_seconds, reused.layout) == SPENT
 
 
 @pytest.mark.parametrize(("halt", "saves"), [("save", 1), ("drop", 0)])

@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from cluster import gang as gang_module
-from cluster.answers import ClipKey
+from cluster.answers import ClipKey, Spent
 from cluster.chunks import Chunks
 from cluster.gang import ClipError, Gang, GangDiedError
 from jobs.recipes import find_recipe
@@ -29,6 +29,7 @@ from tests.support.ranks import count_threads
 RECIPE = find_recipe()
 PAIR = GangShape(name="pair", tensor=2, threads=1)
 START_S, STEP_S = 120.0, 60.0
+SPENT = Spent(0.0, 0.0, "tensor=2")
 REQUEST = RenderRequest(
     prompt="a red ball",
     negative_prompt="",
@@ -69,7 +70,7 @@ async def give_ahead(conditioning: bytes) -> None:
         return Chunks(gang, key, now, chunk_s, lambda _: STEP_S, START_S)
 
     async def finish(chunks: Chunks) -> bytes:
-        latents, wrong = await gang.finish(chunks.key, saves, 0.0, "tensor=2", STEP_S)
+        latents, wrong = await gang.finish(chunks.key, saves, SPENT, STEP_S)
         assert not wrong
         return ray.get(latents)
 
@@ -140,7 +141,7 @@ async def lose_a_rank(conditioning: bytes) -> None:
         second = ray.get_actor(f"{gang.title}/1")
         pid = await second.__ray_call__.remote(lambda _: os.getpid())
         os.kill(pid, signal.SIGKILL)
-        latents, wrong = await gang.finish(key, saves, 0.0, "tensor=2", STEP_S)
+        latents, wrong = await gang.finish(key, saves, SPENT, STEP_S)
         assert ray.get(latents)
         assert "pair-0: drop: " in wrong
         with pytest.raises(GangDiedError, match=rf"ping: ActorDiedError: .*\(pid {pid}, ip "):

@@ -18,7 +18,7 @@ import pytest
 
 from pipeline import ledger as ledger_module
 from pipeline.documents import Commit, OutputIdentity, new_attempt
-from pipeline.errors import OutputMismatchError, UsageError
+from pipeline.errors import LeaseLostError, OutputMismatchError, UsageError
 from pipeline.inbox import Inbox
 from pipeline.lease import Lease, read_lease
 from pipeline.ledger import SUCCESS_KEY, Ledger, UploadError
@@ -160,6 +160,58 @@ def test_other_model_or_finish_is_refused(ledger: Ledger) -> None:
     with pytest.raises(OutputMismatchError, match="format"):
         ledger.open_output(IDENTITY.model_copy(update={"format": 2}))
     assert ledger.store.exists(SUCCESS_KEY), "nothing was touched"
+
+
+OTHER = IDENTITY.model_copy(update={"model_fingerprint": "e" * 64})
+
+
+def test_an_output_without_a_clip_is_claimed_by_who_holds_its_lease(ledger: Ledger) -> None:
+    """As where the first call named a model that couldn't be loaded."""
+    ledger.save_rows("wrong", plan_rows((A, None)))
+    ledger.store.put("index.html", b"a page")
+    assert not ledger.check_output(OTHER)
+    assert ledger.open_output(OTHER, may_claim=True).model_fingerprint == "f" * 64
+    lease = Lease.acquire(ledger.store, 60.0)
+    mine = Ledger(ledger.store, lease.epoch)
+    mine.claim(OTHER)
+    assert mine.read_output() == OTHER
+    assert mine.list_tables("rows") == []
+    assert mine.check_output(OTHER)
+    mine.save_rows("right", plan_rows((B, None)))
+    mine.claim(OTHER)
+    assert mine.list_tables("rows") == ["rows/right.parquet"]
+    lease.release()
+    Lease.acquire(ledger.store, 60.0)
+    with pytest.raises(LeaseLostError):
+        mine.claim(IDENTITY)
+    assert mine.read_output() == OTHER
+
+
+@pytest.mark.parametrize(
+    "came",
+    [
+        f"commits/{A[:2]}/{A}.json",
+        f"failures/{A[:2]}/{A}/{'0' * 8}.json",
+        f"checkpoints/{A[:2]}/{A}/{'0' * 8}.json",
+        f"videos/00/video_{'0' * 44}.json",
+        "notes.txt",
+    ],
+)
+def test_an_output_of_which_something_has_come_is_claimed_by_nobody(
+    ledger: Ledger, came: str
+) -> None:
+    ledger.save_rows("ads", plan_rows((A, None)))
+    ledger.store.put(came, b"")
+    claims: list[Callable[[OutputIdentity], Any]] = [
+        ledger.check_output, partial(ledger.open_output, may_claim=True), ledger.claim,
+    ]  # fmt: skip
+    for claim in claims:
+        with pytest.raises(OutputMismatchError, match="another --output"):
+            claim(OTHER)
+    with pytest.raises(OutputMismatchError, match="format"):
+        ledger.claim(IDENTITY.model_copy(update={"format": 2}))
+    assert ledger.read_output() == IDENTITY
+    assert ledger.list_tables("rows")
 
 
 def test_two_runs_open_one_output_at_once(store: ObjectStore) -> None:

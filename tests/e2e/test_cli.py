@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from jobs.cli import ExitCode, app
 from jobs.recipes import find_recipe
-from pipeline.documents import describe_output
+from pipeline.documents import describe_failure, describe_output
 from pipeline.identity import fingerprint_model
 from pipeline.ledger import Ledger
 from pipeline.recipe import resolve_checkpoint
@@ -53,15 +53,22 @@ def write_text(name: str, text: str) -> Callable[[Path], Any]:
     return lambda folder: (folder / name).write_text(text)
 
 
+def write_json(path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+
+
 def write_columns(name: str, **columns: Any) -> Callable[[Path], Any]:
     return lambda folder: write_table(folder / name, **columns)
 
 
 def make_output(folder: Path, *, fingerprint: str = "", crf: int | None = None) -> None:
-    """Begin an output in `out`, as a run with this model and finish does."""
+    """Leave an output in `out`, as a run with this model and finish does whose clip has failed."""
     recipe = find_recipe(overrides=() if crf is None else (f"finish.crf={crf}",))
     own = fingerprint_model(recipe.model, resolve_checkpoint(recipe.model))
-    Ledger(ObjectStore(folder / "out")).open_output(describe_output(recipe, fingerprint or own))
+    ledger = Ledger(ObjectStore(folder / "out"))
+    ledger.open_output(describe_output(recipe, fingerprint or own))
+    ledger.record_failure(describe_failure("a" * 64, "denoise", "out of memory"))
 
 
 BAD_CALLS = {
@@ -129,7 +136,17 @@ BAD_CALLS = {
     "no weights": BadCall(
         "ads.parquet -o out --set model.checkpoint=./weights",
         "holds no *.safetensors weights",
-        lambda folder: (folder / "weights").mkdir(),
+        lambda folder: write_json(folder / "weights" / "model_index.json"),
+    ),
+    "no pipeline": BadCall(
+        "ads.parquet -o out --set model.checkpoint=./weights",
+        "model.checkpoint: ./weights is no checkpoint in diffusers format: "
+        "it has neither model_index.json nor modular_model_index.json",
+        lambda folder: write_json(folder / "weights" / "transformer" / "config.json"),
+    ),
+    "no such blocks": BadCall(
+        "ads.parquet -o out --set model.blocks=Wan22VaceBlock",
+        "diffusers has no blocks class 'Wan22VaceBlock'; did you mean 'Wan22VaceBlocks'?",
     ),
     "output is a file": BadCall(
         "ads.parquet -o out", "a file is where a folder is needed", write_text("out", "notes")

@@ -100,6 +100,19 @@ def test_a_run_that_writes_its_report_ends_as_it_would_without(
     assert "the report can't be written" in result.output
 
 
+def test_a_call_that_is_mended_takes_over_what_the_wrong_one_has_begun(folder: Path) -> None:
+    wrong = find_recipe(overrides=["finish.crf=51"])
+    table = write_table(folder / "ads.parquet", prompt=[BAD, BAD])
+    ledger = Ledger(ObjectStore(folder / "out"))
+    ledger.open_output(plan_call([table], wrong).identity)
+    assert render(table).exit_code == ExitCode.INCOMPLETE
+    assert ledger.read_output().finish["crf"] == find_recipe().finish.crf
+    ledger.record_failure(describe_failure("a" * 64, "denoise", "out of memory"))
+    refused = render(table, "--set", "finish.crf=51")
+    assert refused.exit_code == ExitCode.USAGE
+    assert "belongs to another model or finishing spec" in refused.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_stopped_while_it_reports_has_ended_all_the_same(
     folder: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.errors import NotFiniteError
 from pipeline.handoff import Conditioning, Latents, unpack
 from pipeline.request import RenderRequest
 from tests.support.families import FAMILIES
@@ -179,6 +180,33 @@ def test_a_failing_step_surfaces_and_the_next_clip_renders(
         session.advance(1)
     session.close()
     assert_same(dict(finish(other).values), dict(expected.values))
+    again = staged.denoiser.start(request_, conditioning)
+    assert_same(dict(finish(again).values), dict(expected.values))
+
+
+@pytest.mark.parametrize("spoilt", [2, STEPS])
+def test_a_session_ends_once_its_latents_are_not_finite(
+    staged: Staged,
+    request_: RenderRequest,
+    conditioning: Conditioning,
+    expected: Latents,
+    spoilt: int,
+) -> None:
+    bias = staged.denoiser.stage.pipeline.components["transformer"].proj_out.bias
+    kept = bias.detach().clone()
+    session = staged.denoiser.start(request_, conditioning)
+    session.advance(spoilt - 1)
+    try:
+        with torch.no_grad():
+            bias.fill_(float("nan"))
+        with pytest.raises(NotFiniteError, match="latents are not finite"):
+            session.advance(1)
+    finally:
+        with torch.no_grad():
+            bias.copy_(kept)
+    assert session.step == spoilt
+    with pytest.raises(RuntimeError, match="ended"):
+        session.snapshot()
     again = staged.denoiser.start(request_, conditioning)
     assert_same(dict(finish(again).values), dict(expected.values))
 

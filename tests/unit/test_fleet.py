@@ -11,10 +11,16 @@ from typing import Any
 import pytest
 
 from cluster import fleet as fleet_module
-from cluster.answers import ClipKey, NoGangError, PoolBrokenError, PutOffError
+from cluster.answers import (
+    ClipKey,
+    NoGangError,
+    PoolBrokenError,
+    PutOffError,
+    UnusableModelError,
+)
 from cluster.drive import HaltedError
 from cluster.fleet import Fleet
-from cluster.gang import GangDiedError, NoPlaceError, UnusableModelError
+from cluster.gang import GangDiedError, NoPlaceError
 from cluster.job import Job
 from cluster.queue import Queue
 from cluster.schedule import Task
@@ -289,7 +295,7 @@ def test_a_model_that_no_gang_can_load_ends_all_at_once(run: Any) -> None:
             assert not fleet.broken
             await fail(name, UNUSABLE, 1)
         await settle()
-        assert fleet.broken == str(UNUSABLE)
+        assert fleet.broken is UNUSABLE
 
     run(story)
 
@@ -322,7 +328,7 @@ def test_a_model_that_no_gang_can_load_wakes_few_of_those_that_sleep(
                 if not each.end.done():
                     each.end.set_exception(UNUSABLE)
             await settle()
-        assert fleet.broken == str(UNUSABLE)
+        assert fleet.broken is UNUSABLE
         assert len(ToldGang.starts) <= MAX_FAILED_STARTS + 1
 
     run(story, "gangs=[{name='spot', count=50, min_count=1}]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -9,15 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.checkpoints import Checkpoints
 from pipeline.documents import Commit, Failure
+from pipeline.errors import NotFiniteError, StoreError
 from pipeline.identity import clip_id, digest_renderer
 from pipeline.ledger import Ledger
 from pipeline.local import LocalRunner
 from pipeline.probe import probe
+from pipeline.publish import Denoised
 from pipeline.recipe import FinishSpec, Recipe
 from pipeline.store import ObjectStore
 from tests.support.families import FAMILIES
-from tests.support.staged import model_of, request_of
+from tests.support.staged import finish, model_of, request_of
 from tests.support.tables import RECIPE
 
 FINGERPRINT = "f" * 64
@@ -68,7 +72,7 @@ def test_a_failure_is_recorded_and_the_next_clip_renders(recipe: Recipe) -> None
     bias.fill_(float("nan"))
     failure = runner.render("a" * 64, request_of(FAMILY))
     assert isinstance(failure, Failure)
-    assert failure.stage == "develop"
+    assert failure.stage == "denoise"
     assert "not finite" in failure.reason
     assert ledger.failed_ids() == {"a" * 64}
     assert list(ledger.latest_failures()) == [failure]
@@ -77,3 +81,27 @@ def test_a_failure_is_recorded_and_the_next_clip_renders(recipe: Recipe) -> None
         bias.copy_(kept)
     assert isinstance(runner.render("b" * 64, request_of(FAMILY)), Commit)
     assert ledger.committed_ids() == {"b" * 64}
+
+
+@pytest.mark.parametrize("spoilt", [True, False])
+def test_saved_latents_are_kept_for_another_try_unless_they_are_not_finite(
+    recipe: Recipe, spoilt: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, request = new_ledger(), request_of(FAMILY)
+    runner = LocalRunner(recipe, FINGERPRINT, ledger)
+    conditioning = runner._encoder.encode(request)
+    latents = finish(runner._denoiser.start(request, conditioning))
+    if spoilt:
+        latents.values["latents"][0, 0, 0, 0, 0] = float("inf")
+    else:
+        monkeypatch.setattr(Ledger, "commit_clip", fill_the_disk)
+    saves = Checkpoints(ledger.store, FINGERPRINT)
+    saves.save("a" * 64, "latents", 4, latents.to_bytes())
+    denoised = Denoised(latents.to_bytes(), gang="saved")
+    with pytest.raises(NotFiniteError if spoilt else StoreError):
+        runner._publisher.publish("a" * 64, request, denoised)
+    assert bool(saves.clip_ids()) != spoilt
+
+
+def fill_the_disk(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "no space left on device")

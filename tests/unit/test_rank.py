@@ -13,7 +13,7 @@ import ray
 import torch.distributed as dist
 
 from cluster import rank as rank_module
-from cluster.answers import ClipKey
+from cluster.answers import ClipKey, Spent
 from cluster.rank import RankWorker
 from jobs.recipes import find_recipe
 from pipeline.checkpoints import Checkpoints
@@ -54,7 +54,7 @@ def test_a_store_that_does_not_answer_keeps_no_latents(
             monkeypatch.setattr(rank_module, "SAVE_S", 0.1 if hangs else 60.0)
             key = ClipKey(saves.store.uri, digest(str(hangs)))
             sessions[key] = Finished()
-            latents, wrong = worker.finish(key, saves, 0.0, "1")
+            latents, wrong = worker.finish(key, saves, Spent(0.0, 0.0, "1"))
             assert latents == b"latents"
             assert ("the store didn't answer" in wrong) == hangs
             assert (saves.load(key.clip_id, print) is None) == hangs

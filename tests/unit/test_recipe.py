@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import httpx2
 import huggingface_hub
 import pytest
@@ -15,6 +16,7 @@ from pydantic import ValidationError
 
 from jobs.plan import find_model
 from jobs.recipes import find_recipe
+from pipeline.blocks import _list_blocks
 from pipeline.errors import UnreachableError, UsageError
 from pipeline.recipe import GangShape, ModelSpec, Recipe, StageSpec, load_recipe, resolve_checkpoint
 
@@ -110,6 +112,14 @@ def test_a_bad_override(tmp_path: Path, override: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("text", [TEXT, TEXT.partition('[[gangs]]\nname = "wide"')[0]])
+def test_a_wrong_key_of_the_only_gang_is_all_that_is_said(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load(tmp_path, "gangs.0.cout=1", text=text)
+    hint = "unknown key 'gangs.0.cout'; did you mean 'count'?"
+    assert str(caught.value) == f"test.toml: {hint}"
+
+
 def test_a_bad_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no recipe at .*none\.toml"):
         load_recipe(tmp_path / "none.toml")
@@ -167,6 +177,7 @@ def test_gangs_that_a_model_cannot_be_cut_for_are_refused_before_its_weights_are
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     config = {"_class_name": "WanTransformer3DModel", "num_attention_heads": 8, "ffn_dim": 64}
+    (tmp_path / "model_index.json").write_text("{}")
     (tmp_path / "transformer").mkdir()
     (tmp_path / "transformer" / "config.json").write_text(json.dumps(config))
     fetched: list[str] = []
@@ -180,7 +191,27 @@ def test_gangs_that_a_model_cannot_be_cut_for_are_refused_before_its_weights_are
     recipe = find_recipe(overrides=("model.checkpoint=somebody/something", "gangs.0.tensor=3"))
     with pytest.raises(UsageError, match="tensor = 3 doesn't divide"):
         find_model(recipe)
-    assert fetched == ["transformer/config.json"]
+    assert fetched == ["model_index.json", "transformer/config.json"]
+
+
+def test_blocks_that_diffusers_lacks_are_refused_before_anything_is_fetched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", pytest.fail)
+    for name, near in (("Wan22VaceBlock", "Wan22VaceBlocks"), ("WanPipeline", "WanBlocks")):
+        recipe = find_recipe(overrides=("model.checkpoint=somebody/some", f"model.blocks={name}"))
+        with pytest.raises(UsageError) as caught:
+            find_model(recipe)
+        assert str(caught.value) == (
+            f"model.blocks: diffusers has no blocks class {name!r}; did you mean {near!r}?"
+        )
+
+
+def test_every_class_that_a_recipe_may_name_is_one_that_diffusers_has() -> None:
+    known = _list_blocks()
+    assert {"Wan22VaceBlocks", "LTX2AutoBlocks"} <= known
+    for name in known:
+        assert issubclass(getattr(diffusers, name), diffusers.ModularPipelineBlocks)
 
 
 def answer_of(status: int) -> HfHubHTTPError:
