@@ -108,6 +108,7 @@ class Dispatcher:
         room = 2 * sum(shape.count for shape in recipe.gangs) + recipe.encode.workers
         self._maker = ClipMaker(join, encode, publish, self._ledger, room)
         await self._maker.open()
+        self._measurer = asyncio.create_task(self._measure())
         self._files = Files(Uploads(store, lease.epoch), limits.max_files)
         batches = BatchStore(store, lease.epoch)
         self._batches = Batches(batches, self._files, self, lines, limits, self._webhook)
@@ -241,6 +242,7 @@ class Dispatcher:
 
     async def close(self) -> None:
         """Save what is under way, leave the pool and give the lease back."""
+        self._measurer.cancel()
         await self._batches.close()
         for clip in self._clips.values():
             if clip.task:
@@ -258,7 +260,12 @@ class Dispatcher:
 
     def _count(self, owner: str, change: int) -> None:
         self._under_way[owner] += change
-        metrics.VIDEOS.set(self._under_way.total())
+
+    async def _measure(self) -> None:
+        """Tell how many videos are under way, again and again."""
+        while True:
+            metrics.VIDEOS.set(self._under_way.total())
+            await asyncio.sleep(metrics.MEASURE_S)
 
     def _remember(self, job: VideoJob) -> None:
         self._jobs[job.id] = job

@@ -10,6 +10,7 @@ collects, as in a batch's local cluster, they cost nothing.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 from urllib.request import urlopen
@@ -21,6 +22,9 @@ from cluster.schedule import Task, Urgency
 from pipeline import bucket
 
 EXPORTER_TIMEOUT_S = 10.0
+MEASURE_S = 5.0
+"""How often gauges are set, changed or not. A report of Ray's, every 10 s if not told otherwise,
+has what was set since the last one; what two of them don't have is exported no more."""
 _SECONDS = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0]
 
 # The pool's: what waits, what is made, and on what.
@@ -54,6 +58,9 @@ bucket.on_retry = STORE_RETRIES.inc
 # A run's, from its driver.
 RUN_CLIPS = Gauge("rushes_run_clips", "Clips of the run: committed, failed, remaining.", ("state",))
 RUN_STEPS_LEFT = Gauge("rushes_run_steps_left", "Denoising steps of the run's remaining clips.")
+RUN_TOLD = Gauge(
+    "rushes_run_told_timestamp_seconds", "When the run last told of itself, in seconds since 1970."
+)
 
 # The endpoint's.
 VIDEOS = Gauge("rushes_videos", "Videos under way for callers.")
@@ -63,8 +70,8 @@ VIDEO_SECONDS = Histogram(
 
 ALL: tuple[Counter | Gauge | Histogram, ...] = (
     CLIPS, OLDEST_WAIT, GANGS, GANG_REBUILDS, DEVICE_SECONDS, STEPS, STEP_SECONDS,
-    CHECKPOINT_BYTES, CLIPS_ENDED, STAGE_SECONDS, STORE_RETRIES, RUN_CLIPS, RUN_STEPS_LEFT, VIDEOS,
-    VIDEO_SECONDS,
+    CHECKPOINT_BYTES, CLIPS_ENDED, STAGE_SECONDS, STORE_RETRIES, RUN_CLIPS, RUN_STEPS_LEFT,
+    RUN_TOLD, VIDEOS, VIDEO_SECONDS,
 )  # fmt: skip
 """The table."""
 
@@ -98,6 +105,7 @@ def measure_run(counts: Mapping[str, int], steps_left: int) -> None:
     for state, number in counts.items():
         RUN_CLIPS.set(number, {"state": state})
     RUN_STEPS_LEFT.set(steps_left)
+    RUN_TOLD.set(time.time())
 
 
 async def read_exported() -> bytes:

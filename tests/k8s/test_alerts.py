@@ -54,6 +54,10 @@ MUTATIONS = {
     "night: of a dead driver": ("[14h]) and", "[5m]) and"),
     "night: of every driver": ("topk(1, max_over", "topk(9, max_over"),
     "night: of the first driver": ("topk(1, max_over", "bottomk(1, max_over"),
+    "night: of a driver that five minutes see": (
+        "topk(1, max_over_time(ray_rushes_run_told_timestamp_seconds[14h]))",
+        "topk(1, max_over_time(ray_rushes_run_told_timestamp_seconds[14h:5m]))",
+    ),
     "night: the last clip unseen": ("- 300 )", "+ 300000 )"),
     "night: ended long before": ("- 300 )", "- 30000 )"),
     "night: ended by its clock": (

@@ -141,7 +141,7 @@ def find_unknown(expression: str) -> Iterator[str]:
     yield from names - series.keys()
     known = set.union(set(), *(series.get(name, set()) for name in names))
     asked = set(re.findall(r"(\w+)\s*(?:=|!=|=~|!~)\s*\"", expression))
-    for labels in re.findall(r"\b(?:by|without|on) \(([^)]*)\)", expression):
+    for labels in re.findall(r"\b(?:by|without|on|ignoring) \(([^)]*)\)", expression):
         asked |= {label.strip() for label in labels.split(",")} - {""}
     yield from asked - known
 
