@@ -21,6 +21,8 @@ from tests.support.manifests import K8S, kustomize
 
 FOLDER = K8S / "monitoring"
 NAME = re.compile(r"\b(?:ray_rushes|kube|kuberay)_\w+")
+OF_EVERY_SERIES = {"namespace", "SessionName"}
+"""By the PodMonitor, and by Ray: the cluster."""
 OF_PROMETHEUS = {"le"}
 OF_KUBERNETES = {
     "kube_job_created": {"namespace", "job_name"},
@@ -88,7 +90,7 @@ def list_series() -> dict[str, set[str]]:
     """Return every series that the table's metrics are exported as, and Kubernetes', by labels."""
     series = dict(OF_KUBERNETES)
     for each in metrics.ALL:
-        name, labels = f"ray_{each.info['name']}", set(each.info["tag_keys"])
+        name, labels = f"ray_{each.info['name']}", OF_EVERY_SERIES | set(each.info["tag_keys"])
         if isinstance(each, Counter):
             series[f"{name}_total"] = labels
         elif isinstance(each, Histogram):
