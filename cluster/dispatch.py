@@ -18,6 +18,7 @@ from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from cluster import metrics
@@ -262,9 +263,15 @@ class Dispatcher:
         self._under_way[owner] += change
 
     async def _measure(self) -> None:
-        """Tell how many videos are under way, again and again."""
+        """Tell how many videos are under way for callers, and since when, again and again."""
         while True:
-            metrics.VIDEOS.set(self._under_way.total())
+            videos = chain.from_iterable(clip.videos for clip in self._clips.values())
+            jobs = [self._jobs[each] for each in videos if each in self._jobs]
+            metrics.measure_videos(
+                (self._describe(job.id).status, job.created_at)
+                for job in jobs
+                if not job.batch_id and job.id not in self._ends
+            )
             await asyncio.sleep(metrics.MEASURE_S)
 
     def _remember(self, job: VideoJob) -> None:

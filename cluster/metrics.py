@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, cast
 from urllib.request import urlopen
 
@@ -27,7 +28,8 @@ MEASURE_S = 5.0
 has what was set since the last one; what two of them don't have is exported no more."""
 _SECONDS = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0]
 
-# The pool's: what waits, what is made, and on what.
+# The pool's: what waits, what is made, and on what. A clip is in it once it is encoded, and of a
+# caller's clips a few are at once: what callers wait for is the endpoint's, below.
 CLIPS = Gauge("rushes_clips", "Clips in the pool: waiting, running.", ("state", "urgency"))
 OLDEST_WAIT = Gauge(
     "rushes_oldest_wait_seconds", "How long the oldest clip has waited for a gang.", ("urgency",)
@@ -63,7 +65,10 @@ RUN_TOLD = Gauge(
 )
 
 # The endpoint's.
-VIDEOS = Gauge("rushes_videos", "Videos under way for callers.")
+VIDEOS = Gauge("rushes_videos", "Videos under way for callers: queued, in_progress.", ("state",))
+OLDEST_VIDEO = Gauge(
+    "rushes_oldest_video_seconds", "How long ago the oldest of them was accepted.", ("state",)
+)
 VIDEO_SECONDS = Histogram(
     "rushes_video_seconds", "From a video's acceptance to its end.", _SECONDS, ("how",)
 )
@@ -71,7 +76,7 @@ VIDEO_SECONDS = Histogram(
 ALL: tuple[Counter | Gauge | Histogram, ...] = (
     CLIPS, OLDEST_WAIT, GANGS, GANG_REBUILDS, DEVICE_SECONDS, STEPS, STEP_SECONDS,
     CHECKPOINT_BYTES, CLIPS_ENDED, STAGE_SECONDS, STORE_RETRIES, RUN_CLIPS, RUN_STEPS_LEFT,
-    RUN_TOLD, VIDEOS, VIDEO_SECONDS,
+    RUN_TOLD, VIDEOS, OLDEST_VIDEO, VIDEO_SECONDS,
 )  # fmt: skip
 """The table."""
 
@@ -98,6 +103,16 @@ def measure_clips(urgency: Urgency, waits: Sequence[float], running: int) -> Non
     CLIPS.set(len(waits), {"state": "waiting", **tag})
     CLIPS.set(running, {"state": "running", **tag})
     OLDEST_WAIT.set(max(waits, default=0.0), tag)
+
+
+def measure_videos(accepted: Iterable[tuple[str, datetime]]) -> None:
+    """Tell how many videos are under way, given each one's state and when it was accepted."""
+    now, ages = datetime.now(UTC), {"queued": list[float](), "in_progress": list[float]()}
+    for state, at in accepted:
+        ages[state].append((now - at).total_seconds())
+    for state, seconds in ages.items():
+        VIDEOS.set(len(seconds), {"state": state})
+        OLDEST_VIDEO.set(max(seconds, default=0.0), {"state": state})
 
 
 def measure_run(counts: Mapping[str, int], steps_left: int) -> None:

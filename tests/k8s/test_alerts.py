@@ -34,6 +34,10 @@ MUTATIONS = {
     "no progress: with nothing to do": ("(ray_rushes_clips) > 0 )", "(ray_rushes_clips) >= 0 )"),
     "no progress: of what is in the pool alone": ('ray_rushes_run_clips{state="remaining"}', "up"),
     "no progress: of a run alone": ("(ray_rushes_clips) > 0 )", "(up) > 0 )"),
+    "no progress: of what callers wait for": (
+        "label_replace(ray_rushes_videos",
+        "label_replace(up",
+    ),
     "no progress: once all is done": ('"batch", "", "")) > 0', '"batch", "", "")) >= 0'),
     "no progress: while nodes come": ("clips offset 5m) > 0 )", "clips offset 5m) >= 0 )"),
     "no progress: while clips are in the pool": (
@@ -45,7 +49,7 @@ MUTATIONS = {
     "rebuilds: too late": ("total ) > 5", "total ) > 50"),
     "rebuilds: too early": ("total ) > 5", "total ) > 2"),
     "rebuilds: of a series that begins": ("or ray_rushes_gang_rebuilds_total )", ")"),
-    "queue: of a batch": ('{urgency="online"}', ""),
+    "queue: of what is rendered": ('{state="queued"}', ""),
     "night: by day": ("< 20", "< 24"),
     "night: all done": (") > 0 and on ()", ") >= 0 and on ()"),
     "night: of a dead driver": ("[14h]) and", "[5m]) and"),
