@@ -36,6 +36,7 @@ OLDEST_WAIT = Gauge(
 )
 GANGS = Gauge("rushes_gangs", "Gangs: ready, starting, asleep.", ("state",))
 GANG_REBUILDS = Counter("rushes_gang_rebuilds", "Gangs that were lost, and built again.")
+DEVICES = Gauge("rushes_devices", "Devices that gangs hold, idle ones too.")
 DEVICE_SECONDS = Counter(
     "rushes_device_seconds", "Seconds that gangs were held for, times their ranks."
 )
@@ -59,7 +60,9 @@ bucket.on_retry = STORE_RETRIES.inc
 
 # A run's, from its driver.
 RUN_CLIPS = Gauge("rushes_run_clips", "Clips of the run: committed, failed, remaining.", ("state",))
-RUN_STEPS_LEFT = Gauge("rushes_run_steps_left", "Denoising steps of the run's remaining clips.")
+RUN_LEFT = Gauge(
+    "rushes_run_left_seconds", "What the run will still take, at its pace of ten minutes."
+)
 RUN_TOLD = Gauge(
     "rushes_run_told_timestamp_seconds", "When the run last told of itself, in seconds since 1970."
 )
@@ -74,8 +77,8 @@ VIDEO_SECONDS = Histogram(
 )
 
 ALL: tuple[Counter | Gauge | Histogram, ...] = (
-    CLIPS, OLDEST_WAIT, GANGS, GANG_REBUILDS, DEVICE_SECONDS, STEPS, STEP_SECONDS,
-    CHECKPOINT_BYTES, CLIPS_ENDED, STAGE_SECONDS, STORE_RETRIES, RUN_CLIPS, RUN_STEPS_LEFT,
+    CLIPS, OLDEST_WAIT, GANGS, GANG_REBUILDS, DEVICES, DEVICE_SECONDS, STEPS, STEP_SECONDS,
+    CHECKPOINT_BYTES, CLIPS_ENDED, STAGE_SECONDS, STORE_RETRIES, RUN_CLIPS, RUN_LEFT,
     RUN_TOLD, VIDEOS, OLDEST_VIDEO, VIDEO_SECONDS,
 )  # fmt: skip
 """The table."""
@@ -115,11 +118,12 @@ def measure_videos(accepted: Iterable[tuple[str, datetime]]) -> None:
         OLDEST_VIDEO.set(max(seconds, default=0.0), {"state": state})
 
 
-def measure_run(counts: Mapping[str, int], steps_left: int) -> None:
-    """Tell how many of a run's clips are in each state, and the steps that the rest asks for."""
+def measure_run(counts: Mapping[str, int], left_s: float | None) -> None:
+    """Tell how many of a run's clips are in each state, and how long the rest takes, if known."""
     for state, number in counts.items():
         RUN_CLIPS.set(number, {"state": state})
-    RUN_STEPS_LEFT.set(steps_left)
+    if left_s is not None:
+        RUN_LEFT.set(left_s)
     RUN_TOLD.set(time.time())
 
 

@@ -3,29 +3,51 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator
+import time
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
+from jobs.pace import Pace
 from pipeline.documents import Commit, Failure
 from pipeline.request import RenderRequest
 
+if TYPE_CHECKING:
+    from cluster.answers import ClipProgress
+
 
 class RunMeter:
-    """Counts a run's clips, and the steps that are left of them."""
+    """Counts a run's clips, and how long its steps will take that are left."""
 
     def __init__(self, requests: dict[str, RenderRequest]) -> None:
         """Begin with a run's clips, by id, of which none has its end."""
-        self._requests = requests
+        self.pace = Pace()
+        """Of denoising steps, from the first ones on."""
         self._counts = {"committed": 0, "failed": 0, "remaining": len(requests)}
-        self._steps_left = sum(each.num_inference_steps for each in requests.values())
+        self._left = {key: request.num_inference_steps for key, request in requests.items()}
+        self._lock = threading.Lock()
 
     def follow(self, outcomes: Iterator[Commit | Failure]) -> Iterator[Commit | Failure]:
         """Count each clip's end and pass it on."""
         for outcome in outcomes:
+            with self._lock:
+                del self._left[outcome.clip_id]
             self._counts["remaining"] -= 1
             self._counts["committed" if isinstance(outcome, Commit) else "failed"] += 1
-            self._steps_left -= self._requests[outcome.clip_id].num_inference_steps
             yield outcome
+
+    def stepped(self, steps_done: int, clips: Mapping[str, ClipProgress]) -> None:
+        """Take the steps that gangs have made in this run, and how far their clips are.
+
+        A clip that goes on from where it was saved has fewer left than it asks for.
+        """
+        with self._lock:
+            for clip_id in clips.keys() & self._left.keys():
+                at = clips[clip_id]
+                self._left[clip_id] = at.num_steps - at.step
+            left = sum(self._left.values())
+        if steps_done:
+            self.pace.look(time.monotonic(), steps_done, left)
 
     @contextmanager
     def told(self) -> Generator[None]:
@@ -35,7 +57,7 @@ class RunMeter:
         over = threading.Event()
 
         def tell() -> None:
-            metrics.measure_run(self._counts, self._steps_left)
+            metrics.measure_run(self._counts, self.pace.left_s)
 
         def repeat() -> None:
             while not over.wait(metrics.MEASURE_S):

@@ -87,7 +87,7 @@ def run_on_ray(
             if short or (address and (short := describe_wait(call.recipe))):
                 reporter.noted(short)
             meter = RunMeter(requests)
-            with meter.told(), _pool(call, ledger, reporter, use) as pool:
+            with meter.told(), _pool(call, ledger, reporter, use, meter) as pool:
                 spec = RenderSpec(call.recipe, call.model_fingerprint)
                 try:
                     with closing(run_batch(spec, ledger, pool, work_key)) as outcomes:
@@ -125,7 +125,7 @@ _ERROR_LINE = re.compile(r"[A-Za-z_][\w.]*(: |$)")
 
 @contextmanager
 def _pool(
-    call: PlannedCall, ledger: Ledger, reporter: Reporter, use: PoolUse
+    call: PlannedCall, ledger: Ledger, reporter: Reporter, use: PoolUse, meter: RunMeter
 ) -> Generator[PoolClient]:
     """Join the recipe's pool; tell the reporter of its steps and troubles, count its use."""
     import ray
@@ -144,7 +144,9 @@ def _pool(
     def tell(now: PoolProgress) -> None:
         nonlocal warned
         use.count(now)
-        reporter.stepped(now.steps_done, now.gangs_ready, now.gangs - now.gangs_asleep)
+        meter.stepped(now.steps_done, now.clips)
+        gangs = now.gangs - now.gangs_asleep
+        reporter.stepped(now.steps_done, now.gangs_ready, gangs, meter.pace)
         for text in now.new_warnings(warned):
             reporter.noted(text)
         warned = now.warned

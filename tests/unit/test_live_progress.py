@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
+from jobs.pace import Pace
 from jobs.plan import PlannedCall
 from jobs.progress import ConsoleReporter
 from tests.support.outputs import failure
@@ -25,6 +26,7 @@ def test_counts_rate_and_time_left_are_shown(
 ) -> None:
     clock = SimpleNamespace(monotonic=lambda: 0.0)
     monkeypatch.setattr("jobs.progress.time", clock)
+    pace = Pace()
     text = io.StringIO()
     console = Console(file=text, width=80, force_terminal=terminal)
     prompts = [*[f"take {number}" for number in range(CLIPS)] * 2, *[None] * REJECTED]
@@ -32,12 +34,14 @@ def test_counts_rate_and_time_left_are_shown(
     requests = plan.requests(set())
     with ConsoleReporter(console, pytest.fail) as reporter:
         reporter.planned(PlannedCall(RECIPE, "f" * 64, plan), 0, requests, 1)
-        reporter.stepped(0, 0, 2)
-        reporter.stepped(1, 2, 2)
+        reporter.stepped(0, 0, 2, pace)
+        pace.look(0.0, 1, 9599)
+        reporter.stepped(1, 2, 2, pace)
         for clip_id in list(requests)[:FAILED]:
             reporter.ended(failure(clip_id))
         clock.monotonic = lambda: DAY_S
-        reporter.stepped(4801, 2, 2)  # half of the steps, in a day
+        pace.look(DAY_S, 4801, 4799)  # half of the steps, in a day
+        reporter.stepped(4801, 2, 2, pace)
     shown = Text.from_ansi(text.getvalue()).plain
     words = ["0.1 steps/s, ETA 23:59:42", f"{2 * FAILED} failed, {REJECTED} rejected"]
     if terminal:
