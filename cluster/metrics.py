@@ -26,7 +26,10 @@ EXPORTER_TIMEOUT_S = 10.0
 MEASURE_S = 5.0
 """How often gauges are set, changed or not. A report of Ray's, every 10 s if not told otherwise,
 has what was set since the last one; what two of them don't have is exported no more."""
-_SECONDS = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0]
+_PARTS = (1.0, 1.6, 2.5, 4.0, 6.3)
+"""Bounds of a histogram in each power of ten: a median between two is known to a quarter or so."""
+_SECONDS = [float(f"{part}e{power}") for power in range(-1, 5) for part in _PARTS]
+_STEP_SECONDS = [float(f"{part}e{power}") for power in range(-2, 3) for part in _PARTS]
 
 # The pool's: what waits, what is made, and on what. A clip is in it once it is encoded, and of a
 # caller's clips a few are at once: what callers wait for is the endpoint's, below.
@@ -44,7 +47,7 @@ STEPS = Counter("rushes_steps", "Denoising steps.", ("urgency",))
 STEP_SECONDS = Histogram(
     "rushes_step_seconds",
     "A denoising step of a clip, by its size and its gang's layout.",
-    [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0],
+    _STEP_SECONDS,
     ("size", "layout"),
 )
 CHECKPOINT_BYTES = Counter("rushes_checkpoint_bytes", "Saved of unfinished clips.", ("kind",))
