@@ -316,6 +316,7 @@ class Dispatcher:
         try:
             end = await self._maker.make(clip_id, clip.request, clip.turn)
             clip.is_made = True
+            metrics.count_end(is_committed=end.status == "completed")
             while clip.videos:  # more may come while these are written
                 video_id = next(iter(clip.videos))
                 await self._keep(video_id, end)

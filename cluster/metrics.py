@@ -52,8 +52,11 @@ STEP_SECONDS = Histogram(
 )
 CHECKPOINT_BYTES = Counter("rushes_checkpoint_bytes", "Saved of unfinished clips.", ("kind",))
 
-# The stages'.
+# Of whoever asks for clips, a run's driver or the endpoint. The stages' own processes come and go,
+# and with them what they counted since their last report.
 CLIPS_ENDED = Counter("rushes_clips_ended", "Clips that were committed or have failed.", ("how",))
+
+# The stages'.
 STAGE_SECONDS = Histogram(
     "rushes_stage_seconds", "What a stage took for a committed clip.", _SECONDS, ("stage",)
 )
@@ -96,9 +99,13 @@ def count_steps(task: Task, layout: str, made: int, step_s: float) -> None:
         STEP_SECONDS.observe(step_s, {"size": size, "layout": layout})
 
 
-def count_commit(timings: Mapping[str, float]) -> None:
-    """Count a committed clip; `timings` are its seconds by stage."""
-    CLIPS_ENDED.inc(tags={"how": "committed"})
+def count_end(*, is_committed: bool) -> None:
+    """Count a clip that has come to its end."""
+    CLIPS_ENDED.inc(tags={"how": "committed" if is_committed else "failed"})
+
+
+def measure_stages(timings: Mapping[str, float]) -> None:
+    """Tell how long a committed clip took, in seconds by stage."""
     for stage, seconds in timings.items():
         STAGE_SECONDS.observe(seconds, {"stage": stage})
 

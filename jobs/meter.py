@@ -29,11 +29,15 @@ class RunMeter:
 
     def follow(self, outcomes: Iterator[Commit | Failure]) -> Iterator[Commit | Failure]:
         """Count each clip's end and pass it on."""
+        from cluster import metrics
+
         for outcome in outcomes:
+            is_committed = isinstance(outcome, Commit)
             with self._lock:
-                del self._left[outcome.clip_id]
+                self._left.pop(outcome.clip_id, None)
             self._counts["remaining"] -= 1
-            self._counts["committed" if isinstance(outcome, Commit) else "failed"] += 1
+            self._counts["committed" if is_committed else "failed"] += 1
+            metrics.count_end(is_committed=is_committed)
             yield outcome
 
     def stepped(self, steps_done: int, clips: Mapping[str, ClipProgress]) -> None:

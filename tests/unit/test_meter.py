@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,7 +26,11 @@ class Told:
 
     def __init__(self) -> None:
         self.values: list[tuple[dict[str, int], float | None]] = []
+        self.ends = Counter[bool]()
         self.often = threading.Event()
+
+    def count_end(self, *, is_committed: bool) -> None:
+        self.ends[is_committed] += 1
 
     def measure_run(self, counts: dict[str, int], left_s: float | None) -> None:
         self.values.append((dict(counts), left_s))
@@ -37,6 +42,7 @@ class Told:
 def told(monkeypatch: pytest.MonkeyPatch) -> Told:
     told = Told()
     monkeypatch.setattr(metrics, "measure_run", told.measure_run)
+    monkeypatch.setattr(metrics, "count_end", told.count_end)
     monkeypatch.setattr(metrics, "MEASURE_S", 0.001)
     return told
 
@@ -65,6 +71,7 @@ def test_its_last_counts_are_told(told: Told, requests: dict[str, RenderRequest]
         ends = [failure(first), Commit.model_construct(clip_id=second)]
         assert list(meter.follow(iter(ends))) == ends
     assert told.values[-1][0] == {"committed": 1, "failed": 1, "remaining": 1}
+    assert told.ends == {True: 1, False: 1}
 
 
 def test_the_time_left_is_told(
