@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import jsonschema
@@ -159,6 +160,14 @@ def test_the_table_has_all_of_them() -> None:
     kinds = tuple({type(each) for each in metrics.ALL})
     found = [each for each in vars(metrics).values() if isinstance(each, kinds)]
     assert found == list(metrics.ALL)
+
+
+def test_a_median_is_known_to_a_quarter() -> None:
+    histograms = [each for each in metrics.ALL if isinstance(each, Histogram)]
+    assert histograms
+    for each in histograms:
+        bounds = each.info["boundaries"]
+        assert all(high / low < 1.65 for low, high in pairwise(bounds)), each.info["name"]
 
 
 def test_each_panel_has_a_place_of_its_own() -> None:
