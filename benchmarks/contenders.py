@@ -144,7 +144,7 @@ class StepClock:
     def noted(self, text: str) -> None:
         """Say nothing."""
 
-    def stepped(self, steps_done: int, gangs_ready: int, gangs: int) -> None:
+    def stepped(self, steps_done: int, *_: Any) -> None:
         """Keep the count and its moment."""
         self.counts.append((time.time(), steps_done))
 

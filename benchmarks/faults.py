@@ -41,7 +41,7 @@ class Counting:
     def planned(self, *_): pass
     def ended(self, _): pass
     def noted(self, text): print("note:", text, flush=True)
-    def stepped(self, steps, ready, gangs):
+    def stepped(self, steps, *_):
         if steps < self.last: self.before += self.last  # a pool that was started anew
         self.last = steps
         print(json.dumps({"steps": self.before + steps}), flush=True)

@@ -18,6 +18,7 @@ from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from cluster import metrics
@@ -108,6 +109,7 @@ class Dispatcher:
         room = 2 * sum(shape.count for shape in recipe.gangs) + recipe.encode.workers
         self._maker = ClipMaker(join, encode, publish, self._ledger, room)
         await self._maker.open()
+        self._measurer = asyncio.create_task(self._measure())
         self._files = Files(Uploads(store, lease.epoch), limits.max_files)
         batches = BatchStore(store, lease.epoch)
         self._batches = Batches(batches, self._files, self, lines, limits, self._webhook)
@@ -241,6 +243,7 @@ class Dispatcher:
 
     async def close(self) -> None:
         """Save what is under way, leave the pool and give the lease back."""
+        self._measurer.cancel()
         await self._batches.close()
         for clip in self._clips.values():
             if clip.task:
@@ -258,7 +261,18 @@ class Dispatcher:
 
     def _count(self, owner: str, change: int) -> None:
         self._under_way[owner] += change
-        metrics.VIDEOS.set(self._under_way.total())
+
+    async def _measure(self) -> None:
+        """Tell how many videos are under way for callers, and since when, again and again."""
+        while True:
+            videos = chain.from_iterable(clip.videos for clip in self._clips.values())
+            jobs = [self._jobs[each] for each in videos if each in self._jobs]
+            metrics.measure_videos(
+                (self._describe(job.id).status, job.created_at)
+                for job in jobs
+                if not job.batch_id and job.id not in self._ends
+            )
+            await asyncio.sleep(metrics.MEASURE_S)
 
     def _remember(self, job: VideoJob) -> None:
         self._jobs[job.id] = job
@@ -302,6 +316,7 @@ class Dispatcher:
         try:
             end = await self._maker.make(clip_id, clip.request, clip.turn)
             clip.is_made = True
+            metrics.count_end(is_committed=end.status == "completed")
             while clip.videos:  # more may come while these are written
                 video_id = next(iter(clip.videos))
                 await self._keep(video_id, end)

@@ -140,11 +140,12 @@ class Fleet:
         await asyncio.gather(*self._servers.values(), return_exceptions=True)
 
     def measure(self) -> None:
-        """Tell how many gangs are ready, asleep and starting, and for how long any were held."""
+        """Tell how many gangs are ready, asleep and starting, what they hold and held."""
         starting = self.gangs - self.gangs_ready - self.gangs_asleep
         metrics.GANGS.set(self.gangs_ready, {"state": "ready"})
         metrics.GANGS.set(self.gangs_asleep, {"state": "asleep"})
         metrics.GANGS.set(starting, {"state": "starting"})
+        metrics.DEVICES.set(self.meter.devices)
         if (held := self.meter.total) > self._counted:
             metrics.DEVICE_SECONDS.inc(held - self._counted)
             self._counted = held

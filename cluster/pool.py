@@ -32,6 +32,7 @@ from cluster.answers import (
 )
 from cluster.fleet import Fleet
 from cluster.job import Job
+from cluster.metrics import MEASURE_S
 from cluster.queue import Queue
 from cluster.schedule import Task, Turn
 from cluster.tenants import Tenant, Told
@@ -39,7 +40,6 @@ from pipeline.checkpoints import Checkpoints
 from pipeline.recipe import Recipe
 from pipeline.request import RenderRequest
 
-MEASURE_S = 5.0
 TENANTS_POLL_S = 1.0
 LAST_WORD_S = 0.5
 """For the last tenant's answer to get through, before the actor ends itself."""

@@ -191,10 +191,9 @@ class Publish:
             done = _step("develop", row, make)
             if done["failure"]:
                 ledger.record_failure(Failure.model_validate_json(done["failure"]))
-                metrics.CLIPS_ENDED.inc(tags={"how": "failed"})
                 return {"outcome": done["failure"], "failed": True}
         commit: Commit = done["outcome"]
-        metrics.count_commit(commit.timings)
+        metrics.measure_stages(commit.timings)
         return {"outcome": commit.model_dump_json(), "failed": False}
 
 

@@ -147,6 +147,11 @@ class Meter:
         self._used: dict[str, float] = {}
         self._gangs: dict[str, _Held] = {}
 
+    @property
+    def devices(self) -> int:
+        """How many are held now."""
+        return sum(held.ranks for held in self._gangs.values())
+
     def enter(self, tenant: str, told: float = 0.0) -> None:
         """Begin to count for a tenant; or anew, but for what it was not told of."""
         self._settle()

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from jobs.pace import Pace
 from jobs.report.reasons import EXAMPLES
 from pipeline.counts import add_counts
 from pipeline.documents import Commit, Failure
@@ -85,11 +86,15 @@ class JsonReporter:
         """Write what happened beside the clips."""
         self._log("warning", "note", text=text)
 
-    def stepped(self, steps_done: int, gangs_ready: int, gangs: int) -> None:
+    def stepped(self, steps_done: int, gangs_ready: int, gangs: int, pace: Pace) -> None:
         """Write how far the run is, once a minute."""
         if time.monotonic() >= self._next_progress:
             self._next_progress = time.monotonic() + PROGRESS_EVERY_S
-            self._log("info", "progress", steps=steps_done, gangs_ready=gangs_ready, gangs=gangs)
+            left_s = None if pace.left_s is None else round(pace.left_s)
+            self._log(
+                "info", "progress", steps=steps_done, gangs_ready=gangs_ready, gangs=gangs,
+                left_s=left_s,
+            )  # fmt: skip
 
     def broken(self, error: Exception) -> None:
         """Write why the run can't go on."""

@@ -17,6 +17,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from jobs.pace import Pace
 from jobs.report.reasons import EXAMPLES
 from jobs.summaries import (
     count_noun,
@@ -56,10 +57,7 @@ class ConsoleReporter:
         self._task = self._bar.add_task("starting", total=None, detail="")
         self._done = self._failed = self._rejected = 0  # rows
         self._plan = Plan(())
-        self._rows = self._steps = 0  # of the clips to render
-        self._steps_of: dict[str, int] = {}  # of each of those that haven't ended
-        self._steps_ahead = 0  # of them all
-        self._first: tuple[float, int] | None = None
+        self._rows = 0  # of the clips to render
         self._detail = ""
         self._last_line_at = time.monotonic()
 
@@ -81,8 +79,6 @@ class ConsoleReporter:
         plan = self._plan = call.plan
         self._rejected = plan.rejected
         self._rows = sum(map(plan.count_rows, requests))
-        self._steps_of = {key: each.num_inference_steps for key, each in requests.items()}
-        self._steps = self._steps_ahead = sum(self._steps_of.values())
         self._console.print(
             f"{count_noun(plan.rows, 'row')}, {count_noun(plan.clips, 'clip')}: "
             f"{done} done before, {len(requests)} to render"
@@ -102,7 +98,6 @@ class ConsoleReporter:
     def ended(self, outcome: Commit | Failure) -> None:
         """Count the rows that ask for a clip; show a failure, with the first of them, at once."""
         rows = self._plan.count_rows(outcome.clip_id)
-        self._steps_ahead -= self._steps_of.pop(outcome.clip_id, 0)
         if isinstance(outcome, Failure):
             self._failed += rows
             for _, row in islice(self._plan.find_rows((outcome.clip_id,)), EXAMPLES):
@@ -121,21 +116,15 @@ class ConsoleReporter:
             f"note: {text}", style="yellow", highlight=False, markup=False, soft_wrap=True
         )
 
-    def stepped(self, steps_done: int, gangs_ready: int, gangs: int) -> None:
+    def stepped(self, steps_done: int, gangs_ready: int, gangs: int, pace: Pace) -> None:
         """Show the rate of steps and the time that is left."""
-        now = time.monotonic()
-        if self._first is None:
+        if not steps_done:
             self._bar.update(self._task, detail=f"{gangs_ready} of {gangs} gangs ready")
-            if steps_done:
-                self._first = (now, steps_done)
-                self._bar.update(self._task, description="rendering")
             return
-        since, steps_then = self._first
-        rate = (steps_done - steps_then) / max(now - since, 1e-3)
-        # Clips that failed early, or began with saved steps, end with fewer made than they have.
-        left = max(min(self._steps - steps_done, self._steps_ahead), 0)
-        left_s = left / max(rate, 1e-6)
-        self._detail = f"{rate:.1f} steps/s, ETA {describe_duration(left_s)}" if rate else ""
+        self._bar.update(self._task, description="rendering")
+        self._detail = ""
+        if pace.left_s is not None:
+            self._detail = f"{pace.rate:.1f} steps/s, ETA {describe_duration(pace.left_s)}"
         self._show()
 
     def broken(self, error: Exception) -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from jobs.pace import Pace
 from jobs.plan import PlannedCall, find_done, plan_call
 from jobs.record import Run
 from jobs.report.documents import Problem
@@ -46,7 +47,7 @@ class Reporter(Protocol):
         """Say what happened beside the clips: a wait, a lost gang."""
         ...
 
-    def stepped(self, steps_done: int, gangs_ready: int, gangs: int) -> None:
+    def stepped(self, steps_done: int, gangs_ready: int, gangs: int, pace: Pace) -> None:
         """Say how many denoising steps were made in this run; called about twice a second."""
         ...
 

@@ -15,6 +15,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from jobs.meter import RunMeter
 from jobs.stop import StopSignal, find_stop
 from pipeline.checkpoints import Checkpoints
 from pipeline.documents import Commit, Failure, new_attempt
@@ -87,11 +88,12 @@ def run_on_ray(
             short = describe_shortage(call.recipe, READ_CPUS)
             if short or (address and (short := describe_wait(call.recipe))):
                 reporter.noted(short)
-            with _pool(call, ledger, reporter, use) as pool:
+            meter = RunMeter(requests)
+            with meter.told(), _pool(call, ledger, reporter, use, meter) as pool:
                 spec = RenderSpec(call.recipe, call.model_fingerprint)
                 try:
                     with closing(run_batch(spec, ledger, pool, work_key)) as outcomes:
-                        yield from _measured(outcomes, requests)
+                        yield from meter.follow(outcomes)
                 except Exception as error:
                     raise _judge(_find_cause(error)) from error
     except Exception as error:
@@ -100,23 +102,6 @@ def run_on_ray(
         raise
     finally:
         ledger.store.delete(work_key)
-
-
-def _measured(
-    outcomes: Iterator[Commit | Failure], requests: dict[str, RenderRequest]
-) -> Iterator[Commit | Failure]:
-    """Yield each clip's end; whoever watches hears how many there were, and what is left."""
-    from cluster.metrics import measure_run
-
-    steps_left = sum(request.num_inference_steps for request in requests.values())
-    counts = {"committed": 0, "failed": 0, "remaining": len(requests)}
-    measure_run(counts, steps_left)
-    for outcome in outcomes:
-        counts["remaining"] -= 1
-        counts["committed" if isinstance(outcome, Commit) else "failed"] += 1
-        steps_left -= requests[outcome.clip_id].num_inference_steps
-        measure_run(counts, steps_left)
-        yield outcome
 
 
 def _judge(cause: str) -> Exception:
@@ -149,7 +134,7 @@ _ERROR_LINE = re.compile(r"[A-Za-z_][\w.]*(: |$)")
 
 @contextmanager
 def _pool(
-    call: PlannedCall, ledger: Ledger, reporter: Reporter, use: PoolUse
+    call: PlannedCall, ledger: Ledger, reporter: Reporter, use: PoolUse, meter: RunMeter
 ) -> Generator[PoolClient]:
     """Join the recipe's pool; tell the reporter of its steps and troubles, count its use."""
     import ray
@@ -168,7 +153,9 @@ def _pool(
     def tell(now: PoolProgress) -> None:
         nonlocal warned
         use.count(now)
-        reporter.stepped(now.steps_done, now.gangs_ready, now.gangs - now.gangs_asleep)
+        meter.stepped(now.steps_done, now.clips)
+        gangs = now.gangs - now.gangs_asleep
+        reporter.stepped(now.steps_done, now.gangs_ready, gangs, meter.pace)
         for text in now.new_warnings(warned):
             reporter.noted(text)
         warned = now.warned

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 
@@ -13,44 +12,12 @@ from rich.text import Text
 
 from cluster.pauses import pauses
 from jobs.lines import align
+from jobs.pace import Pace
 from jobs.summaries import describe_status
 from pipeline.documents import OutputStatus
 from pipeline.errors import NoOutputError, UsageError
 from pipeline.lease import LeaseRecord, read_lease
 from pipeline.ledger import Ledger
-
-WINDOW_S = 600.0
-"""The rate is that of so long: it follows gangs that come and go."""
-
-
-class Pace:
-    """How fast rows come to their ends."""
-
-    def __init__(self) -> None:
-        """Know nothing yet."""
-        self._looks = deque[tuple[float, OutputStatus]]()
-
-    def look(self, now: float, status: OutputStatus) -> None:
-        """Take the counts of a moment, in seconds; a table that has changed starts anew."""
-        if self._looks and self._looks[-1][1].rows != status.rows:
-            self._looks.clear()
-        self._looks.append((now, status))
-        while len(self._looks) > 2 and self._looks[1][0] < now - WINDOW_S:
-            self._looks.popleft()
-
-    @property
-    def rows_an_hour(self) -> float:
-        """How many rows ended in an hour at the pace of the last while; 0 before any has."""
-        (began, first), (now, last) = self._looks[0], self._looks[-1]
-        ended = first.remaining - last.remaining
-        return max(ended, 0) / (now - began) * 3600 if now > began else 0.0
-
-    @property
-    def left_s(self) -> float | None:
-        """How long the remaining rows will take at that pace; None where nothing moves."""
-        rate = self.rows_an_hour
-        return self._looks[-1][1].remaining / rate * 3600 if rate else None
-
 
 Look = tuple[OutputStatus, LeaseRecord | None]
 
@@ -98,7 +65,8 @@ def _show_live(ledger: Ledger, console: Console, every_s: float) -> None:
             if isinstance(look, str):
                 live.update(Text("\n").join(filter(None, (shown, Text(look)))), refresh=True)
                 continue
-            pace.look(time.monotonic(), look[0])
+            rows, left = look[0].rows, look[0].remaining
+            pace.look(time.monotonic(), rows - left, left, rows)
             shown = _describe_live(ledger.store.uri, *look, pace)
             live.update(shown, refresh=True)
 
@@ -140,7 +108,7 @@ def _describe_live(
     lines = describe_status(output, status, lease)
     if status.remaining:
         left = f", ETA {timedelta(seconds=round(pace.left_s))}" if pace.left_s else ""
-        lines.append(("pace", f"{pace.rows_an_hour:,.0f} rows an hour{left}"))
+        lines.append(("pace", f"{pace.rate * 3600:,.0f} rows an hour{left}"))
     return Text(align(lines))
 
 

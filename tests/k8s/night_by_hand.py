@@ -2,21 +2,22 @@
 
 `python -m tests.k8s.night_by_hand FOLDER`, as root in namespaces of its own (see
 `tests.support.pods`). Pods run what the overlay cpu-demo says, and the night is what `start-night`
-makes of its RayCronJob; tables and output are in an S3 server. The endpoint then loses a gang, and
-the server once has no time for it. Prints, last, one line of JSON: what was seen.
+makes of its RayCronJob; tables and output are in an S3 server. The night's workers come late. The
+endpoint then loses a gang, and the server once has no time for it. All is scraped, where there is
+a Prometheus, at the manifests' interval and Ray's own. Prints, last, a line of JSON: what was seen.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -50,14 +51,21 @@ from tests.support.pods import (
     remove_pod,
     start_pod,
 )
+from tests.support.prometheus import (
+    PROMETHEUS,
+    find_metrics,
+    has_all_metrics,
+    query_range,
+    read_dashboard,
+    scraping,
+)
 
-NUM_CLIPS, STEPS = 4, 80
+NUM_CLIPS, STEPS, NUM_QUEUED = 4, 80, 12
 HEAD, WORKERS = "10.231.0.2", ("10.231.0.3", "10.231.0.4", "10.231.0.5")
 TOKEN, KEY = "0123456789abcdef" * 4, "a-key"
-START_S, RUN_S, SCRAPE_S = 120.0, 300.0, 30.0
+START_S, RUN_S, SCRAPE_S = 120.0, 300.0, 60.0
 RANK = "ray::RankWorker.advance"
-COUNTED_ONCE = {"ray_rushes_gang_rebuilds_total", "ray_rushes_store_retries_total"}
-"""What a night without trouble has nothing of."""
+STEPS_MADE = 'sum(ray_rushes_steps_total{urgency="batch"})'
 
 
 def main() -> None:
@@ -77,14 +85,15 @@ def main() -> None:
         AWS_SECRET_ACCESS_KEY="testing",
         RAY_AUTH_MODE=job["rayClusterSpec"]["authOptions"]["mode"],
         RAY_AUTH_TOKEN=TOKEN,
-        RAY_metrics_report_interval_ms="1000",  # steps are counted to the end
         PYTHONPATH=str(ROOT),
         PATH=f"{Path(sys.executable).parent}:{ROOT / 'k8s' / 'bin'}:{os.environ['PATH']}",
     )
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     storage = "http://{}:{}".format(*server.get_host_and_port())
-    with serve_faults(storage, make_busy_once(), (BRIDGE, 9000)):
+    pods = [("head", HEAD), *((f"worker-{n}", each) for n, each in enumerate(WORKERS))]
+    watched = scraping(pods, folder) if PROMETHEUS else nullcontext()
+    with watched, serve_faults(storage, make_busy_once(), (BRIDGE, 9000)):
         print(json.dumps(watch_night(documents, job, settings, folder)), flush=True)
 
 
@@ -105,24 +114,28 @@ def watch_night(
     documents: list[Document], job: dict[str, Any], settings: dict[str, str], folder: Path
 ) -> dict[str, Any]:
     """Return what was seen of a night, the endpoint, and a night that is stopped."""
+    began = time.time()
     boto3.client("s3").create_bucket(Bucket=settings["RUSHES_TABLES"].split("/")[2])
     fill_bucket(folder, settings["RUSHES_TABLES"], "ads")
-    head, workers = start_cluster(
-        job["rayClusterSpec"], find_recipe_text(documents), settings, folder
-    )
-    seen: dict[str, Any] = {"probes": [probe(each) for each in (head, *workers)]}
-    seen["failing"] = fail_night(job)
-    seen |= run_night(job, settings, head, workers)
-    alive = [each for each in (head, *workers) if each.process.poll() is None]
+    cluster = job["rayClusterSpec"]
+    start = partial(start_group, find_recipe_text(documents), settings, folder)
+    head = start("head", HEAD, cluster["headGroupSpec"], None)
+    with submit(job, "night") as submitter:
+        failing = fail_night(job)  # meanwhile, as no node is there, nothing of the night changes
+        workers = start_workers(start, cluster)
+        probes = [probe(each) for each in (head, *workers)]
+        seen = run_night(submitter, job, settings, workers)
+    seen |= {"failing": failing, "probes": probes}
+    alive = [each for each in workers if each.process.poll() is None]
     (service,) = find_kind(documents, "RayService")
-    seen |= serve_online(service["spec"]["serveConfigV2"], alive[1:], folder)
+    seen |= serve_online(service["spec"]["serveConfigV2"], alive, folder)
     seen["endpoint_log"] = read_endpoint_log(head)
-    last = {"ray_rushes_video_seconds", *COUNTED_ONCE}
-    wait_until(lambda: last <= scrape(alive).keys(), SCRAPE_S, ", ".join(sorted(last)))
-    found = seen["metrics"] | scrape(alive)
-    seen["metrics"] = {name: sorted(labels) for name, labels in found.items()}
     fill_bucket(folder, settings["RUSHES_TABLES"], "more")
-    seen["stopped"] = stop_night(job, settings, head, alive[1:])
+    # Of the first night, and the endpoint: the second one's steps are still to come.
+    seen["steps"] = query_range(STEPS_MADE, began, time.time()) if PROMETHEUS else []
+    seen["stopped"] = stop_night(job, settings, head, alive, began)
+    seen["panels"] = read_dashboard(began) if PROMETHEUS else []
+    seen["metrics"] = find_metrics(began) if PROMETHEUS else {}
     return seen
 
 
@@ -136,34 +149,41 @@ def fill_bucket(folder: Path, tables: str, name: str) -> None:
     boto3.client("s3").upload_file(table, bucket, key)
 
 
-def start_cluster(
-    cluster: dict[str, Any], recipe: str, settings: dict[str, str], folder: Path
-) -> tuple[RunningPod, list[RunningPod]]:
-    """Start the head and, once it answers, its workers."""
+def start_group(
+    recipe: str,
+    settings: dict[str, str],
+    folder: Path,
+    name: str,
+    address: str,
+    group: dict[str, Any],
+    join: str | None,
+) -> RunningPod:
+    """Start a pod of a group; again where it ends before it is well, as the operator does."""
     files = {
         "rushes/recipe.toml": recipe,
         "rushes-keys/keys": sha256(KEY.encode()).hexdigest(),
     }
+    (container,) = group["template"]["spec"]["containers"]
+    command = make_ray_start(group["rayStartParams"], container, join)
+    while True:
+        pod = start_pod(name, address, container, command, files, settings, folder)
+        wait_until(partial(is_settled, pod), START_S, f"{name} up")
+        if pod.process.poll() is None:
+            return pod
+        remove_pod(pod)
 
-    def start(name: str, address: str, group: dict[str, Any], join: str | None) -> RunningPod:
-        """Start a pod; again where it ends before it is well, as the operator does."""
-        (container,) = group["template"]["spec"]["containers"]
-        command = make_ray_start(group["rayStartParams"], container, join)
-        while True:
-            pod = start_pod(name, address, container, command, files, settings, folder)
-            wait_until(partial(is_settled, pod), START_S, f"{name} up")
-            if pod.process.poll() is None:
-                return pod
-            remove_pod(pod)
 
-    head = start("head", HEAD, cluster["headGroupSpec"], None)
+def start_workers(
+    start: Callable[[str, str, dict[str, Any], str], RunningPod], cluster: dict[str, Any]
+) -> list[RunningPod]:
+    """Start all workers at once."""
     (group,) = cluster["workerGroupSpecs"]
     with ThreadPoolExecutor(len(WORKERS)) as threads:
         joining = [
             threads.submit(start, f"worker-{number}", address, group, HEAD)
             for number, address in enumerate(WORKERS)
         ]
-        return head, [each.result() for each in joining]
+        return [each.result() for each in joining]
 
 
 def is_settled(pod: RunningPod) -> bool:
@@ -206,19 +226,6 @@ def submit(job: dict[str, Any], name: str, entrypoint: str = "") -> subprocess.P
     )
 
 
-def scrape(pods: list[RunningPod]) -> dict[str, set[str]]:
-    """Return our metrics that Prometheus would find on these pods: names, with those of labels."""
-    found: dict[str, set[str]] = {}
-    for pod in pods:
-        (port,) = (each for each in pod.container["ports"] if each["name"] == "metrics")
-        url = f"http://{pod.address}:{port['containerPort']}/metrics"
-        text = urllib.request.urlopen(url, timeout=10).read().decode()
-        for name in re.findall(r"^# TYPE (ray_rushes_\w+) ", text, re.MULTILINE):
-            if sample := re.search(rf"^{name}(?:_count)?{{(.*)}} \S+$", text, re.MULTILINE):
-                found[name] = set(re.findall(r'(\w+)="', sample[1]))
-    return found
-
-
 def read_endpoint_log(head: RunningPod) -> list[dict[str, Any]]:
     """Return the lines of the endpoint's log that are on the head, from where the README says."""
     files = "/tmp/ray/session_latest/logs/serve/replica_rushes_Dispatcher_*.log"
@@ -238,13 +245,6 @@ def lose_gang(workers: list[RunningPod]) -> None:
     pod.run("kill", "-KILL", pid)
 
 
-def count_steps(pod: RunningPod) -> float:
-    """Return the denoising steps that the pool on the head has counted."""
-    text = urllib.request.urlopen(f"http://{pod.address}:8080/metrics", timeout=10).read().decode()
-    found = re.findall(r"^ray_rushes_steps_total\{.*\} (\S+)$", text, re.MULTILINE)
-    return sum(map(float, found))
-
-
 def read_saved(ledger: Ledger) -> list[int]:
     """Return the steps at which unfinished clips are saved."""
     saves = Checkpoints(ledger.store, ledger.read_output().model_fingerprint)
@@ -260,30 +260,24 @@ def wait_for_clip(workers: list[RunningPod]) -> RunningPod:
 
 
 def run_night(
-    job: dict[str, Any], settings: dict[str, str], head: RunningPod, workers: list[RunningPod]
+    submitter: subprocess.Popen[str],
+    job: dict[str, Any],
+    settings: dict[str, str],
+    workers: list[RunningPod],
 ) -> dict[str, Any]:
-    """Submit the night as KubeRay's submitter does; take a worker back in the middle of a clip."""
+    """See a night through that was submitted; take a worker back in the middle of a clip."""
     (group,) = job["rayClusterSpec"]["workerGroupSpecs"]
     grace_s = group["template"]["spec"]["terminationGracePeriodSeconds"]
-    with submit(job, "night") as submitter:
-        ledger = Ledger(ObjectStore(settings["RUSHES_OUTPUT"]))
+    ledger = Ledger(ObjectStore(settings["RUSHES_OUTPUT"]))
 
-        def has_committed() -> bool:
-            assert submitter.poll() is None, submitter.communicate()
-            return bool(ledger.committed_ids())
+    def has_committed() -> bool:
+        assert submitter.poll() is None, submitter.communicate()
+        return bool(ledger.committed_ids())
 
-        # The run's own are its driver's, and go with it.
-        wait_until(lambda: "ray_rushes_run_clips" in scrape([head]), RUN_S, "the run's metrics")
-        metrics = scrape([head])
-        wait_until(has_committed, RUN_S, "a commit")
-        took_s = wait_for_clip(workers).delete(grace_s)
-        saved, steps = read_saved(ledger), 0.0
-        with ThreadPoolExecutor(1) as threads:
-            ending = threads.submit(submitter.communicate, timeout=RUN_S)
-            while not ending.done():
-                steps = max(steps, count_steps(head))
-                wait([ending], timeout=0.5)
-        log, _ = ending.result()
+    wait_until(has_committed, RUN_S, "a commit")
+    took_s = wait_for_clip(workers).delete(grace_s)
+    saved = read_saved(ledger)
+    log, _ = submitter.communicate(timeout=RUN_S)
     commits = list(ledger.read_commits())
     report = ledger.store.read("report.json")
     return {
@@ -291,12 +285,10 @@ def run_night(
         "log": log,
         "code": submitter.returncode,
         "status": ledger.status().model_dump(),
-        "attempts": [each.attempts for each in commits],
+        "commits": [each.model_dump(mode="json") for each in commits],
         "saved": saved,
-        "steps": steps,
         "took_s": took_s,
         "grace_s": grace_s,
-        "metrics": metrics,
     }
 
 
@@ -309,12 +301,21 @@ def fail_night(job: dict[str, Any]) -> int:
 
 
 def stop_night(
-    job: dict[str, Any], settings: dict[str, str], head: RunningPod, workers: list[RunningPod]
+    job: dict[str, Any],
+    settings: dict[str, str],
+    head: RunningPod,
+    workers: list[RunningPod],
+    since: float,
 ) -> dict[str, Any]:
-    """Begin another night and end its head in the middle of a clip, as a deadline or Kueue does."""
+    """Begin another night and end its head in the middle of a clip, as a deadline or Kueue does.
+
+    Not before all that there was since then has been scraped.
+    """
     grace_s = job["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
     store = ObjectStore(settings["RUSHES_OUTPUT"])
     with submit(job, "another") as submitter:
+        if PROMETHEUS:
+            wait_until(partial(has_all_metrics, since), SCRAPE_S, "all metrics")
         wait_for_clip(workers)
         took_s = head.delete(grace_s["terminationGracePeriodSeconds"])
         submitter.kill()
@@ -330,7 +331,7 @@ def stop_night(
 def serve_online(config: str, workers: list[RunningPod], folder: Path) -> dict[str, Any]:
     """Deploy a RayService's application as KubeRay does, by the dashboard, and ask for a video.
 
-    Its gang is lost in the middle.
+    Its gang is lost in the middle. Others wait meanwhile, more than are in the pool at once.
     """
     (path := folder / "serve.yaml").write_text(config, "utf-8")
     deployed = subprocess.run(
@@ -357,10 +358,16 @@ def serve_online(config: str, workers: list[RunningPod], folder: Path) -> dict[s
         prompt="a blue square", extra_body={"num_inference_steps": STEPS}
     )
     lose_gang(workers)
+    slow = {"num_inference_steps": STEPS}
+    others = [
+        client.videos.create(prompt=f"queued {n}", extra_body=slow).id for n in range(NUM_QUEUED)
+    ]
     video = asked.parse()
     while video.status in ("queued", "in_progress"):
         time.sleep(1)
         video = client.videos.retrieve(video.id)
+    for each in others:
+        client.videos.delete(each)
     content = (
         client.videos.download_content(video.id).read() if video.status == "completed" else b""
     )

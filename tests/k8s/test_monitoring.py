@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import jsonschema
@@ -21,6 +22,8 @@ from tests.support.manifests import K8S, kustomize
 
 FOLDER = K8S / "monitoring"
 NAME = re.compile(r"\b(?:ray_rushes|kube|kuberay)_\w+")
+OF_EVERY_SERIES = {"namespace", "SessionName"}
+"""By the PodMonitor, and by Ray: the cluster."""
 OF_PROMETHEUS = {"le"}
 OF_KUBERNETES = {
     "kube_job_created": {"namespace", "job_name"},
@@ -88,7 +91,7 @@ def list_series() -> dict[str, set[str]]:
     """Return every series that the table's metrics are exported as, and Kubernetes', by labels."""
     series = dict(OF_KUBERNETES)
     for each in metrics.ALL:
-        name, labels = f"ray_{each.info['name']}", set(each.info["tag_keys"])
+        name, labels = f"ray_{each.info['name']}", OF_EVERY_SERIES | set(each.info["tag_keys"])
         if isinstance(each, Counter):
             series[f"{name}_total"] = labels
         elif isinstance(each, Histogram):
@@ -141,7 +144,7 @@ def find_unknown(expression: str) -> Iterator[str]:
     yield from names - series.keys()
     known = set.union(set(), *(series.get(name, set()) for name in names))
     asked = set(re.findall(r"(\w+)\s*(?:=|!=|=~|!~)\s*\"", expression))
-    for labels in re.findall(r"\b(?:by|without|on) \(([^)]*)\)", expression):
+    for labels in re.findall(r"\b(?:by|without|on|ignoring) \(([^)]*)\)", expression):
         asked |= {label.strip() for label in labels.split(",")} - {""}
     yield from asked - known
 
@@ -157,6 +160,14 @@ def test_the_table_has_all_of_them() -> None:
     kinds = tuple({type(each) for each in metrics.ALL})
     found = [each for each in vars(metrics).values() if isinstance(each, kinds)]
     assert found == list(metrics.ALL)
+
+
+def test_a_median_is_known_to_a_quarter() -> None:
+    histograms = [each for each in metrics.ALL if isinstance(each, Histogram)]
+    assert histograms
+    for each in histograms:
+        bounds = each.info["boundaries"]
+        assert all(high / low < 1.65 for low, high in pairwise(bounds)), each.info["name"]
 
 
 def test_each_panel_has_a_place_of_its_own() -> None:

@@ -10,6 +10,7 @@ from typing import cast
 import pytest
 
 from jobs.json_log import JsonReporter
+from jobs.pace import Pace
 from jobs.plan import PlannedCall, plan_call
 from jobs.recipes import find_recipe
 from jobs.render import RunResult
@@ -56,7 +57,10 @@ def make_commit(clip_id: str, request: RenderRequest) -> Commit:
 def test_every_line_names_its_run(call: PlannedCall) -> None:
     reporter, lines, _ = begin(call)
     reporter.noted("gang lost: single-0:\nout of memory")
-    reporter.stepped(3, 1, 2)
+    pace = Pace()
+    pace.look(0.0, 1, 9)
+    pace.look(2.0, 3, 7)
+    reporter.stepped(3, 1, 2, pace)
     status = RowCounts(rows=4, committed=2, rejected=2)
     why = Problem(stage="denoise", reason="out of memory", rows=2, ids=("a", "b"))
     old = TableStatus(name="old", rows=3, failed=3)
@@ -70,9 +74,10 @@ def test_every_line_names_its_run(call: PlannedCall) -> None:
     assert all(datetime.fromisoformat(str(each["time"])).tzinfo for each in told)
     events = [each["event"] for each in told]
     assert events == ["planned", "rejected", "note", "progress", "failures", "finished", "broken"]
-    planned, rejected, _, _, failures, finished, broken = told
+    planned, rejected, _, progress, failures, finished, broken = told
     assert (planned["rows"], planned["to_render"], planned["rejected"]) == (4, 2, 2)
     assert (rejected["level"], rejected["rows"]) == ("warning", 2)
+    assert (progress["steps"], progress["left_s"]) == (3, 7)
     assert (finished["committed"], finished["rejected"], finished["seconds"]) == (2, 2, 9.9)
     assert (finished["other_tables"], finished["others"]) == (1, old.model_dump(exclude=NAMES))
     assert (failures["rows"], failures["reason"], failures["ids"]) == (
@@ -112,7 +117,7 @@ def test_of_a_clip_that_many_rows_ask_for_the_first_are_named(tmp_path: Path) ->
 def test_progress_is_told_once_a_minute(call: PlannedCall) -> None:
     reporter, lines, _ = begin(call)
     for steps in range(50):
-        reporter.stepped(steps, 2, 2)
+        reporter.stepped(steps, 2, 2, Pace())
     assert [each["event"] for each in lines.read()].count("progress") == 1
 
 

@@ -34,6 +34,7 @@ def test_a_gangs_time_is_its_clips_tenants_and_while_idle_everybodys() -> None:
     meter.hold("gang", ranks=2, since=90.0)
     clock.now = 105.0  # held for 15 s, with 2 ranks, for the only tenant
     assert meter.read("batch") == 30.0
+    assert meter.devices == 2
     meter.enter("online")
     assert meter.work("gang", "batch") is None
     clock.now = 110.0

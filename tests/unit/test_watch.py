@@ -17,8 +17,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from jobs.cli import ExitCode, app
-from jobs.watch import WINDOW_S, Pace, watch_output
-from pipeline.documents import OutputStatus
+from jobs.watch import watch_output
 from pipeline.ledger import Ledger
 from pipeline.store import ObjectStore
 from tests.support.outputs import IDENTITY, A, B, C, failure, plan_rows
@@ -232,16 +231,3 @@ def test_a_storage_that_never_answered_ends_it(bucket: Bucket, patch_sleep: Patc
     bucket.stop()
     patch_sleep()
     assert call(f"s3://{bucket.name}/out", "--watch") == (ExitCode.USAGE, [])
-
-
-def test_pace() -> None:
-    pace = Pace()
-    pace.look(0.0, OutputStatus(rows=100, remaining=100))
-    assert (pace.rows_an_hour, pace.left_s) == (0.0, None)
-    pace.look(60.0, OutputStatus(rows=100, remaining=90))
-    assert (pace.rows_an_hour, pace.left_s) == (600.0, 540.0)
-    pace.look(60.0 + WINDOW_S, OutputStatus(rows=100, remaining=90))
-    pace.look(61.0 + WINDOW_S, OutputStatus(rows=100, remaining=90))
-    assert pace.left_s is None, "nothing has moved for as long as is looked back"
-    pace.look(90.0 + WINDOW_S, OutputStatus(rows=200, remaining=150))
-    assert pace.left_s is None, "another table: the counts of before say nothing"
