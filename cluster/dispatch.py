@@ -96,6 +96,11 @@ class Dispatcher:
         # Whoever has lost the lease can only end: Serve starts the next dispatcher.
         self._held.enter_context(lease.kept(lambda _: os._exit(LOST_LEASE)))
         self._ledger = Ledger(store, lease.epoch)
+        try:  # once more: while it waited, the output may have become another model's
+            await asyncio.to_thread(self._ledger.claim, identity)
+        except BaseException:
+            self._held.close()
+            raise
         self._inbox = Inbox(store, lease.epoch)
         self._webhook = Webhook(target, Outbox(store, lease.epoch)) if target else None
         self._jobs: dict[str, VideoJob] = {}

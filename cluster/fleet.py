@@ -16,7 +16,7 @@ from functools import partial
 
 from cluster import metrics
 from cluster.answers import NoGangError, PoolBrokenError, UnusableModelError
-from cluster.drive import Drive, Halt, HaltedError
+from cluster.drive import STORE_TIMEOUT_S, Drive, Halt, HaltedError
 from cluster.gang import (
     ClipError,
     DivergedError,
@@ -29,7 +29,7 @@ from cluster.job import Job
 from cluster.leaving import LEAVING_POLL_S, find_leaving_nodes
 from cluster.queue import Queue
 from cluster.schedule import Task, Urgency
-from cluster.starts import Starts
+from cluster.starts import Lack, Starts
 from cluster.tenants import Meter
 from pipeline.recipe import GangShape, Recipe
 
@@ -165,9 +165,11 @@ class Fleet:
                 gang = await Gang.create(name, self._name, shape, self._recipe)
             except Exception as error:  # noqa: BLE001 - whatever stops a gang, another try follows
                 # Others' work goes on meanwhile: so does the wait for a place.
-                is_patient = isinstance(error, NoPlaceError) and self._queue.is_one_made()
+                lacks_place = isinstance(error, NoPlaceError)
+                is_patient = lacks_place and self._queue.is_one_made()
                 unusable = error if isinstance(error, UnusableModelError) else None
-                starts.fail(name, counts=not is_patient, lacks_model=bool(unusable))
+                lacks: Lack = "model" if unusable else "place" if lacks_place else ""
+                starts.fail(name, counts=not is_patient, lacks=lacks)
                 if is_patient:
                     starts.placeless.add(room)
                     self.put_off(room)
@@ -267,6 +269,7 @@ class Fleet:
         except ClipError as error:
             try:
                 if isinstance(error, DivergedError):  # before anybody asks for it again
+                    await gang.settle(STORE_TIMEOUT_S)
                     await job.tenant.discard(job.task.key.clip_id)
             finally:
                 job.fail(str(error), len(job.losses) + 1, gang)
@@ -276,6 +279,7 @@ class Fleet:
             if gang in self._leaving:
                 raise
             await gang.drop(job.task.key, self._recipe.pool.step_timeout_min_s)
+            await gang.settle(STORE_TIMEOUT_S)
         except _BystanderError:
             await self._queue.put(job)
             raise
@@ -337,6 +341,7 @@ class Fleet:
             return
         try:
             await self._run(gang, job)
+            await gang.ping()  # a rank may have ended with it, though the clip is made
         except GangDiedError as error:
             raise _BystanderError(str(error)) from error
 

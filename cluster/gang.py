@@ -194,6 +194,10 @@ class Gang:
         """Forget a clip's session, finished or not."""
         await self._blame("drop", key, timeout_s=timeout_s)
 
+    async def settle(self, timeout_s: float) -> None:
+        """Return once no save is under way: what is removed then doesn't come back."""
+        await _wait(self._ranks[0].settle.remote(), timeout_s, f"{self.name}: settle")
+
     async def ping(self) -> None:
         """Return once every rank has answered.
 
@@ -283,7 +287,7 @@ async def _wait(call: Any, timeout_s: float, what: str) -> Any:
 def _describe(error: RayError) -> str:
     """Return what Ray says of an actor's end, in a line: how it ended, its process and host."""
     *lines, how = str(error).splitlines() or [""]
-    known = dict(line.strip().split(": ", 1) for line in lines if ": " in line)
+    known = dict(line.strip().split(": ", 1) for line in lines if ": " in line.strip())
     how = how.partition(" Some common causes")[0]  # advice
     where = ", ".join(f"{key} {known[key]}" for key in ("pid", "ip") if key in known)
     return f"{how} ({where})" if where else how

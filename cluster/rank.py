@@ -235,6 +235,10 @@ class RankWorker:
             error, why = late, f"the store didn't answer within {SAVE_S:.0f} s"
         return f"clip {key.clip_id[:16]} could not be saved: {why}" if error else ""
 
+    def settle(self) -> None:
+        """Wait for the save that is under way, if any: then nothing more comes of it."""
+        self._settle_save()
+
     def drop(self, key: ClipKey) -> None:
         """Forget a session, finished or not."""
         session = self._sessions.pop(key, None)

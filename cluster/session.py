@@ -270,7 +270,7 @@ def _sigterm_kept() -> Generator[None]:
 
 @contextmanager
 def _hangups_held() -> Generator[None]:
-    """Have SIGHUP wait: what Ray starts here never hears it, and lives until this process ends it.
+    """Have what Ray starts here never hear SIGHUP: it lives until this process ends it.
 
     A closed terminal tells all of a run's processes; Ray 2.60 keeps Ctrl-C alone from its own.
     """

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Set
 from time import monotonic
+from typing import Literal
 
 from cluster.answers import PoolBrokenError
 from pipeline.recipe import Recipe
 
 MAX_FAILED_STARTS = 5
+
+Lack = Literal["model", "place", ""]
+"""For want of what a gang failed to start; nothing if for another reason."""
 
 
 class Starts:
@@ -37,8 +41,8 @@ class Starts:
         """Whether any gang ever had the model."""
         self._unusable = Counter[str]()
         """How often gangs couldn't load it."""
-        self._failing = set[str]()
-        """Gangs whose last try failed."""
+        self._failing: dict[str, Lack] = {}
+        """Gangs whose last try failed, and for want of what."""
 
     @property
     def rooms(self) -> Set[int | None]:
@@ -64,16 +68,16 @@ class Starts:
         """Note that a gang has started; return whether its room was given up."""
         room = self._rooms[name]
         self.failed[name] = 0
-        self._failing.discard(name)
+        self._failing.pop(name, None)
         self._unusable.pop(name, None)
         self._has_loaded = True
         self.placeless.discard(room)
         return room in self._given_up
 
-    def fail(self, name: str, *, counts: bool, lacks_model: bool) -> None:
+    def fail(self, name: str, *, counts: bool, lacks: Lack) -> None:
         """Note that a gang has failed to start; without `counts` it may as often as it likes."""
-        self._failing.add(name)
-        self._unusable[name] += lacks_model
+        self._failing[name] = lacks
+        self._unusable[name] += lacks == "model"
         self.failed[name] += counts
 
     def count_takers(self, starting: Set[str], name: str) -> int:
@@ -92,12 +96,14 @@ class Starts:
     def is_unusable(self, asleep: Set[str]) -> bool:
         """Return whether none of the gangs can load the model.
 
-        One node may lack what the others have: all that are awake have tried, and those asleep are
-        taken to fail as they do once there were as many tries as gangs, or `MAX_FAILED_STARTS`.
+        One node may lack what the others have: all that are awake and had a place have tried, and
+        the others are taken to fail as they do once there were as many tries as gangs, or
+        `MAX_FAILED_STARTS`.
         """
         tries = min(len(self._rooms), MAX_FAILED_STARTS)
-        awake = self._rooms.keys() - asleep
-        have_tried = all(self._unusable[name] for name in awake)
+        placeless = {name for name, lack in self._failing.items() if lack == "place"}
+        placed = self._rooms.keys() - asleep - placeless
+        have_tried = all(self._unusable[name] for name in placed)
         return not self._has_loaded and have_tried and self._unusable.total() >= tries
 
     def is_hopeless(self, room: int | None, asleep: Set[str]) -> bool:

@@ -135,13 +135,16 @@ def render_tables(
                 _add_reasons(reasons, ledger.latest_failures(given_up), call.plan)
             if requests:
                 run.begin(lease.epoch, recipe.name, len(requests))
+                left = set(requests)
                 for outcome in run_on_ray(call, ledger, requests, reporter, address, run.use):
+                    left.discard(outcome.clip_id)
                     run.count(outcome)
                     reporter.ended(outcome)
                     if isinstance(outcome, Failure):
                         _add_reasons(reasons, (outcome,), call.plan)
-                if lost := len(requests) - run.rendered - run.failed:
-                    raise RunBrokenError(f"the run broke: of {lost} clips nobody knows what became")
+                if left:
+                    lost = f"of {len(left)} clips nobody knows what became"
+                    raise RunBrokenError(f"the run broke: {lost}")
             status = write_results(ledger, names)
         except StopSignal:  # seconds are left: the next run writes the manifest
             run.stopped_by = find_stop()

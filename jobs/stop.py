@@ -49,9 +49,10 @@ def stop_signals(say: Callable[[str], None] | None = None) -> Generator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    outer, _signals = _signals, _Signals(say or _complain)
+    hook = sys.unraisablehook
+    outer, _signals = _signals, _Signals(say or _complain, hook)
     before = {number: signal.getsignal(number) for number in (*_STOPS, signal.SIGINT)}
-    hook, sys.unraisablehook = sys.unraisablehook, _signals.pass_over
+    sys.unraisablehook = _signals.pass_over
     signal.signal(signal.SIGTERM, _signals.stop)
     if before[signal.SIGHUP] != signal.SIG_IGN:
         signal.signal(signal.SIGHUP, _signals.stop)
@@ -85,13 +86,14 @@ _STOPS = (signal.SIGTERM, signal.SIGHUP)
 class _Signals:
     """What came in a block of `stop_signals`, and what to do about it."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, say: Callable[[str], None], hook: Callable[[Any], Any]) -> None:
         self.came: Literal["SIGTERM", "SIGHUP"] | None = None
         self.is_deaf = False
         """Whether Ctrl-C is to be ignored."""
         self._is_ours = False
         """Whether the next SIGINT comes from here."""
         self._say = say
+        self._hook = hook
 
     def stop(self, number: int, frame: FrameType | None) -> None:
         # What is raised in a compiled module's own beginning comes out as some other error, or not
@@ -103,6 +105,8 @@ class _Signals:
         for each in _STOPS:
             signal.signal(each, signal.SIG_IGN)
         self.came = "SIGHUP" if number == signal.SIGHUP else "SIGTERM"
+        if number == signal.SIGHUP:
+            _leave_terminal()
         if any(code.co_qualname in UNSAVED for code in _find_calls(frame)):
             hurry = threading.Timer(HURRY_S, self._end)
             hurry.daemon = True
@@ -127,7 +131,7 @@ class _Signals:
         if isinstance(what.exc_value, KeyboardInterrupt):
             self.send_interrupt()
         else:
-            sys.__unraisablehook__(what)
+            self._hook(what)
 
     def _end(self) -> None:
         try:
@@ -137,6 +141,15 @@ class _Signals:
 
 
 _signals: _Signals | None = None
+
+
+def _leave_terminal() -> None:
+    """Have what is still said go nowhere, where a terminal showed it: it takes no more."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for shown in (1, 2):
+        if os.isatty(shown):
+            os.dup2(nowhere, shown)
+    os.close(nowhere)
 
 
 def _send_soon(number: int) -> None:

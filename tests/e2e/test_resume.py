@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -116,6 +117,14 @@ def run_disturbed(folder: Path, kind: str) -> Stage:
         for each in agents + started:
             end_process(each)
         return read_stage(folder, run.returncode, shown, left)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hangups_heard() -> Iterator[None]:
+    """What is ignored here, as under nohup, would be in the runs, too."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(scope="module")

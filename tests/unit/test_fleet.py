@@ -20,7 +20,7 @@ from cluster.answers import (
 )
 from cluster.drive import HaltedError
 from cluster.fleet import Fleet
-from cluster.gang import GangDiedError, NoPlaceError
+from cluster.gang import DivergedError, GangDiedError, NoPlaceError
 from cluster.job import Job
 from cluster.queue import Queue
 from cluster.schedule import Task
@@ -67,6 +67,9 @@ class ToldGang:
 
     async def drop(self, *_: object) -> None:
         """Forget a clip."""
+
+    async def settle(self, *_: object) -> None:
+        """Have no save under way."""
 
     def nodes(self) -> set[str]:
         """Be nowhere."""
@@ -270,6 +273,7 @@ def test_a_size_of_which_one_gang_is_there_puts_no_clip_off(run: Any, tmp_path: 
 
 
 UNUSABLE = UnusableModelError("no folder at /models")
+TWO_SHAPES = "gangs=[{name='spot', count=2, min_count=1}, {name='demand', count=2, min_count=0}]"
 
 
 def test_a_node_without_the_model_ends_nothing_where_others_have_it(run: Any) -> None:
@@ -334,7 +338,49 @@ def test_a_model_that_no_gang_can_load_wakes_few_of_those_that_sleep(
     run(story, "gangs=[{name='spot', count=50, min_count=1}]")
 
 
-TWO_SHAPES = "gangs=[{name='spot', count=2, min_count=1}, {name='demand', count=2, min_count=0}]"
+def test_a_gang_that_waits_for_a_place_keeps_no_call_that_is_wrong_waiting(
+    run: Any, tmp_path: Path
+) -> None:
+    async def story(fleet: Fleet, queue: Queue) -> None:
+        await let_wait(queue, make_job(tmp_path, "one", None))
+        while not fleet.broken:
+            for each in ToldGang.starts:
+                if not each.end.done():
+                    is_spot = each.name.startswith("spot")
+                    each.end.set_exception(UNUSABLE if is_spot else NoPlaceError("no node"))
+            await settle()
+        assert str(fleet.broken) == str(UNUSABLE)
+        assert len(ToldGang.starts) < 4 * MAX_FAILED_STARTS
+
+    run(story, TWO_SHAPES)
+
+
+def test_what_is_saved_of_a_clip_that_diverged_is_removed_once_no_save_is_under_way(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = list[str]()
+
+    class Diverges(EndlessDrive):
+        async def run(self) -> None:
+            raise DivergedError("latents are not finite")
+
+    async def note(*_: object) -> None:
+        done.append("settled")
+
+    monkeypatch.setattr(fleet_module, "Drive", Diverges)
+    monkeypatch.setattr(ToldGang, "settle", note)
+    monkeypatch.setattr(Checkpoints, "discard", lambda *_: done.append("removed"))
+
+    async def story(_: Fleet, queue: Queue) -> None:
+        (await find("single-1")).end.set_result(None)
+        job = make_job(tmp_path, "one", ROOM)
+        await let_wait(queue, job)
+        async with asyncio.timeout(10):
+            failed = await job.result
+        assert not failed.latents
+        assert done == ["settled", "removed"]
+
+    run(story)
 
 
 @pytest.mark.parametrize("error", [LOST, NoPlaceError("no node")])
