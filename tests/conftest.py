@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 
 from tests.support.s3 import serve_s3
 
+signal.signal(signal.SIGINT, signal.default_int_handler)
+"""Ignored behind a script's `&`, and by what is started there: tests press Ctrl-C in both."""
 NUM_CPUS = 8
 """Logical ones, whatever the machine has: an actor's threads are its recipe's."""
 OBJECT_STORE_BYTES = 150 << 20

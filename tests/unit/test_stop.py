@@ -18,15 +18,11 @@ from pipeline.store import ObjectStore
 
 
 @pytest.fixture(autouse=True)
-def default_signals() -> Iterator[None]:
-    """Have signals do what they do by default, also under nohup and in the background."""
-    before = {
-        signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_DFL),
-        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
-    }
+def hangups_heard() -> Iterator[None]:
+    """Have SIGHUP do what it does by default, also under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
