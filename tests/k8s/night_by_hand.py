@@ -15,9 +15,9 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -60,12 +60,13 @@ from tests.support.prometheus import (
     scraping,
 )
 
-NUM_CLIPS, STEPS, NUM_QUEUED = 4, 80, 12
+NUM_CLIPS, STEPS, NUM_QUEUED = 4, 80, 24
 HEAD, WORKERS = "10.231.0.2", ("10.231.0.3", "10.231.0.4", "10.231.0.5")
 TOKEN, KEY = "0123456789abcdef" * 4, "a-key"
 START_S, RUN_S, SCRAPE_S = 120.0, 300.0, 60.0
 RANK = "ray::RankWorker.advance"
 STEPS_MADE = 'sum(ray_rushes_steps_total{urgency="batch"})'
+ARE_QUEUED = f'sum(ray_rushes_videos{{state="queued"}}) >= {NUM_QUEUED / 2}'
 
 
 def main() -> None:
@@ -209,21 +210,29 @@ def probe(pod: RunningPod) -> dict[str, bool]:
     return found
 
 
-def submit(job: dict[str, Any], name: str, entrypoint: str = "") -> subprocess.Popen[str]:
-    """Submit a night as its submitter's pod does, with what KubeRay 1.7 gives that.
+@contextmanager
+def submit(
+    job: dict[str, Any], name: str, entrypoint: str = ""
+) -> Generator[subprocess.Popen[str]]:
+    """Submit a night as its submitter's pod does, with what KubeRay 1.7 gives that; end it at last.
 
     Upstream, configureSubmitterContainer: where and as what, and the token.
     """
     (container,) = job["submitterPodTemplate"]["spec"]["containers"]
     args = [entrypoint] if entrypoint else container["args"]
     given = {"RAY_DASHBOARD_ADDRESS": f"{HEAD}:8265", "RAY_JOB_SUBMISSION_ID": name}
-    return subprocess.Popen(
+    submitter = subprocess.Popen(
         [*container["command"], *args],
         env={**os.environ, **given},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+    try:
+        yield submitter
+    finally:
+        submitter.kill()
+        submitter.wait()
 
 
 def read_endpoint_log(head: RunningPod) -> list[dict[str, Any]]:
@@ -313,12 +322,11 @@ def stop_night(
     """
     grace_s = job["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
     store = ObjectStore(settings["RUSHES_OUTPUT"])
-    with submit(job, "another") as submitter:
+    with submit(job, "another"):
         if PROMETHEUS:
             wait_until(partial(has_all_metrics, since), SCRAPE_S, "all metrics")
         wait_for_clip(workers)
         took_s = head.delete(grace_s["terminationGracePeriodSeconds"])
-        submitter.kill()
     lease = read_lease(store)
     return {
         "took_s": took_s,
@@ -326,6 +334,11 @@ def stop_night(
         "lease_is_over": lease is not None and lease.is_over(),
         "saved": len(Checkpoints(store, "").clip_ids()),
     }
+
+
+def are_seen_to_wait() -> bool:
+    """Return whether a scrape has most of the callers that wait."""
+    return bool(query_range(ARE_QUEUED, time.time(), time.time()))
 
 
 def serve_online(config: str, workers: list[RunningPod], folder: Path) -> dict[str, Any]:
@@ -362,6 +375,8 @@ def serve_online(config: str, workers: list[RunningPod], folder: Path) -> dict[s
     others = [
         client.videos.create(prompt=f"queued {n}", extra_body=slow).id for n in range(NUM_QUEUED)
     ]
+    if PROMETHEUS:
+        wait_until(are_seen_to_wait, SCRAPE_S, "callers that are seen to wait")
     video = asked.parse()
     while video.status in ("queued", "in_progress"):
         time.sleep(1)

@@ -62,8 +62,13 @@ def scraping(pods: Iterable[tuple[str, str]], folder: Path) -> Generator[None]:
         process = subprocess.Popen(
             [*call, f"--web.listen-address={ADDRESS}"], cwd=folder, stdout=log, stderr=log
         )
+
+    def is_ready() -> bool:
+        assert process.poll() is None, (folder / "prometheus.log").read_text()[-2000:]
+        return _is_ready()
+
     try:
-        wait_until(_is_ready, START_S, "Prometheus")
+        wait_until(is_ready, START_S, "Prometheus")
         yield
     finally:
         process.terminate()
