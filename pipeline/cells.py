@@ -187,8 +187,11 @@ def show(value: Any) -> str:
     if isinstance(value, float):
         return "NaN" if math.isnan(value) else f"{value:.12g}"
     if isinstance(value, str):
-        short = value if len(value) <= SHOWN_CHARS else value[:SHOWN_CHARS] + "…"
-        return ascii(short) if _CONTROL.search(short) else repr(short)
+        short = value[:SHOWN_CHARS]
+        quote = ascii if _CONTROL.search(short) else repr
+        while len(quote(short)) > 2 * SHOWN_CHARS:  # escapes are up to ten characters each
+            short = short[:-1]
+        return quote(short if short == value else short + "…")
     if isinstance(value, list):
         return "a list"
     if isinstance(value, dict):

@@ -6,7 +6,7 @@ import math
 from decimal import Decimal
 from typing import Any
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.cells import Moment, Problem, parse_number, read_id, read_text, show
@@ -55,6 +55,7 @@ def test_a_rule_decides_alike_in_every_form(number: int) -> None:
 
 
 @given(ANY_CELL)
+@example("\x1f" + "\U00010000" * 100)  # each is ten characters, shown
 def test_no_cell_raises_and_every_problem_is_short(cell: Any) -> None:
     rules = [*RULES.with_default(), RULES.seed]
     results: list[tuple[Any, Problem | None]] = [rule.read(cell) for rule in rules]
