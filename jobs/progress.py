@@ -108,7 +108,9 @@ class ConsoleReporter:
         else:
             self._done += rows
         self._bar.update(self._task, completed=self._done + self._failed)
-        self._show(force=self._done + self._failed == self._rows)
+        if is_over := self._done + self._failed == self._rows:
+            self._detail = ""
+        self._show(force=is_over)
 
     def noted(self, text: str) -> None:
         """Show what happened beside the clips."""
