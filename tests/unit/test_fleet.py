@@ -107,6 +107,16 @@ async def fail(name: str, error: Exception, times: int = MAX_FAILED_STARTS) -> N
         (await find(name)).end.set_exception(error)
 
 
+async def fail_all(fleet: Fleet, choose: Callable[[str], Exception]) -> None:
+    """Fail every start, by its gang's name, until the fleet gives up."""
+    async with asyncio.timeout(10):
+        while not fleet.broken:
+            for each in ToldGang.starts:
+                if not each.end.done():
+                    each.end.set_exception(choose(each.name))
+            await settle()
+
+
 async def settle() -> None:
     """Let everything go on that can."""
     for _ in range(20):
@@ -327,11 +337,7 @@ def test_a_model_that_no_gang_can_load_wakes_few_of_those_that_sleep(
 ) -> None:
     async def story(fleet: Fleet, queue: Queue) -> None:
         await let_wait(queue, make_job(tmp_path, "one", None))
-        while not fleet.broken:
-            for each in ToldGang.starts:
-                if not each.end.done():
-                    each.end.set_exception(UNUSABLE)
-            await settle()
+        await fail_all(fleet, lambda _: UNUSABLE)
         assert fleet.broken is UNUSABLE
         assert len(ToldGang.starts) <= MAX_FAILED_STARTS + 1
 
@@ -343,13 +349,9 @@ def test_a_gang_that_waits_for_a_place_keeps_no_call_that_is_wrong_waiting(
 ) -> None:
     async def story(fleet: Fleet, queue: Queue) -> None:
         await let_wait(queue, make_job(tmp_path, "one", None))
-        while not fleet.broken:
-            for each in ToldGang.starts:
-                if not each.end.done():
-                    is_spot = each.name.startswith("spot")
-                    each.end.set_exception(UNUSABLE if is_spot else NoPlaceError("no node"))
-            await settle()
-        assert str(fleet.broken) == str(UNUSABLE)
+        no_place = NoPlaceError("no node")
+        await fail_all(fleet, lambda name: UNUSABLE if name.startswith("spot") else no_place)
+        assert fleet.broken is UNUSABLE
         assert len(ToldGang.starts) < 4 * MAX_FAILED_STARTS
 
     run(story, TWO_SHAPES)
