@@ -176,7 +176,7 @@ class Round:
 
 def stop(server: Server) -> Iterator[str]:
     """End a server as its user does; yield what is wrong about how it ends."""
-    os.kill(server.process.pid, signal.SIGTERM)
+    os.killpg(server.process.pid, signal.SIGTERM)  # all of its group, as a shell or `timeout`
     _, stderr = server.process.communicate(timeout=STOP_S)
     if server.process.returncode != ExitCode.OK:
         yield f"SIGTERM ends the command with {server.process.returncode}: {stderr[-500:]}"

@@ -12,12 +12,13 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, Literal, TypeAlias, cast
 
 import psutil
 import ray
 from ray import _raylet
-from ray._private import services, worker
+from ray._private import ray_constants, services, worker
 from ray._private import utils as ray_utils
 from ray._private.accelerators import get_accelerator_manager_for_resource
 from ray.exceptions import AuthenticationError, RayError
@@ -32,9 +33,12 @@ SPARE_CPUS = 2.0
 CONNECT_TIMEOUT_S = 5.0
 NODE_POLL_S, NODE_WAIT_S = 0.05, 20.0
 LOSS_POLL_S = 1.0
+HEAR_POLL_S = 0.5
 SILENCE_S = 5.0
 _Resource: TypeAlias = Literal["num_cpus", "num_gpus"]
+UNSAVED = "Ray was ended before it could save: what is unfinished goes on from its last save"
 _SILENT = "Ray's head gives no answer; if it stays away for a minute, this ends"
+_ESSENTIAL = {ray_constants.PROCESS_TYPE_RAYLET, ray_constants.PROCESS_TYPE_GCS_SERVER}
 LOCAL_ENVIRONMENT = {
     "RAY_worker_maximum_startup_concurrency": "16",  # all of a run's actors start at once
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -107,7 +111,7 @@ def ray_session(recipe: Recipe, address: str | None = None, *, runs: int = 1) ->
             for name, value in LOCAL_ENVIRONMENT.items():
                 os.environ.setdefault(name, value)
             num_cpus = max(os.cpu_count() or 1, math.ceil(logical_cpus(recipe, runs)))
-            with _sigterm_kept(), _hangups_held(), _ended_if_broken_off(), _node_found_soon():
+            with _sigterm_kept(), _groups_apart(), _ended_if_broken_off(), _node_found_soon():
                 init("local", num_cpus=num_cpus, include_dashboard=False, **quiet)
         try:
             yield
@@ -131,6 +135,26 @@ def wait_for_loss(say: Callable[[str], None]) -> None:
     for each in started:
         with suppress(psutil.NoSuchProcess):
             each.kill()
+
+
+def is_gone() -> bool:
+    """Return whether the local cluster that was started here has ended, though nobody ended it.
+
+    As where systemd stops a service: by default it tells every process of it at once.
+    """
+    node = getattr(cast(Any, worker).global_worker, "node", None)
+    dead = {name for name, _ in node.dead_processes()} if node else set[str]()
+    return not dead.isdisjoint(_ESSENTIAL)
+
+
+def hear(answer: Any, timeout_s: float) -> Any:
+    """Return an actor's answer; None if there is none in time, or the local cluster is lost."""
+    until = time.monotonic() + timeout_s
+    with suppress(RayError):
+        while time.monotonic() < until and not is_gone():
+            if cast(Any, ray).wait([answer], timeout=HEAR_POLL_S)[0]:
+                return cast(Any, ray).get(answer)
+    return None
 
 
 def _ask_nodes(say: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -269,16 +293,19 @@ def _sigterm_kept() -> Generator[None]:
 
 
 @contextmanager
-def _hangups_held() -> Generator[None]:
-    """Have what Ray starts here never hear SIGHUP: it lives until this process ends it.
+def _groups_apart() -> Generator[None]:
+    """Have what Ray starts here live until this process ends it, in process groups of its own.
 
-    A closed terminal tells all of a run's processes; Ray 2.60 keeps Ctrl-C alone from its own.
+    A terminal that is closed, `timeout` and shells tell all of a group; Ray 2.60 keeps Ctrl-C alone
+    from what it starts, and its raylet, which must save what gangs have under way, ends at SIGTERM.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    module = cast(Any, services)
+    popen: Any = module.ConsolePopen
+    module.ConsolePopen = partial(popen, process_group=0)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        module.ConsolePopen = popen
 
 
 @contextmanager

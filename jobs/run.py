@@ -141,6 +141,7 @@ def _pool(
     from ray.exceptions import RayError
 
     from cluster.client import join_pool
+    from cluster.session import UNSAVED, hear, is_gone
 
     recipe = call.recipe
     checkpoints = Checkpoints(ledger.store, call.model_fingerprint, ledger.epoch)
@@ -179,9 +180,8 @@ def _pool(
         ended.set()
         leaving = pool.leave()
         watcher.join(PROGRESS_TIMEOUT_S)
-        with suppress(RayError, TimeoutError):
-            last: PoolProgress | None = ray.get(
-                leaving, timeout=recipe.checkpoint.grace_s + STOP_TIMEOUT_S
-            )
-            if last:
-                tell(last)
+        last: PoolProgress | None = hear(leaving, recipe.checkpoint.grace_s + STOP_TIMEOUT_S)
+        if last:
+            tell(last)
+        elif is_gone():
+            reporter.noted(UNSAVED)

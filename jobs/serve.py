@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -23,7 +24,14 @@ from ray.serve.handle import DeploymentHandle
 from cluster.answers import BatchState, Refusal, VideoState
 from cluster.metrics import read_exported
 from cluster.online import DISPATCHER, MANY, bind_dispatcher
-from cluster.session import check_cluster, describe_shortage, ray_session, wait_for_loss
+from cluster.session import (
+    UNSAVED,
+    check_cluster,
+    describe_shortage,
+    is_gone,
+    ray_session,
+    wait_for_loss,
+)
 from cluster.stages import RenderSpec
 from cluster.webhook import WebhookTarget
 from jobs.api.endpoint import Endpoint
@@ -55,6 +63,7 @@ LOGGING = {"encoding": "JSON"}
 BATCHES = 1
 """How many `rushes render` a local cluster has room for beside the endpoint, at a time."""
 CLOSE_TIMEOUT_S = 30.0
+CLOSE_POLL_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -124,6 +133,8 @@ def serve_endpoint(call: ServeCall, address: str | None, say: Callable[[str], No
             # Serve itself ends with a cluster of ours; on another's it may have more applications.
             if is_ours:
                 _close(call.recipe.checkpoint.grace_s + CLOSE_TIMEOUT_S)
+                if is_gone():
+                    say(UNSAVED)
     if is_lost:
         raise RunBrokenError("Ray is gone from here; the same command takes up what was accepted")
 
@@ -343,6 +354,14 @@ def _find_logs() -> str:
 
 
 def _close(timeout_s: float) -> None:
+    """Have the dispatcher save what is under way, for as long as there is a cluster."""
+    closing = threading.Thread(target=_close_dispatcher, args=(timeout_s,), daemon=True)
+    closing.start()
+    while closing.is_alive() and not is_gone():
+        closing.join(CLOSE_POLL_S)
+
+
+def _close_dispatcher(timeout_s: float) -> None:
     try:
         handle: Any = serve.get_deployment_handle(DISPATCHER, APP)
         handle.close.remote().result(timeout_s=timeout_s)

@@ -45,7 +45,7 @@ def print_summary(console: Console, result: RunResult) -> None:
     if result.ended_by == "Ctrl-C":
         console.print("Interrupted. The same command goes on from here.", style="yellow")
     elif result.ended_by:
-        console.print("Stopped and saved. The same command goes on from here.", style="yellow")
+        console.print("Stopped. The same command goes on from here.", style="yellow")
     elif not (result.rendered or result.failed or result.given_up):
         ended = "every row has its end" if not status.remaining else "the clips asked for are done"
         console.print(f"Nothing to do: {ended}.", style="green")

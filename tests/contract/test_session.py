@@ -135,6 +135,32 @@ def test_whose_gcs_dies_is_told_before_ray_ends_it() -> None:
         wait_until(lambda: not any(map(is_alive, actors)), 30, "all actors are gone")
 
 
+_ASKS = """
+import ray, time
+from cluster.session import hear, is_gone, ray_session
+from jobs.recipes import find_recipe
+
+@ray.remote(num_cpus=0)
+class Idle:
+    def answer(self): return 42
+    def wait(self): time.sleep(600)
+
+with ray_session(find_recipe()):
+    idle = Idle.remote()
+    print("waits" if (hear(idle.answer.remote(), 60), is_gone()) == (42, False) else "", flush=True)
+    print(hear(idle.wait.remote(), 600), is_gone(), flush=True)
+"""
+
+
+def test_who_waits_for_an_actor_waits_no_longer_than_its_cluster_lives() -> None:
+    """As where systemd ends a service: all its processes hear SIGTERM at once."""
+    with _running(_ASKS) as (process, left):
+        for each in left:
+            each.terminate()
+        assert process.communicate(timeout=60)[0] == "None True\n"
+        assert process.returncode == 0
+
+
 _STOPS = """
 import signal, time
 from cluster.session import ray_session

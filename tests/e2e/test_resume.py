@@ -101,7 +101,7 @@ def run_disturbed(folder: Path, kind: str) -> Stage:
         elif kind == "interrupt":
             os.killpg(run.pid, signal.SIGINT)  # as a terminal does, to all of the group
         elif kind == "stop":
-            run.terminate()  # as Kubernetes does, to the process that it started
+            os.killpg(run.pid, signal.SIGTERM)  # as `timeout` does, to all of the group
         elif kind == "hangup":
             os.killpg(run.pid, signal.SIGHUP)  # as a terminal does that is closed
         else:
@@ -196,7 +196,7 @@ def test_a_stopped_run_saves_what_it_had_begun_and_gives_the_lease_back(
 ) -> None:
     for before, after in ((interrupted, stopped), (stopped, left)):
         assert after.returncode == ExitCode.STOPPED, after.stderr
-        assert "Stopped and saved. The same command goes on from here." in after.stdout
+        assert "Stopped. The same command goes on from here." in after.stdout
         check_kept(before, after)
         assert after.left == []
     for each in (interrupted, stopped, left):

@@ -93,7 +93,7 @@ def test_summary_names_nothing_that_is_not_there() -> None:
     )
     print_summary(console, result)
     assert "out/" not in text.getvalue()
-    assert "Stopped and saved" in text.getvalue()
+    assert "Stopped." in text.getvalue()
 
 
 def test_a_run_without_work_says_so() -> None:
