@@ -44,7 +44,7 @@ class Classic:
         from diffusers import WanVACEPipeline
 
         from jobs.recipes import find_recipe
-        from pipeline.recipe import resolve_checkpoint
+        from pipeline.model import resolve_checkpoint
 
         torch.set_num_threads(1)
         recipe = find_recipe("tiny-cpu")

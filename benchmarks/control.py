@@ -42,8 +42,9 @@ from jobs.recipes import find_recipe
 from pipeline.checkpoints import Checkpoints
 from pipeline.encode import Encoder
 from pipeline.graph import Graph
-from pipeline.identity import digest, fingerprint_model
-from pipeline.recipe import Recipe, resolve_checkpoint
+from pipeline.identity import digest
+from pipeline.model import fingerprint_model, resolve_checkpoint
+from pipeline.recipe import Recipe
 from pipeline.request import RenderRequest
 from pipeline.store import ObjectStore
 

@@ -50,10 +50,9 @@ from cluster.client import PoolClient, join_pool
 from jobs.recipes import find_recipe
 from pipeline.checkpoints import Checkpoints
 from pipeline.documents import Commit
-from pipeline.identity import fingerprint_model
 from pipeline.lease import read_lease
 from pipeline.ledger import Ledger
-from pipeline.recipe import resolve_checkpoint
+from pipeline.model import fingerprint_model, resolve_checkpoint
 from pipeline.store import ObjectStore
 
 SETTINGS = ("pool.chunk_s=0.05", "gangs.0.count=1")

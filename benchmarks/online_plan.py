@@ -11,12 +11,12 @@ from typing import Any
 from jobs.api.job import JobReader
 from jobs.recipes import find_recipe
 from pipeline.documents import Commit
-from pipeline.identity import digest_renderer, fingerprint_model
+from pipeline.identity import digest_renderer
 from pipeline.inbox import new_video_id
 from pipeline.inputs import Inputs
 from pipeline.ledger import Ledger
 from pipeline.local import LocalRunner
-from pipeline.recipe import resolve_checkpoint
+from pipeline.model import fingerprint_model, resolve_checkpoint
 from pipeline.store import ObjectStore
 from tests.support.online import BUSY, MINE, OTHERS
 

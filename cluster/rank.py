@@ -20,7 +20,8 @@ from cluster.answers import ClipKey, Spent
 from cluster.niceness import step_back
 from pipeline.checkpoints import Checkpoints
 from pipeline.imports import quick_imports
-from pipeline.recipe import GangShape, ModelSpec, resolve_checkpoint
+from pipeline.model import resolve_checkpoint
+from pipeline.recipe import GangShape, ModelSpec
 from pipeline.request import RenderRequest
 
 if TYPE_CHECKING:

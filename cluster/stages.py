@@ -32,7 +32,8 @@ from pipeline.errors import RunEndingError
 from pipeline.imports import quick_imports
 from pipeline.inputs import Inputs
 from pipeline.ledger import Ledger
-from pipeline.recipe import Recipe, StageSpec, resolve_checkpoint
+from pipeline.model import resolve_checkpoint
+from pipeline.recipe import Recipe, StageSpec
 from pipeline.request import RenderRequest
 
 if TYPE_CHECKING:

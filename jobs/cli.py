@@ -355,7 +355,7 @@ def fetch(recipe: RecipeName = DEFAULT, overrides: Overrides = None) -> None:
       HF_HOME=/models rushes fetch -r wan21-14b-80gb
     """
     with _errors():
-        from pipeline.recipe import resolve_checkpoint
+        from pipeline.model import resolve_checkpoint
 
         typer.echo(resolve_checkpoint(find_recipe(recipe, overrides or ()).model))
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline.blocks import INDEXES, check_blocks, check_index
 from pipeline.documents import OutputIdentity, describe_output
-from pipeline.identity import clip_id, digest_renderer, fingerprint_model
+from pipeline.identity import clip_id, digest_renderer
 from pipeline.ledger import Ledger
+from pipeline.model import fingerprint_model, pin_model, pin_place, resolve_checkpoint
 from pipeline.parallel.degrees import TRANSFORMER_CONFIGS, check_degrees
 from pipeline.plan import Plan
-from pipeline.recipe import Recipe, resolve_checkpoint
+from pipeline.recipe import Recipe
 from pipeline.request import RenderRequest
 from pipeline.table import plan_tables
 
@@ -75,27 +75,32 @@ def plan_call(tables: Sequence[str], recipe: Recipe) -> PlannedCall:
     """Read and plan all tables; then find the model, which may have to be fetched.
 
     Raises:
-        UsageError: the call is wrong; see `plan_tables`, `find_model`, `fingerprint_model`.
+        UsageError: the call is wrong; see `plan_tables`, `find_model`.
     """
     plan = plan_rows(tables, recipe)
-    fingerprint = fingerprint_model(recipe.model, find_model(recipe))
+    recipe, fingerprint = find_model(recipe)
     renderer = digest_renderer(fingerprint, recipe.finish)
     named = plan.with_clip_ids(lambda request: clip_id(request, renderer))
     return PlannedCall(recipe, fingerprint, named)
 
 
-def find_model(recipe: Recipe) -> Path:
-    """Return the folder of a recipe's checkpoint; from a hub, configurations are fetched first.
+def find_model(recipe: Recipe) -> tuple[Recipe, str]:
+    """Return a recipe with its model found and pinned, and the model's fingerprint.
+
+    From a hub, configurations are fetched first.
 
     Raises:
         UsageError: it can't be found, is none of diffusers', which may have no such blocks, or
-            can't be cut as the gangs ask; see `check_degrees`.
+            can't be cut as the gangs ask; see `check_degrees`, `fingerprint_model`.
     """
-    check_blocks(recipe.model)
-    sketch = resolve_checkpoint(recipe.model, (*INDEXES, *TRANSFORMER_CONFIGS))
-    check_index(recipe.model, sketch)
+    model = recipe.model
+    check_blocks(model)
+    sketch = resolve_checkpoint(model, (*INDEXES, *TRANSFORMER_CONFIGS))
+    check_index(model, sketch)
     check_degrees(sketch, recipe.gangs)
-    return resolve_checkpoint(recipe.model)
+    folder = resolve_checkpoint(pin_place(model, sketch))
+    fingerprint = fingerprint_model(model, folder)
+    return recipe.model_copy(update={"model": pin_model(model, folder)}), fingerprint
 
 
 def split_clips(plan: Plan, recipe: Recipe) -> dict[str, int]:

@@ -47,7 +47,7 @@ from jobs.stop import stop_signals
 from pipeline.batches import BatchJob, BatchLimits
 from pipeline.documents import describe_output
 from pipeline.errors import UsageError
-from pipeline.identity import digest_renderer, fingerprint_model
+from pipeline.identity import digest_renderer
 from pipeline.inbox import VideoJob
 from pipeline.inputs import Inputs
 from pipeline.lease import read_lease
@@ -145,8 +145,7 @@ def bind_endpoint(call: ServeCall) -> Any:
     Raises:
         UsageError: the model can't be found or can't be cut as gangs ask; the output is another's.
     """
-    recipe = call.recipe
-    fingerprint = fingerprint_model(recipe.model, find_model(recipe))
+    recipe, fingerprint = find_model(call.recipe)
     identity = describe_output(recipe, fingerprint)
     Ledger(call.store).open_output(identity)
     renderer = digest_renderer(fingerprint, recipe.finish)

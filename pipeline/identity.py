@@ -11,20 +11,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UsageError
-from pipeline.recipe import FinishSpec, ModelSpec
+from pipeline.recipe import FinishSpec
 from pipeline.request import RenderRequest
 
 SEED_BITS = 32
-WEIGHT_SUFFIX = ".safetensors"
 _CANONICAL = json.JSONEncoder(
     sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, check_circular=False
 )
-CONFIG_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 
 
 def canonical_json(value: Any) -> bytes:
@@ -62,48 +57,3 @@ def clip_id(request: RenderRequest, renderer: str) -> str:
 def digest_renderer(model_fingerprint: str, finish: FinishSpec) -> str:
     """Return the digest of all that makes a clip, beside its request, 64 hex digits."""
     return digest({"model": model_fingerprint, "finish": finish.model_dump()})
-
-
-def fingerprint_model(model: ModelSpec, checkpoint: Path) -> str:
-    """Return the fingerprint of a checkpoint folder as this recipe loads it, 64 hex digits.
-
-    It covers the content of every configuration file and of the weights in components' folders, and
-    what the recipe changes in how they are loaded. The folder's place and its files' times don't
-    count, nor do weights beside the components, which nothing loads: the same model again in single
-    files. A hub snapshot's files are links to blobs that are named by their hash: those are not
-    read again.
-
-    Raises:
-        UsageError: the folder is missing or holds no safetensors weights.
-    """
-    if not checkpoint.is_dir():
-        raise UsageError(
-            f"model.checkpoint: no folder at {checkpoint}; "
-            "give a folder in diffusers format or a hub id that has been downloaded"
-        )
-    files = sorted(
-        path
-        for path in checkpoint.rglob("*")
-        if path.is_file()
-        and path.suffix in (WEIGHT_SUFFIX, *CONFIG_SUFFIXES)
-        and (path.suffix != WEIGHT_SUFFIX or path.parent != checkpoint)
-    )
-    if not any(path.suffix == WEIGHT_SUFFIX for path in files):
-        raise UsageError(
-            f"model.checkpoint: {checkpoint} holds no *.safetensors weights in its components' "
-            "folders; only safetensors checkpoints in diffusers format are loaded"
-        )
-    names = [path.relative_to(checkpoint).as_posix() for path in files]
-    with ThreadPoolExecutor(max_workers=4) as threads:
-        hashes = list(threads.map(_hash_file, files))
-    settings = model.model_dump(include={"dtype", "dtypes", "blocks", "configs", "components"})
-    return digest({"files": dict(zip(names, hashes, strict=True)), "load": settings})
-
-
-def _hash_file(path: Path) -> str:
-    """Return a file's SHA-256, from the name of its hub blob where it has one."""
-    blob = path.resolve().name
-    if path.is_symlink() and len(blob) == 64 and not set(blob) - set("0123456789abcdef"):
-        return blob
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

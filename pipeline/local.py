@@ -14,8 +14,9 @@ from pipeline.errors import RunEndingError
 from pipeline.graph import Graph
 from pipeline.inputs import Inputs
 from pipeline.ledger import Ledger
+from pipeline.model import resolve_checkpoint
 from pipeline.publish import Denoised, Publisher
-from pipeline.recipe import Recipe, resolve_checkpoint
+from pipeline.recipe import Recipe
 from pipeline.request import RenderRequest
 
 

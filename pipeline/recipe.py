@@ -10,23 +10,16 @@ import difflib
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
-from http import HTTPStatus
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pipeline.errors import UnreachableError, UsageError
+from pipeline.errors import UsageError
 from pipeline.parallel.layout import ParallelLayout
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Positive = Annotated[int, Field(gt=0)]
-
-# Weights are in components' folders. Beside them some repositories (Lightricks/LTX-2) have the same
-# model again in single files.
-CHECKPOINT_FILES = ("*/*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
-"""What is fetched of a hub's repository."""
 
 
 class _Section(BaseModel):
@@ -40,6 +33,8 @@ class ModelSpec(_Section):
     """A folder in diffusers format, a hub id, or `package:MODULE/FOLDER` for package data."""
     revision: str | None = None
     """The hub revision; a commit hash pins the weights."""
+    files_digest: str | None = None
+    """What its files must be; a run sets it as it begins. See `pipeline.model.pin_model`."""
     dtype: Dtype = "bfloat16"
     dtypes: dict[str, Dtype] = {}
     """Components loaded in another dtype, by name: `{vae = "float32"}`."""
@@ -280,44 +275,6 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         return Recipe.model_validate(data)
     except ValidationError as error:
         raise UsageError(_explain(error, path)) from error
-
-
-def resolve_checkpoint(model: ModelSpec, files: Sequence[str] = CHECKPOINT_FILES) -> Path:
-    """Return the local folder of a checkpoint, from the hub's cache or the hub for a hub id.
-
-    From a hub only these `files` are fetched, names that may have `*` in them.
-
-    Raises:
-        UsageError: the package, folder or hub id can't be found.
-    """
-    name = model.checkpoint
-    if name.startswith("package:"):
-        module, _, folder = name.removeprefix("package:").partition("/")
-        try:
-            return Path(str(resources.files(module))) / folder
-        except ModuleNotFoundError as error:
-            raise UsageError(f"model.checkpoint: no package {module!r} for {name!r}") from error
-    local = Path(name).expanduser()
-    if local.is_dir():
-        return local.resolve()
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise UsageError(f"model.checkpoint: no folder at {name}")
-    return _download(name, model.revision, files)
-
-
-def _download(repo: str, revision: str | None, files: Sequence[str]) -> Path:
-    from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(files)))
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        answer = getattr(error, "response", None)  # none of those that come before any answer
-        is_refused = answer is not None and answer.status_code < HTTPStatus.INTERNAL_SERVER_ERROR
-        raise (UsageError if is_refused else UnreachableError)(
-            f"model.checkpoint: {repo!r} is no folder here and could not be fetched from the hub "
-            f"({type(error).__name__}); download it first, or give a folder"
-        ) from error
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:

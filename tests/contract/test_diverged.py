@@ -15,7 +15,7 @@ from pipeline.denoise import Denoiser
 from pipeline.encode import Encoder
 from pipeline.graph import Graph
 from pipeline.handoff import Conditioning
-from pipeline.recipe import resolve_checkpoint
+from pipeline.model import resolve_checkpoint
 from pipeline.store import ObjectStore
 from tests.support.pools import WAIT_S, Tenant, make_clip
 

@@ -21,7 +21,8 @@ from pipeline.checkpoints import Checkpoints
 from pipeline.encode import Encoder
 from pipeline.graph import Graph
 from pipeline.identity import digest
-from pipeline.recipe import GangShape, resolve_checkpoint
+from pipeline.model import resolve_checkpoint
+from pipeline.recipe import GangShape
 from pipeline.request import RenderRequest
 from pipeline.store import ObjectStore
 from tests.support.leaks import check_leaks

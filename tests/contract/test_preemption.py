@@ -22,7 +22,7 @@ from pipeline.denoise import Denoiser
 from pipeline.encode import Encoder
 from pipeline.graph import Graph
 from pipeline.identity import digest
-from pipeline.recipe import resolve_checkpoint
+from pipeline.model import resolve_checkpoint
 from pipeline.store import ObjectStore
 from tests.support.command import wait_until
 from tests.support.leaks import check_leaks

@@ -24,7 +24,7 @@ from pipeline.documents import Commit, Failure
 from pipeline.encode import Encoder
 from pipeline.graph import Graph
 from pipeline.ledger import Ledger
-from pipeline.recipe import resolve_checkpoint
+from pipeline.model import resolve_checkpoint
 from pipeline.store import ObjectStore
 from tests.support.command import write_table
 from tests.support.pools import Clip, PuttingOff, make_clip

@@ -18,8 +18,9 @@ from jobs.results import write_results
 from pipeline.checkpoints import Checkpoints
 from pipeline.ledger import Ledger
 from pipeline.local import LocalRunner
+from pipeline.model import resolve_checkpoint
 from pipeline.probe import read_frames
-from pipeline.recipe import Recipe, resolve_checkpoint
+from pipeline.recipe import Recipe
 from pipeline.store import ObjectStore
 from tests.support.command import write_table
 from tests.support.reporters import Silent

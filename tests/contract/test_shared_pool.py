@@ -24,7 +24,8 @@ from pipeline.encode import Encoder
 from pipeline.errors import LeaseLostError
 from pipeline.graph import Graph
 from pipeline.identity import digest
-from pipeline.recipe import Recipe, resolve_checkpoint
+from pipeline.model import resolve_checkpoint
+from pipeline.recipe import Recipe
 from pipeline.store import ObjectStore
 from tests.support.command import wait_until
 from tests.support.leaks import check_leaks

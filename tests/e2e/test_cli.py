@@ -19,9 +19,8 @@ from typer.testing import CliRunner
 from jobs.cli import ExitCode, app
 from jobs.recipes import find_recipe
 from pipeline.documents import describe_failure, describe_output
-from pipeline.identity import fingerprint_model
 from pipeline.ledger import Ledger
-from pipeline.recipe import resolve_checkpoint
+from pipeline.model import fingerprint_model, resolve_checkpoint
 from pipeline.store import ObjectStore
 from tests.support.command import list_files, measure_rushes, write_table
 

@@ -22,11 +22,10 @@ from jobs.cli import ExitCode
 from jobs.recipes import find_recipe
 from pipeline.checkpoints import FOLDER as CHECKPOINTS
 from pipeline.documents import Commit
-from pipeline.identity import fingerprint_model
 from pipeline.ledger import Ledger
 from pipeline.local import LocalRunner
+from pipeline.model import fingerprint_model, resolve_checkpoint
 from pipeline.probe import probe, read_frames
-from pipeline.recipe import resolve_checkpoint
 from pipeline.store import ObjectStore
 from tests.support.command import wait_until
 from tests.support.online import (

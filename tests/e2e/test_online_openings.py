@@ -14,11 +14,10 @@ from openai import OpenAI
 
 from jobs.recipes import find_recipe
 from pipeline.documents import Commit
-from pipeline.identity import fingerprint_model
 from pipeline.ledger import Ledger
 from pipeline.local import LocalRunner
+from pipeline.model import fingerprint_model, resolve_checkpoint
 from pipeline.probe import Frames, read_frames
-from pipeline.recipe import resolve_checkpoint
 from pipeline.store import ObjectStore
 from tests.support.media import make_image, make_video, read_image
 from tests.support.online import OTHERS, Server

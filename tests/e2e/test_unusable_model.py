@@ -9,7 +9,7 @@ import pytest
 
 from jobs.cli import ExitCode
 from jobs.recipes import find_recipe
-from pipeline.recipe import resolve_checkpoint
+from pipeline.model import resolve_checkpoint
 from tests.support.command import rushes, write_table
 
 pytestmark = pytest.mark.timeout(600)

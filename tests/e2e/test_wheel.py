@@ -37,7 +37,7 @@ code = app(sys.argv[1:], standalone_mode=False)
 def find_files():
     import cluster, jobs, pipeline
     from jobs.recipes import find_recipe
-    from pipeline.recipe import resolve_checkpoint
+    from pipeline.model import resolve_checkpoint
     modules = [each.__file__ for each in (cluster, jobs, pipeline)]
     return [*modules, str(resolve_checkpoint(find_recipe().model))]
 

@@ -16,8 +16,9 @@ from cluster.client import PoolClient, join_pool
 from pipeline.checkpoints import Checkpoints
 from pipeline.denoise import Denoiser
 from pipeline.encode import Encoder
-from pipeline.identity import digest, fingerprint_model
-from pipeline.recipe import Recipe, resolve_checkpoint
+from pipeline.identity import digest
+from pipeline.model import fingerprint_model, resolve_checkpoint
+from pipeline.recipe import Recipe
 from pipeline.request import RenderRequest
 from pipeline.store import ObjectStore
 

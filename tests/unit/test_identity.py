@@ -14,16 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import UsageError
-from pipeline.identity import (
-    canonical_json,
-    clip_id,
-    derive_seed,
-    digest,
-    digest_renderer,
-    fingerprint_model,
-)
-from pipeline.recipe import FinishSpec, ModelSpec
+from pipeline.identity import canonical_json, clip_id, derive_seed, digest, digest_renderer
+from pipeline.recipe import FinishSpec
 from pipeline.request import RenderRequest
 
 FIELDS: dict[str, Any] = {
@@ -141,44 +133,3 @@ def test_a_derived_seed_is_in_range_and_stable(fields: dict[str, Any]) -> None:
     seed = derive_seed(fields)
     assert 0 <= seed < 2**32
     assert derive_seed(dict(reversed(fields.items()))) == seed
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    folder = tmp_path / "model"
-    (folder / "vae").mkdir(parents=True)
-    (folder / "vae" / "model.safetensors").write_bytes(b"weights")
-    (folder / "model_index.json").write_text("{}")
-    return folder
-
-
-def test_a_fingerprint_follows_content_not_place(checkpoint: Path, tmp_path: Path) -> None:
-    spec = ModelSpec(checkpoint="x")
-    first = fingerprint_model(spec, checkpoint)
-    (checkpoint / "README.md").write_text("not part of it")
-    (checkpoint / "single-file.safetensors").write_bytes(b"the same model, which nothing loads")
-    moved = checkpoint.rename(tmp_path / "elsewhere")
-    assert fingerprint_model(spec, moved) == first
-    assert fingerprint_model(ModelSpec(checkpoint="y", revision="z"), moved) == first
-    assert fingerprint_model(ModelSpec(checkpoint="x", dtype="float32"), moved) != first
-    (moved / "vae" / "model.safetensors").write_bytes(b"Weights")
-    assert fingerprint_model(spec, moved) != first
-
-
-def test_a_hub_blob_counts_by_its_name(checkpoint: Path, tmp_path: Path) -> None:
-    weights = checkpoint / "vae" / "model.safetensors"
-    first = fingerprint_model(ModelSpec(checkpoint="x"), checkpoint)
-    blob = tmp_path / "9d9f3b4e2ac2cb1a3f3d8d5f9a7ad1f5b1b8e5c06d2a8dfb3df6d9a6ce9e45aa"
-    weights.rename(blob)
-    weights.symlink_to(blob)
-    assert fingerprint_model(ModelSpec(checkpoint="x"), checkpoint) != first
-
-
-def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
-    spec = ModelSpec(checkpoint="x")
-    with pytest.raises(UsageError, match="no folder at"):
-        fingerprint_model(spec, tmp_path / "none")
-    (tmp_path / "model.bin").write_bytes(b"pickle")
-    (tmp_path / "model.safetensors").write_bytes(b"of no component")
-    with pytest.raises(UsageError, match=r"holds no \*\.safetensors"):
-        fingerprint_model(spec, tmp_path)

@@ -7,18 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import httpx2
 import huggingface_hub
 import pytest
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 from pydantic import ValidationError
 
 from jobs.plan import find_model
 from jobs.recipes import find_recipe
 from pipeline.blocks import _list_blocks
-from pipeline.errors import UnreachableError, UsageError
-from pipeline.recipe import GangShape, ModelSpec, Recipe, StageSpec, load_recipe, resolve_checkpoint
+from pipeline.errors import UsageError
+from pipeline.recipe import GangShape, Recipe, StageSpec, load_recipe
 
 TEXT = """
 name = "test"
@@ -138,41 +136,6 @@ def test_devices_follow_resources() -> None:
     assert GangShape(name="x", num_gpus=1).device == "cuda"
 
 
-def test_checkpoints_on_this_machine(tmp_path: Path) -> None:
-    assert resolve_checkpoint(ModelSpec(checkpoint=str(tmp_path))) == tmp_path.resolve()
-    inside = resolve_checkpoint(ModelSpec(checkpoint="package:pipeline.tiny/checkpoint"))
-    assert inside.parts[-3:] == ("pipeline", "tiny", "checkpoint")
-    with pytest.raises(UsageError, match="no package 'nowhere'"):
-        resolve_checkpoint(ModelSpec(checkpoint="package:nowhere/checkpoint"))
-    for missing in ("./a/b", "/none", "a/b/c", "plain"):
-        with pytest.raises(UsageError, match="no folder at"):
-            resolve_checkpoint(ModelSpec(checkpoint=missing))
-
-
-def test_weights_that_no_component_has_are_not_fetched(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    files = {
-        "model_index.json": True,
-        "transformer/config.json": True,
-        "transformer/diffusion_pytorch_model-00001-of-00008.safetensors": True,
-        "transformer/diffusion_pytorch_model.safetensors.index.json": True,
-        "tokenizer/tokenizer.model": True,
-        "text_encoder/pytorch_model.bin": False,
-        "ltx-2-19b-distilled-fp8.safetensors": False,
-        "README.md": False,
-    }
-    fetched: list[str] = []
-
-    def download(*_: Any, allow_patterns: list[str], **__: Any) -> str:
-        fetched.extend(filter_repo_objects(files, allow_patterns=allow_patterns))
-        return str(tmp_path)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert resolve_checkpoint(ModelSpec(checkpoint="somebody/something")) == tmp_path
-    assert fetched == [name for name, is_needed in files.items() if is_needed]
-
-
 def test_gangs_that_a_model_cannot_be_cut_for_are_refused_before_its_weights_are_fetched(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -212,29 +175,3 @@ def test_every_class_that_a_recipe_may_name_is_one_that_diffusers_has() -> None:
     assert {"Wan22VaceBlocks", "LTX2AutoBlocks"} <= known
     for name in known:
         assert issubclass(getattr(diffusers, name), diffusers.ModularPipelineBlocks)
-
-
-def answer_of(status: int) -> HfHubHTTPError:
-    request = httpx2.Request("GET", "http://hub.invalid/")
-    return HfHubHTTPError("no", response=httpx2.Response(status, request=request))
-
-
-@pytest.mark.parametrize(
-    ("error", "kind"),
-    [
-        (answer_of(404), UsageError),
-        (answer_of(503), UnreachableError),
-        (LocalEntryNotFoundError("offline"), UnreachableError),
-        (ConnectionResetError("reset"), UnreachableError),
-    ],
-)
-def test_a_hub_that_is_away_is_told_from_one_that_refuses(
-    monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[UsageError]
-) -> None:
-    def download(*_: Any, **__: Any) -> None:
-        raise error
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    with pytest.raises(UsageError, match="could not be fetched from the hub") as caught:
-        resolve_checkpoint(ModelSpec(checkpoint="somebody/something"))
-    assert type(caught.value) is kind

@@ -1,0 +1,176 @@
+"""A recipe's model: where its files are, what they are, and that they are the same everywhere.
+
+A run finds its model once, and pins it: processes that load it later, on other nodes or after a
+gang's loss, load the same or nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import socket
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
+from importlib import resources
+from pathlib import Path
+
+from pipeline.errors import UnreachableError, UsageError
+from pipeline.identity import digest
+from pipeline.recipe import ModelSpec
+
+# Weights are in components' folders. Beside them some repositories (Lightricks/LTX-2) have the same
+# model again in single files.
+CHECKPOINT_FILES = ("*/*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+"""What is fetched of a hub's repository."""
+WEIGHT_SUFFIX = ".safetensors"
+CONFIG_SUFFIXES = (".json", ".txt", ".model", ".jinja")
+SAMPLES, SAMPLE_BYTES = 16, 64 << 10
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def resolve_checkpoint(model: ModelSpec, files: Sequence[str] = CHECKPOINT_FILES) -> Path:
+    """Return the local folder of a checkpoint, from the hub's cache or the hub for a hub id.
+
+    From a hub only these `files` are fetched, names that may have `*` in them. A folder's path may
+    be relative to where this process works.
+
+    Raises:
+        UsageError: the package, folder or hub id can't be found, or the model is pinned and its
+            files are others.
+    """
+    folder = _find(model, files)
+    if model.files_digest and model.files_digest != _sample_files(folder):
+        raise UsageError(
+            f"model.checkpoint: {folder} on {socket.gethostname()} doesn't hold the files "
+            "that were found at first; every node needs the same ones, unchanged until the end"
+        )
+    return folder
+
+
+def pin_model(model: ModelSpec, folder: Path) -> ModelSpec:
+    """Return a model as whoever loads it must find it, wherever and whenever that is.
+
+    folder: where `resolve_checkpoint` found it, complete.
+    """
+    pinned = pin_place(model, folder)
+    return pinned.model_copy(update={"files_digest": _sample_files(folder)})
+
+
+def pin_place(model: ModelSpec, folder: Path) -> ModelSpec:
+    """Return a model that is looked for in the place where it was found, though main moves on.
+
+    A folder is named by its whole path, in which links stay: nodes may mount it elsewhere.
+    """
+    name = model.checkpoint
+    if name.startswith("package:"):
+        return model
+    local = Path(name).expanduser()
+    if local.is_dir():
+        return model.model_copy(update={"checkpoint": str(local.absolute())})
+    commit = COMMIT.fullmatch(folder.name)  # the hub's cache names snapshots so
+    return model.model_copy(update={"revision": commit[0]}) if commit else model
+
+
+def fingerprint_model(model: ModelSpec, checkpoint: Path) -> str:
+    """Return the fingerprint of a checkpoint folder as this recipe loads it, 64 hex digits.
+
+    It covers the content of every configuration file and of the weights in components' folders, and
+    what the recipe changes in how they are loaded. The folder's place and its files' times don't
+    count, nor do weights beside the components, which nothing loads: the same model again in single
+    files. A hub snapshot's files are links to blobs that are named by their hash: those are not
+    read again.
+
+    Raises:
+        UsageError: the folder is missing or holds no safetensors weights.
+    """
+    if not checkpoint.is_dir():
+        raise UsageError(
+            f"model.checkpoint: no folder at {checkpoint}; "
+            "give a folder in diffusers format or a hub id that has been downloaded"
+        )
+    if not any(path.suffix == WEIGHT_SUFFIX for path in _list_files(checkpoint)):
+        raise UsageError(
+            f"model.checkpoint: {checkpoint} holds no *.safetensors weights in its components' "
+            "folders; only safetensors checkpoints in diffusers format are loaded"
+        )
+    settings = model.model_dump(include={"dtype", "dtypes", "blocks", "configs", "components"})
+    return digest({"files": _map_files(checkpoint, _hash_file), "load": settings})
+
+
+def _find(model: ModelSpec, files: Sequence[str]) -> Path:
+    name = model.checkpoint
+    if name.startswith("package:"):
+        module, _, folder = name.removeprefix("package:").partition("/")
+        try:
+            return Path(str(resources.files(module))) / folder
+        except ModuleNotFoundError as error:
+            raise UsageError(f"model.checkpoint: no package {module!r} for {name!r}") from error
+    local = Path(name).expanduser()
+    if local.is_dir():
+        return local.resolve()
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise UsageError(f"model.checkpoint: no folder at {local.absolute()}")
+    return _download(name, model.revision, files)
+
+
+def _download(repo: str, revision: str | None, files: Sequence[str]) -> Path:
+    from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(files)))
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        answer = getattr(error, "response", None)  # none of those that come before any answer
+        is_refused = answer is not None and answer.status_code < HTTPStatus.INTERNAL_SERVER_ERROR
+        raise (UsageError if is_refused else UnreachableError)(
+            f"model.checkpoint: {repo!r} is no folder here and could not be fetched from the hub "
+            f"({type(error).__name__}); download it first, or give a folder"
+        ) from error
+
+
+def _list_files(checkpoint: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in checkpoint.rglob("*")
+        if path.is_file()
+        and path.suffix in (WEIGHT_SUFFIX, *CONFIG_SUFFIXES)
+        and (path.suffix != WEIGHT_SUFFIX or path.parent != checkpoint)
+    )
+
+
+def _map_files(checkpoint: Path, read: Callable[[Path], str]) -> dict[str, str]:
+    files = _list_files(checkpoint)
+    names = [path.relative_to(checkpoint).as_posix() for path in files]
+    with ThreadPoolExecutor(max_workers=4) as threads:
+        return dict(zip(names, threads.map(read, files), strict=True))
+
+
+def _sample_files(checkpoint: Path) -> str:
+    """Return a digest of a checkpoint's files that is soon made, as often as one is loaded.
+
+    Of a large file it reads blocks evenly over it: other weights differ in all of them.
+    """
+    return digest(_map_files(checkpoint, _sample_file))
+
+
+def _sample_file(path: Path) -> str:
+    size = path.stat().st_size
+    hashed = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        if size <= SAMPLES * SAMPLE_BYTES:
+            hashed.update(file.read())
+        else:
+            for sample in range(SAMPLES):
+                file.seek(sample * (size - SAMPLE_BYTES) // (SAMPLES - 1))
+                hashed.update(file.read(SAMPLE_BYTES))
+    return hashed.hexdigest()
+
+
+def _hash_file(path: Path) -> str:
+    """Return a file's SHA-256, from the name of its hub blob where it has one."""
+    blob = path.resolve().name
+    if path.is_symlink() and len(blob) == 64 and not set(blob) - set("0123456789abcdef"):
+        return blob
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
