@@ -38,8 +38,8 @@ class LogFormat(StrEnum):
 EXIT_CODES = """
 Exit codes: 0 every row of the tables is committed, with --limit every clip of the sample; 1 the run
 broke, run it again; 2 the call is wrong, nothing was rendered; 3 some rows of the tables failed or
-were rejected, with --limit some clips of the sample failed; 75 stopped by SIGTERM or SIGHUP, run it
-again to go on; 130 interrupted, run it again to go on.
+were rejected, with --limit some clips of the sample failed or no row is valid; 75 stopped by
+SIGTERM or SIGHUP, run it again to go on; 130 interrupted, run it again to go on.
 """
 
 COLUMNS = """
@@ -135,7 +135,7 @@ def render(
         int | None,
         typer.Option(
             help="Render the first clips of the tables alone, so many: a sample. Rejected rows "
-            "don't count for its exit code.",
+            "don't count for its exit code, but for tables without a valid row.",
             min=1,
         ),
     ] = None,
@@ -222,8 +222,8 @@ def render(
         if result.ended_by:
             by_hand = result.ended_by == "Ctrl-C"
             raise typer.Exit(ExitCode.INTERRUPTED if by_hand else ExitCode.STOPPED)
-        may_pass = ok_if_rejected and result.plan.valid
-        rejected = result.plan.rejected and limit is None and not may_pass
+        may_pass = result.plan.valid and (ok_if_rejected or limit is not None)
+        rejected = result.plan.rejected and not may_pass
         unfinished = limit is None and (result.status.failed or result.status.remaining)
         if result.failed or result.given_up or rejected or unfinished:
             raise typer.Exit(ExitCode.INCOMPLETE)

@@ -46,6 +46,8 @@ def print_summary(console: Console, result: RunResult) -> None:
         console.print("Interrupted. The same command goes on from here.", style="yellow")
     elif result.ended_by:
         console.print("Stopped. The same command goes on from here.", style="yellow")
+    elif result.plan.rejected and not result.plan.valid:
+        console.print("Nothing to render: no row is valid.", style="yellow")
     elif not (result.rendered or result.failed or result.given_up):
         ended = "every row has its end" if not status.remaining else "the clips asked for are done"
         console.print(f"Nothing to do: {ended}.", style="green")

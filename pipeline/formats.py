@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.arrow import open_bytes
 from pipeline.cells import HalfFloat, Moment, SingleFloat, find_lost_digits
@@ -25,6 +24,7 @@ from pipeline.csv_tables import read_csv
 from pipeline.errors import UsageError
 from pipeline.json_tables import parse_objects, replace_broken, type_values, write_values
 from pipeline.labels import clean_label
+from pipeline.parquet_tables import read_parquet
 
 PARQUET_MARK = b"PAR1"
 FORMATS = {
@@ -95,7 +95,7 @@ def read_file(file: Any, suffix: str, shown: str, known: Sequence[str]) -> Colum
     try:
         data = open_bytes(file.read())
         if kind == "Parquet":
-            table, texts, notes = pq.ParquetFile(data).read(), {}, ()
+            (table, notes), texts = read_parquet(data, shown), {}
         else:
             table, texts, notes = read_csv(data, shown, known)
         names = table.column_names

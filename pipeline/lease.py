@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Generator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field
 
@@ -47,7 +48,7 @@ class LeaseRecord(Document):
     pid: int = Field(default_factory=os.getpid)
     machine: str = Field(default_factory=lambda: _describe_machine())
     """Where `pid` means this process and no other; empty where that can't be told."""
-    limit_s: float
+    limit_s: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     signs: int = 0
     released: bool = False
     since: datetime = Field(default_factory=lambda: datetime.now(UTC))

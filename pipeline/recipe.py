@@ -20,10 +20,12 @@ from pipeline.parallel.layout import ParallelLayout
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Positive = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, le=1e9)]
+"""A time to wait: 31 years stand for ever, and of more than 292 a thread fails."""
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelSpec(_Section):
@@ -172,16 +174,16 @@ class PoolSpec(_Section):
 
     max_attempts: Positive = 3
     """Gangs that a clip may lose before it is a failure."""
-    chunk_s: Annotated[float, Field(gt=0)] = 0.25
+    chunk_s: Seconds = 0.25
     """Steps are driven in chunks of about this many seconds."""
     step_timeout_factor: Annotated[float, Field(gt=1)] = 20.0
     """A chunk that takes this many times its measured time hangs: its gang is killed."""
-    step_timeout_min_s: Annotated[float, Field(gt=0)] = 60.0
-    start_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
+    step_timeout_min_s: Seconds = 60.0
+    start_timeout_s: Seconds = 1800.0
     """Longest wait for a gang's place, then for its ranks to meet, then for its weights."""
-    idle_s: Annotated[float, Field(gt=0)] = 300.0
+    idle_s: Seconds = 300.0
     """A gang beyond its shape's `min_count` ends after so long without a clip."""
-    tenant_limit_s: Annotated[float, Field(gt=0)] = 120.0
+    tenant_limit_s: Seconds = 120.0
     """A run or endpoint of which the pool hears nothing for so long has died: it is let go."""
     online_share: Annotated[float, Field(gt=0, le=1)] = 0.5
     """The most of a gang's time that online clips take from batch."""
@@ -190,16 +192,16 @@ class PoolSpec(_Section):
 class CheckpointSpec(_Section):
     """[checkpoint]: what is saved of denoising that isn't done."""
 
-    every_s: Annotated[float, Field(gt=0)] = 60.0
+    every_s: Seconds = 60.0
     """A clip's state is saved about this often: the most that a lost gang makes again."""
-    grace_s: Annotated[float, Field(gt=0)] = 20.0
+    grace_s: Seconds = 20.0
     """Longest wait for a last save when a run is stopped; below what the machine grants."""
 
 
 class LeaseSpec(_Section):
     """[lease]: how long a run that gives no sign of life still holds its output."""
 
-    limit_s: Annotated[float, Field(gt=0)] = 60.0
+    limit_s: Seconds = 60.0
     """Signs of life are four times as frequent."""
 
 

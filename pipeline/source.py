@@ -117,7 +117,7 @@ def read_source(source: Source, known: Sequence[str]) -> Columns:
     folders = read_folders(source)
     pairs = zip(parts, folders, strict=True)
     joined = _join([_add_folders(part, keys, known) for part, keys in pairs], source)
-    notes = [note for part in parts for note in part.notes]
+    notes = list(dict.fromkeys(note for part in parts for note in part.notes))
     notes += _note_folders(source, parts[0], folders[0], known)
     return replace(joined, notes=tuple(notes))
 

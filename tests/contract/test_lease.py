@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import threading
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
+from pydantic import ValidationError
 
 from pipeline.errors import LeaseLostError
 from pipeline.lease import FOLDER, Lease, LeaseHeldError, LeaseRecord, check_epoch, read_lease
@@ -46,6 +48,13 @@ def test_epochs_go_up_and_only_the_newest_is_kept(store: ObjectStore) -> None:
     held = read_lease(store)
     assert held is not None
     assert held.released
+
+
+@pytest.mark.parametrize("limit_s", [math.inf, math.nan, 0.0])
+def test_a_limit_that_is_no_time_takes_no_lease(store: ObjectStore, limit_s: float) -> None:
+    with pytest.raises(ValidationError, match="limit_s"):
+        Lease.acquire(store, limit_s)
+    assert read_lease(store) is None
 
 
 def test_a_run_that_lives_is_left_alone_and_named(store: ObjectStore) -> None:

@@ -191,6 +191,14 @@ def test_a_sample_ends_as_its_clips_do(
     assert "rejected 1 row: prompt: got blank text" in result.output
 
 
+@pytest.mark.parametrize("options", [(), ("--limit", "1"), ("--limit", "1", "--ok-if-rejected")])
+def test_tables_without_a_valid_row_are_no_success(folder: Path, options: tuple[str, ...]) -> None:
+    result = render(prepare(folder, "ads.parquet", (BAD, BAD)), *options)
+    assert result.exit_code == ExitCode.INCOMPLETE, result.output
+    assert "Nothing to render: no row is valid." in result.output
+    assert "every row has its end" not in result.output
+
+
 def test_a_damaged_table_is_found_before_anything_is_rendered(folder: Path) -> None:
     store = ObjectStore(folder / "out")
     render(prepare(folder, "monday.parquet", (GOOD,)))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +110,38 @@ def test_a_bad_override(tmp_path: Path, override: str, message: str) -> None:
         load(tmp_path, override)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def list_floats() -> Iterator[str]:
+    schema = Recipe.model_json_schema()
+    for section, field in schema["properties"].items():
+        place, kind = section, field
+        if "items" in field:
+            place, kind = f"{section}.0", field["items"]
+        if "$ref" in kind:
+            keys = schema["$defs"][kind["$ref"].rpartition("/")[2]]["properties"]
+            yield from (f"{place}.{key}" for key in keys if keys[key].get("type") == "number")
+
+
+FLOATS = (*list_floats(), "model.configs.boundary_ratio", "model.components.scheduler.flow_shift")
+
+
+@pytest.mark.parametrize("key", FLOATS)
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan", "1e999"])
+def test_no_number_is_infinite(tmp_path: Path, key: str, value: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load(tmp_path, f"{key}={value}")
+    assert str(caught.value).startswith(f"test.toml: {key}")
+    assert f"Input should be a finite number, got {float(value)}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", [key for key in FLOATS if key.endswith("_s")])
+def test_a_time_to_wait_is_one_that_can_be_waited_for(tmp_path: Path, key: str) -> None:
+    assert threading.TIMEOUT_MAX > 1e9
+    load(tmp_path, f"{key}=1e9")
+    with pytest.raises(UsageError, match=f"{key}: Input should be less than or equal to 1000000"):
+        load(tmp_path, f"{key}=1e10")
 
 
 @pytest.mark.parametrize("text", [TEXT, TEXT.partition('[[gangs]]\nname = "wide"')[0]])

@@ -120,6 +120,39 @@ def test_labels_keep_their_types(tmp_path: Path) -> None:
     assert rows.select(labels.column_names).equals(labels)
 
 
+def test_a_column_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "ads.parquet"
+    array = "case when i % 2 = 0 then [1, 2]::float[2] end"
+    rows = "(select 'a' as prompt, 1 as n, {} as emb, 'x' as tail from range(3) t(i))"
+    duckdb.sql(f"copy {rows.format(array)} to '{path}'")
+    with pytest.raises(UsageError) as caught:
+        make_plan(path)
+    shown = str(caught.value)
+    assert shown.startswith(f"{path}: column 'emb' (list<element: float>) can't be read: ")
+    assert shown.endswith("; if it is an array, make it a list")
+    duckdb.sql(f"copy {rows.format(f'({array})::float[]')} to '{path}'")
+    assert cells(make_plan(path), "emb", "tail") == [([1, 2], "x"), (None, "x"), ([1, 2], "x")]
+    content = bytearray(path.read_bytes())
+    start = pq.read_metadata(path).row_group(0).column(1).data_page_offset
+    content[start : start + 16] = b"\xff" * 16
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"ads.parquet: column 'n' \(int32\) can't be read: "):
+        make_plan(path)
+
+
+def test_of_a_type_that_arrow_lacks_what_to_do_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "ads.parquet"
+    frame = pl.DataFrame({"prompt": ["a"], "big": pl.Series([1], dtype=pl.Int128)})
+    frame.write_parquet(path)
+    with pytest.raises(UsageError) as caught:
+        make_plan(path)
+    shown = str(caught.value)
+    assert shown.startswith(f"{path} has a column of a type that can't be read: Integers with more")
+    assert shown.endswith("; make it another type, or text")
+    frame.cast({"big": pl.String}).write_parquet(path)
+    assert cells(make_plan(path), "big") == [("1",)]
+
+
 def test_labels_do_not_shadow_the_manifest(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"prompt": ["a"], "status": ["new"], "uri": [1], "row": [9]}), path)

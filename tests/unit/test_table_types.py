@@ -69,6 +69,17 @@ def test_durations_of_pandas_polars_and_duckdb(tmp_path: Path) -> None:
     assert (reject_of(make_plan(path)) or "").startswith("seconds: got bytes, expected 0.625")
 
 
+def test_an_interval_is_noted_once(tmp_path: Path) -> None:
+    for name in "ab":
+        path = tmp_path / f"{name}.parquet"
+        duckdb.sql(f"copy (select 'a' prompt, interval 2 day gap, time '12:00' t) to '{path}'")
+    (table,) = make_plan(tmp_path).tables
+    assert table.hints == (
+        "column 'gap' is an INTERVAL, of which its 12 bytes are read; "
+        "make it text, or a number of seconds",
+    )
+
+
 @pytest.mark.parametrize(
     ("column", "value", "got"),
     [
