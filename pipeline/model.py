@@ -110,7 +110,8 @@ def _find(model: ModelSpec, files: Sequence[str]) -> Path:
     if local.is_dir():
         return local.resolve()
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise UsageError(f"model.checkpoint: no folder at {local.absolute()}")
+        whole = "" if local.is_absolute() else f", which is {local.absolute()}"
+        raise UsageError(f"model.checkpoint: no folder at {name}{whole}")
     return _download(name, model.revision, files)
 
 
