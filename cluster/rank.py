@@ -157,15 +157,14 @@ class RankWorker:
 
         began = time.perf_counter()
         data = Conditioning.from_bytes(conditioning, self._denoiser.device)
-        passed_over = ""
-        if snapshot is None:
-            session = self._denoiser.start(request, data)
-        else:
+        session, passed_over = None, ""
+        if snapshot is not None:
             try:
                 session = self._denoiser.start(request, data, snapshot)
             except ValueError as error:
                 passed_over = str(error)
-                session = self._denoiser.start(request, data)
+        if session is None:  # not in the handler, whose error holds the tensors of the first
+            session = self._denoiser.start(request, data)
         self._sessions[key] = session
         seconds = time.perf_counter() - began
         return Progress(session.step, session.num_steps, seconds, passed_over)
@@ -203,11 +202,11 @@ class RankWorker:
 
         With them, what went wrong with saving, if anything: the clip needs no saving to go on.
         """
-        session = self._sessions.pop(key)
-        latents = session.latents().to_bytes()
+        with self._sessions.pop(key) as session:
+            step, latents = session.step, session.latents().to_bytes()
         wrong = self._settle_save()
         save = partial(checkpoints.save, **spent._asdict())
-        self._begin_save(save, key, "latents", session.step, latents)
+        self._begin_save(save, key, "latents", step, latents)
         return latents, self._settle_save() or wrong
 
     def _begin_save(
