@@ -100,9 +100,9 @@ class RankWorker:
         _talk_by_ray_network()
         # Without `device_id`, which would connect every axis of the mesh, those of one rank too:
         # `Place.check` connects those that are used. Ranks tell each other sizes by gloo, which
-        # keeps no GPU waiting.
+        # keeps no GPU waiting; diffusers looks for "cpu" in the name, and without it for any GPU.
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if self._shape.num_gpus else "gloo",
+            "cpu:gloo,cuda:nccl" if self._shape.num_gpus else "cpu:gloo",
             store=store,
             rank=self._rank,
             world_size=self._shape.layout.ranks,
