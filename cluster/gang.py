@@ -276,10 +276,10 @@ async def _wait(call: Any, timeout_s: float, what: str) -> Any:
     try:
         async with asyncio.timeout(timeout_s):  # `wait_for` of 3.11 may lose who waits its end
             return await cast(Awaitable[Any], call)
+    except RayTaskError:  # before a TimeoutError, which that of a called method is, too
+        raise  # what the called method raised is the caller's to judge
     except TimeoutError as error:
         raise GangDiedError(f"{what}: no answer within {timeout_s:.0f} s") from error
-    except RayTaskError:
-        raise  # what the called method raised is the caller's to judge
     except RayError as error:
         raise GangDiedError(f"{what}: {type(error).__name__}: {_describe(error)}") from error
 
