@@ -162,10 +162,11 @@ class Gang:
         timeout_s: float,
         *,
         wait: bool = False,
-    ) -> str:
+    ) -> str | None:
         """Save a clip's session to `checkpoints`; with `wait`, return once it is in the store.
 
-        Returns what went wrong with saving, which doesn't harm the session.
+        Returns what went wrong with saving, which doesn't harm the session; None where an earlier
+        save is under way still, and this one was not begun.
         """
         call = self._ranks[0].save.remote(key, checkpoints, spent, wait)
         return await _wait(call, timeout_s, f"{self.name}: save")

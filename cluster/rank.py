@@ -183,14 +183,15 @@ class RankWorker:
         checkpoints: Checkpoints,
         spent: Spent,
         wait: bool = False,
-    ) -> str:
+    ) -> str | None:
         """Write a session's snapshot to its output; without `wait` in the background, if none is.
 
         Called on rank 0 alone: between two steps every rank holds the whole state. Returns what
-        went wrong with the last save that has ended, if anything.
+        went wrong with the last save that has ended, if anything; None where one is under way
+        still, and this one was not begun.
         """
         if self._saving and not self._saving[1].done() and not wait:
-            return ""
+            return None
         wrong = self._settle_save()
         session = self._sessions[key]
         save = partial(checkpoints.save, **spent._asdict())

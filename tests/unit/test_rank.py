@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import socket
 import threading
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -55,6 +54,9 @@ class Finished:
     def __exit__(self, *_: object) -> None:
         pass
 
+    def snapshot(self) -> bytes:
+        return b"snapshot"
+
     def latents(self) -> Finished:
         return self
 
@@ -89,6 +91,28 @@ def test_a_store_that_does_not_answer_keeps_no_latents(
         answers.set()
 
 
+def test_a_save_that_is_not_begun_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers, save = threading.Event(), Checkpoints.save
+
+    def wait(saves: Checkpoints, *what: Any, **how: Any) -> Any:
+        answers.wait()
+        return save(saves, *what, **how)
+
+    monkeypatch.setattr(Checkpoints, "save", wait)
+    worker = RankWorker(RECIPE.model, RECIPE.gangs[0], 0)
+    saves = Checkpoints(ObjectStore(tmp_path), "f" * 64)
+    sessions: Any = worker._sessions
+    key = ClipKey(saves.store.uri, digest("a clip"))
+    sessions[key] = Finished()
+    try:
+        assert worker.save(key, saves, SPENT) == ""
+        assert worker.save(key, saves, SPENT) is None
+    finally:
+        answers.set()
+    assert worker.save(key, saves, SPENT, wait=True) == ""
+    assert saves.load(key.clip_id, print) is not None
+
+
 @pytest.mark.parametrize("ip", ["127.0.0.1", "::1"])
 def test_ranks_meet_on_networks_of_either_kind(ip: str, monkeypatch: pytest.MonkeyPatch) -> None:
     try:
@@ -101,9 +125,6 @@ def test_ranks_meet_on_networks_of_either_kind(ip: str, monkeypatch: pytest.Monk
     guest = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=20))
     guest.set("rank", "1")
     assert guest.get("rank") == b"1"
-
-
-Clip = Callable[[RankWorker, ClipKey, Checkpoints], None]
 
 
 @pytest.fixture(scope="module")
