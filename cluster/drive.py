@@ -23,6 +23,8 @@ from pipeline.recipe import Recipe
 
 STORE_TIMEOUT_S = 2 * SAVE_S + 60.0
 """For what waits for the store, which is no fault of the gang's: ranks give it up before."""
+SAVE_AGAIN_S = 1.0
+"""How soon a save that wasn't begun is tried again: each try costs the gang a pause."""
 
 THEN = ", then "
 
@@ -96,7 +98,7 @@ class Drive:
             layout = THEN.join([*others, last] if last == layout else [*others, last, layout])
         if now.passed_over:
             tenant.warn(f"clip {key.clip_id[:16]} starts anew: {now.passed_over}")
-        saved_at, paused_s = time.perf_counter(), 0.0
+        save_at, paused_s = time.perf_counter() + every_s, 0.0
         self.progress = ClipProgress(now.step, now.num_steps, 0.0)
         chunks = Chunks(gang, key, now, pool.chunk_s, self._bound, self._bound_first_step())
 
@@ -106,10 +108,22 @@ class Drive:
             return Spent(before.denoise_s + seconds, device_seconds, layout)
 
         def is_save_due() -> bool:
-            return time.perf_counter() - saved_at >= every_s
+            return time.perf_counter() >= save_at
 
         def may_go_on() -> bool:
             return not (self.halt() or is_save_due() or self.give_way())
+
+        async def save(*, wait: bool = False) -> None:
+            nonlocal save_at
+            began_at = time.perf_counter()
+            tenant.note_save(key.clip_id)
+            limit_s = max(chunks.timeout_s, STORE_TIMEOUT_S if wait else 0.0)
+            wrong = await gang.save(key, tenant.checkpoints, spent(), limit_s, wait=wait)
+            if wrong is None:
+                save_at = began_at + min(every_s, SAVE_AGAIN_S)
+                return
+            save_at = began_at + every_s
+            tenant.warn(wrong)
 
         try:
             while not chunks.now.done:
@@ -121,23 +135,16 @@ class Drive:
                 halted = self.halt()
                 if halted == "drop":
                     raise HaltedError
-                if halted or is_save_due():
-                    saved_at = time.perf_counter()
-                    tenant.note_save(key.clip_id)
-                    is_last = halted == "save"
-                    limit_s = max(chunks.timeout_s, STORE_TIMEOUT_S if is_last else 0.0)
-                    wrong = await gang.save(key, tenant.checkpoints, spent(), limit_s, wait=is_last)
-                    tenant.warn(wrong)
+                other = self.give_way()
+                if halted or other or is_save_due():
+                    await save(wait=halted == "save")
                     if halted:
                         raise HaltedError
-                if other := self.give_way():
-                    tenant.note_save(key.clip_id)
-                    limit_s = chunks.timeout_s
-                    tenant.warn(await gang.save(key, tenant.checkpoints, spent(), limit_s))
+                if other:
                     paused_at = time.perf_counter()
                     await other()
-                    saved_at = time.perf_counter()
-                    paused_s += saved_at - paused_at
+                    pause_s = time.perf_counter() - paused_at
+                    paused_s, save_at = paused_s + pause_s, save_at + pause_s
         finally:
             chunks.close()
         tenant.note_save(key.clip_id)

@@ -306,6 +306,8 @@ class Fleet:
             raise _BystanderError(str(error)) from error
 
     async def _retry(self, gang: Gang, job: Job, reason: str) -> None:
+        if job.over:  # the loss would be told of its clip's next asking
+            return
         lost = job.lose(reason)
         if lost < self._recipe.pool.max_attempts:
             await self._queue.put(job)

@@ -162,10 +162,11 @@ class Gang:
         timeout_s: float,
         *,
         wait: bool = False,
-    ) -> str:
+    ) -> str | None:
         """Save a clip's session to `checkpoints`; with `wait`, return once it is in the store.
 
-        Returns what went wrong with saving, which doesn't harm the session.
+        Returns what went wrong with saving, which doesn't harm the session; None where an earlier
+        save is under way still, and this one was not begun.
         """
         call = self._ranks[0].save.remote(key, checkpoints, spent, wait)
         return await _wait(call, timeout_s, f"{self.name}: save")
@@ -276,10 +277,10 @@ async def _wait(call: Any, timeout_s: float, what: str) -> Any:
     try:
         async with asyncio.timeout(timeout_s):  # `wait_for` of 3.11 may lose who waits its end
             return await cast(Awaitable[Any], call)
+    except RayTaskError:  # before a TimeoutError, which that of a called method is, too
+        raise  # what the called method raised is the caller's to judge
     except TimeoutError as error:
         raise GangDiedError(f"{what}: no answer within {timeout_s:.0f} s") from error
-    except RayTaskError:
-        raise  # what the called method raised is the caller's to judge
     except RayError as error:
         raise GangDiedError(f"{what}: {type(error).__name__}: {_describe(error)}") from error
 

@@ -101,9 +101,9 @@ class RankWorker:
         _talk_by_ray_network()
         # Without `device_id`, which would connect every axis of the mesh, those of one rank too:
         # `Place.check` connects those that are used. Ranks tell each other sizes by gloo, which
-        # keeps no GPU waiting.
+        # keeps no GPU waiting; diffusers looks for "cpu" in the name, and without it for any GPU.
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if self._shape.num_gpus else "gloo",
+            "cpu:gloo,cuda:nccl" if self._shape.num_gpus else "cpu:gloo",
             store=store,
             rank=self._rank,
             world_size=self._shape.layout.ranks,
@@ -158,15 +158,14 @@ class RankWorker:
 
         began = time.perf_counter()
         data = Conditioning.from_bytes(conditioning, self._denoiser.device)
-        passed_over = ""
-        if snapshot is None:
-            session = self._denoiser.start(request, data)
-        else:
+        session, passed_over = None, ""
+        if snapshot is not None:
             try:
                 session = self._denoiser.start(request, data, snapshot)
             except ValueError as error:
                 passed_over = str(error)
-                session = self._denoiser.start(request, data)
+        if session is None:  # not in the handler, whose error holds the tensors of the first
+            session = self._denoiser.start(request, data)
         self._sessions[key] = session
         seconds = time.perf_counter() - began
         return Progress(session.step, session.num_steps, seconds, passed_over)
@@ -185,14 +184,15 @@ class RankWorker:
         checkpoints: Checkpoints,
         spent: Spent,
         wait: bool = False,
-    ) -> str:
+    ) -> str | None:
         """Write a session's snapshot to its output; without `wait` in the background, if none is.
 
         Called on rank 0 alone: between two steps every rank holds the whole state. Returns what
-        went wrong with the last save that has ended, if anything.
+        went wrong with the last save that has ended, if anything; None where one is under way
+        still, and this one was not begun.
         """
         if self._saving and not self._saving[1].done() and not wait:
-            return ""
+            return None
         wrong = self._settle_save()
         session = self._sessions[key]
         save = partial(checkpoints.save, **spent._asdict())
@@ -204,11 +204,11 @@ class RankWorker:
 
         With them, what went wrong with saving, if anything: the clip needs no saving to go on.
         """
-        session = self._sessions.pop(key)
-        latents = session.latents().to_bytes()
+        with self._sessions.pop(key) as session:
+            step, latents = session.step, session.latents().to_bytes()
         wrong = self._settle_save()
         save = partial(checkpoints.save, **spent._asdict())
-        self._begin_save(save, key, "latents", session.step, latents)
+        self._begin_save(save, key, "latents", step, latents)
         return latents, self._settle_save() or wrong
 
     def _begin_save(

@@ -11,6 +11,7 @@ the unit that the family's loop offers (for Helios, a chunk of frames).
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -20,6 +21,7 @@ from diffusers.guiders.guider_utils import BaseGuidance
 from diffusers.modular_pipelines.modular_pipeline import (
     BlockState,
     LoopSequentialPipelineBlocks,
+    PipelineState,
 )
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from greenlet import getcurrent, greenlet
@@ -85,8 +87,10 @@ class _Snapshot:
 class DenoiseSession:
     """One clip in the making. Must be used from the thread that started it, and closed if left.
 
-    A suspended loop keeps its tensors alive until it ends: by its last step, by `close` (at the end
-    of a `with` block too) or by an exception of its own.
+    A suspended loop keeps the session and its tensors alive until it ends: by its last step, by
+    `close` (at the end of a `with` block too) or by an exception of its own. From then on they last
+    as long as whoever holds the session: a device's memory is not to wait for Python's collector of
+    cycles.
     """
 
     def __init__(
@@ -185,18 +189,23 @@ class DenoiseSession:
         """Return the finished latents, on the CPU once packed.
 
         Raises:
-            RuntimeError: steps remain.
+            RuntimeError: steps remain, or the session was closed.
         """
         if not self.done:
             raise RuntimeError(f"step {self.step} of {self.num_steps}: not finished")
+        if not self._state.values:
+            raise RuntimeError("a closed session has no latents; take them before")
         return Latents(*hand_over(self._state, *self._denoiser.forwarded))
 
     def close(self) -> None:
-        """Give up an unfinished session and free what its loop holds; latents stay."""
+        """End the session, finished or not, and free all that it holds, latents too."""
         if not self._greenlet.dead:
             with torch.no_grad():  # as in `_switch`
                 self._greenlet.throw()
+        self._state = PipelineState()
+        self._pipeline = self._denoiser.stage.pipeline  # for its own schedulers keep a history
         self._block_state = None
+        self._entry = {}
         self._kept = []
 
     def take_step(self, step: Any, components: Any, block_state: BlockState, kwargs: Any) -> Any:
@@ -281,7 +290,7 @@ class _Suspendable(greenlet):
 
     def __init__(self, session: DenoiseSession) -> None:
         super().__init__(session.run_blocks)
-        self.session = session
+        self.session: DenoiseSession = weakref.proxy(session)  # which holds this greenlet
 
 
 def _read_snapshot(data: bytes, request: RenderRequest, device: str) -> _Snapshot:

@@ -11,9 +11,11 @@ that one process would have.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import wraps
+from types import MethodType
 from typing import Any
 
 import torch
@@ -82,7 +84,9 @@ class _Passes:
 
     def watch(self, guider: BaseGuidance) -> None:
         """Hear of a guider's passes. A step: inputs prepared, each pass made, all combined."""
-        prepare_models, combine = guider.prepare_models, guider.forward
+        kind, own = type(guider), weakref.proxy(guider)  # what the guider holds is not to hold it
+        prepare_models = MethodType(kind.prepare_models, own)
+        combine = MethodType(kind.forward, own)
 
         def hear(prepare_inputs: Callable[..., Any]) -> Callable[..., Any]:
             def prepared(*args: Any, **kwargs: Any) -> Any:
@@ -90,7 +94,7 @@ class _Passes:
                 if self._made == len(self._step):  # all of the last step's are made
                     self._step, self._made = [], 0
                 for batch in batches:
-                    name = getattr(batch, guider._identifier_key)
+                    name = getattr(batch, kind._identifier_key)
                     self._owners.setdefault(name, len(self._owners) % HALVES)
                     if name not in self._step:
                         self._step.append(name)
@@ -113,7 +117,7 @@ class _Passes:
                 }
             return combine(**predictions)
 
-        guider.prepare_inputs = hear(guider.prepare_inputs)
-        guider.prepare_inputs_from_block_state = hear(guider.prepare_inputs_from_block_state)
+        for name in ("prepare_inputs", "prepare_inputs_from_block_state"):
+            setattr(guider, name, hear(MethodType(getattr(kind, name), own)))
         guider.prepare_models = prepare
         guider.forward = forward

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
 
+from cluster import drive as drive_module
 from cluster.answers import ClipKey, Rendered, Spent
 from cluster.drive import Drive, HaltedError
 from cluster.gang import Gang
@@ -56,7 +59,7 @@ class TimedGang(Gang):
         self.made += max_steps
         return Progress(self.made, REQUEST.num_inference_steps, float(max_steps))
 
-    async def save(self, *_: Any, **how: Any) -> str:
+    async def save(self, *_: Any, **how: Any) -> str | None:
         """Save nothing, and remember it."""
         self.saves += 1
         return ""
@@ -65,6 +68,23 @@ class TimedGang(Gang):
         """Make nothing, and keep what it has taken."""
         self.told = [each for each in given if isinstance(each, Spent)]
         return None, ""
+
+
+class SlowStoreGang(TimedGang):
+    """One whose earlier save is under way until its sixth second, by a clock of its own."""
+
+    seconds = 0.0
+    tries: tuple[float, ...] = ()
+
+    async def advance(self, key: ClipKey, max_steps: int, timeout_s: float) -> Progress:
+        """Take a second for each step."""
+        self.seconds += max_steps
+        return await super().advance(key, max_steps, timeout_s)
+
+    async def save(self, *_: Any, **how: Any) -> str | None:
+        """Begin a save if the one before has ended."""
+        self.tries += (self.seconds,)
+        return None if self.seconds < 6 else ""
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -161,3 +181,27 @@ def test_a_clip_that_is_left_is_saved_if_anybody_wants_it(
     with pytest.raises(HaltedError):
         asyncio.run(denoise())
     assert gang.saves == saves
+
+
+@pytest.mark.parametrize("is_urgent", [False, True])
+def test_a_save_that_was_not_begun_is_tried_again_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_urgent: bool
+) -> None:
+    """Not after `every_s` anew. What the gang made for another meanwhile makes none due."""
+    recipe = find_recipe(overrides=["checkpoint.every_s=4"])
+    gang = SlowStoreGang("single-0", "single-0", recipe.gangs[0], NO_GROUP)
+    monkeypatch.setattr(drive_module, "time", SimpleNamespace(perf_counter=lambda: gang.seconds))
+
+    async def make_other() -> None:
+        gang.seconds += 100
+
+    def give_way() -> Callable[[], Awaitable[None]] | None:
+        return make_other if is_urgent and gang.seconds == 7 else None
+
+    async def denoise() -> None:
+        tenant = Tenant(Checkpoints(ObjectStore(tmp_path), "f" * 64), 0)
+        task = Task(ClipKey(tenant.output, CLIP), REQUEST)
+        await Drive(recipe, gang, task, tenant, None, lambda: "", give_way).run()
+
+    asyncio.run(denoise())
+    assert gang.tries == ((4, 5, 6, 7, 111, 115) if is_urgent else (4, 5, 6, 10, 14))

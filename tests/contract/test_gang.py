@@ -8,9 +8,11 @@ import re
 import signal
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import RayTaskError
 
 from cluster import gang as gang_module
 from cluster.answers import ClipKey, Spent
@@ -173,6 +175,16 @@ def test_a_wait_can_be_called_off_in_the_moment_that_its_answer_comes() -> None:
             await waiting
 
     asyncio.run(main())
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_rank_that_waited_in_vain_has_answered() -> None:
+    def wait_in_vain() -> None:
+        raise TimeoutError("a lock is held by another")
+
+    task: Any = ray.remote(wait_in_vain)
+    with pytest.raises(RayTaskError, match="a lock is held by another"):
+        asyncio.run(gang_module._wait(task.remote(), START_S, "a call"))
 
 
 @pytest.mark.usefixtures("ray_cluster")

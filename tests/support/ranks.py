@@ -1,4 +1,4 @@
-"""Several ranks on this machine: processes that form one gloo group."""
+"""Several ranks on this machine: processes that form one gloo group, as a gang on CPUs does."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import torch.multiprocessing as mp
 def _run(rank: int, world: int, store: str, job: Callable[..., None], args: Any) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    address = f"file://{store}"
+    dist.init_process_group("cpu:gloo", init_method=address, rank=rank, world_size=world)
     job(*args)
     dist.barrier()
     dist.destroy_process_group()

@@ -4,167 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster import fleet as fleet_module
-from cluster.answers import (
-    ClipKey,
-    NoGangError,
-    PoolBrokenError,
-    PutOffError,
-    UnusableModelError,
-)
-from cluster.drive import HaltedError
+from cluster.answers import NoGangError, PoolBrokenError, PutOffError, UnusableModelError
 from cluster.fleet import Fleet
 from cluster.gang import DivergedError, GangDiedError, NoPlaceError
-from cluster.job import Job
 from cluster.queue import Queue
-from cluster.schedule import Task
 from cluster.starts import MAX_FAILED_STARTS
-from cluster.tenants import Tenant
 from jobs.recipes import find_recipe
 from pipeline.checkpoints import Checkpoints
-from pipeline.recipe import GangShape, Recipe
-from pipeline.request import RenderRequest
-from pipeline.store import ObjectStore
-
-ROOM, WIDE_ROOM = 80, 1000
-GANGS = (
-    "gangs=[{{name='single', count=2, max_tokens={}}}, {{name='wide', tensor=2, max_tokens={}}}]"
+from tests.support.told_gangs import (
+    ROOM,
+    WIDE_ROOM,
+    EndlessDrive,
+    ToldGang,
+    fail,
+    fail_all,
+    find,
+    let_wait,
+    make_job,
+    make_run,
+    settle,
 )
-
-
-class Start:
-    """A gang's start, which ends as a test says."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-
-class ToldGang:
-    """A gang of no ranks."""
-
-    starts: list[Start]
-
-    def __init__(self, name: str, shape: GangShape) -> None:
-        self.name, self.shape, self.held_since = name, shape, 0.0
-
-    @classmethod
-    async def create(cls, name: str, owner: str, shape: GangShape, recipe: Recipe) -> ToldGang:
-        """Start once a test lets it, or fail as it says."""
-        start = Start(name)
-        cls.starts.append(start)
-        await start.end
-        return cls(name, shape)
-
-    async def ping(self) -> None:
-        """Live."""
-
-    async def drop(self, *_: object) -> None:
-        """Forget a clip."""
-
-    async def settle(self, *_: object) -> None:
-        """Have no save under way."""
-
-    def nodes(self) -> set[str]:
-        """Be nowhere."""
-        return set()
-
-    def kill(self) -> None:
-        """End."""
-
-
-class EndlessDrive:
-    """A clip that a gang is done with once it is halted."""
-
-    def __init__(self, *given: Any) -> None:
-        self.halt = given[5]
-
-    async def run(self) -> None:
-        """Make it."""
-        while not self.halt():
-            await asyncio.sleep(0)
-        raise HaltedError
-
-
-async def find(name: str) -> Start:
-    """Return the start of a gang that is under way, once it is."""
-    async with asyncio.timeout(10):
-        while True:
-            for each in ToldGang.starts:
-                if each.name == name and not each.end.done():
-                    return each
-            await asyncio.sleep(0)
-
-
-async def fail(name: str, error: Exception, times: int = MAX_FAILED_STARTS) -> None:
-    for _ in range(times):
-        (await find(name)).end.set_exception(error)
-
-
-async def fail_all(fleet: Fleet, choose: Callable[[str], Exception]) -> None:
-    """Fail every start, by its gang's name, until the fleet gives up."""
-    async with asyncio.timeout(10):
-        while not fleet.broken:
-            for each in ToldGang.starts:
-                if not each.end.done():
-                    each.end.set_exception(choose(each.name))
-            await settle()
-
-
-async def settle() -> None:
-    """Let everything go on that can."""
-    for _ in range(20):
-        await asyncio.sleep(0)
-
-
-def make_job(output: Path, name: str, room: int, *, is_patient: bool = False) -> Job:
-    """Return a job for gangs of a room."""
-    tenant = Tenant(Checkpoints(ObjectStore(output), "f" * 64), 0)
-    request = RenderRequest(prompt=name, seed=0, **find_recipe().request.model_dump())
-    task = Task(ClipKey(tenant.output, name), request, None, room)
-    return Job(task, tenant, None, is_patient=is_patient)
-
-
-async def let_wait(queue: Queue, *jobs: Job) -> None:
-    for job in jobs:
-        queue.add(job)
-        await queue.put(job)
-
-
-Story = Callable[[Fleet, Queue], Awaitable[None]]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Callable[[Story], None]:
-    """Run a story of a fleet of two gangs for small clips and one for large ones."""
-    monkeypatch.setattr(fleet_module, "Gang", ToldGang)
-    monkeypatch.setattr(fleet_module, "Drive", EndlessDrive)
-    monkeypatch.setattr(fleet_module, "remove_gangs", lambda _: None)
-    monkeypatch.setattr(fleet_module, "find_leaving_nodes", set)
-    monkeypatch.setattr(fleet_module, "RESTART_PAUSE_S", 0.0)
-    ToldGang.starts = []
-
-    async def main(story: Story, gangs: str) -> None:
-        recipe = find_recipe(overrides=[gangs])
-        warnings: list[str] = []
-        queue = Queue()
-        fleet = Fleet(recipe, "a-fleet", queue, warnings.append)
-        fleet.start()
-        try:
-            await story(fleet, queue)
-        finally:
-            await fleet.close()
-
-    def tell(story: Story, gangs: str = GANGS.format(ROOM, WIDE_ROOM)) -> None:
-        asyncio.run(main(story, gangs))
-
-    return tell
+def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """What runs a story of a fleet."""
+    return make_run(monkeypatch)
 
 
 LOST = GangDiedError("killed while it loads")
@@ -431,47 +303,3 @@ def test_a_gang_without_a_clip_leaves_a_node_that_is_about_to_end(
     monkeypatch.setattr(fleet_module, "PING_S", 0.01)
     monkeypatch.setattr(fleet_module, "LEAVING_POLL_S", 0.01)
     run(story)
-
-
-@pytest.mark.parametrize("error", [OSError("503 SlowDown"), RuntimeError("nobody knows")])
-def test_a_gang_goes_on_though_the_store_errs_as_a_clip_is_called_off(
-    run: Any, tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> None:
-        raise error
-
-    monkeypatch.setattr(Checkpoints, "discard", refuse)
-
-    async def story(fleet: Fleet, queue: Queue) -> None:
-        (await find("single-1")).end.set_result(None)
-        called_off, after = (make_job(tmp_path, each, ROOM) for each in ("one", "after"))
-        await let_wait(queue, called_off)
-        await settle()
-        assert not called_off.off_gang.is_set()
-        queue.remove(called_off)
-        called_off.over = "cancelled"
-        async with asyncio.timeout(10):
-            await called_off.off_gang.wait()
-            if not isinstance(error, OSError):  # the gang is lost, and made anew
-                (await find("single-1")).end.set_result(None)
-            await let_wait(queue, after)
-            while after.off_gang.is_set():
-                await asyncio.sleep(0.01)
-        assert fleet.gangs == 3
-
-    run(story)
-
-
-def test_who_has_left_wakes_no_gang_and_is_not_put_off(tmp_path: Path) -> None:
-    async def main() -> None:
-        queue = Queue()
-        job = make_job(tmp_path, "gone", ROOM)
-        queue.add(job)
-        queue.remove(job)
-        await queue.put(job)
-        queue.put_off(ROOM, keep=0)
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.05):
-                await queue.wait_for_more(ROOM, lambda: 0)
-
-    asyncio.run(main())
