@@ -75,6 +75,10 @@ def keep_no_failed_night(documents: list[Document]) -> None:
     clock_of(documents)["failedJobsHistoryLimit"] = 0
 
 
+def keep_a_week(documents: list[Document]) -> None:
+    clock_of(documents)["successfulJobsHistoryLimit"] = 7
+
+
 def start_nights_of_nobody(documents: list[Document]) -> None:
     pod = clock_of(documents)["jobTemplate"]["spec"]["template"]["spec"]
     pod["containers"][0]["env"].pop()
@@ -216,6 +220,7 @@ MUTATIONS: tuple[tuple[Callable[..., Any], Callable[[list[Document]], None], str
     (rules.clocks_are_of_utc, start_by_tokyos, "raycronjob"),
     (rules.nights_go_with_their_clock, keep_every_night, "gpu"),
     (rules.nights_go_with_their_clock, keep_no_failed_night, "shared"),
+    (rules.nights_go_with_their_clock, keep_a_week, "gpu"),
     (rules.nights_go_with_their_clock, start_nights_of_nobody, "gpu"),
     (rules.clocks_alone_have_a_deadline, start_for_ever, "gpu"),
     (rules.clocks_alone_have_a_deadline, render_till_the_morning, "shared"),

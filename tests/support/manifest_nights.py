@@ -25,6 +25,8 @@ MARGIN_S = 60
 """From a first try's deadline to the end that `start-night` gives to all."""
 MOST_KEPT = 14
 """Nights that are there to be looked at."""
+LEAST_STARTED = 14
+"""Nights that may be started within a day, most by hand, and the first still be there."""
 OF_A_JOB = {
     "RUSHES_JOB": "metadata.labels['batch.kubernetes.io/job-name']",
     "RUSHES_JOB_UID": "metadata.labels['batch.kubernetes.io/controller-uid']",
@@ -101,6 +103,8 @@ def nights_go_with_their_clock(documents: list[Document]) -> Iterator[str]:
             yield f"{clock['metadata']['name']}: keeps {kept} Jobs"
         (container,) = clock["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
         if container["command"][0] == "start-night":
+            if (kept[0] or 0) < LEAST_STARTED:
+                yield f"{clock['metadata']['name']}: its nights may go after {kept[0]} more"
             paths = _list_paths(container)
             if not OF_A_JOB.items() <= paths.items():
                 yield f"{clock['metadata']['name']}: knows of its Job {paths}"
