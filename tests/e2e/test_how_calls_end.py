@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -24,7 +25,7 @@ from pipeline.ledger import Ledger
 from pipeline.request import RenderRequest
 from pipeline.runs import read_runs
 from pipeline.store import ObjectStore
-from tests.support.command import list_files, write_table
+from tests.support.command import list_files, rushes, write_table
 from tests.support.outputs import draft
 
 GOOD, WORSE, BAD = "a red ball", "a blue ball", ""
@@ -98,6 +99,18 @@ def test_a_run_that_writes_its_report_ends_as_it_would_without(
     result = render(table, "--report")
     assert result.exit_code == code
     assert "the report can't be written" in result.output
+
+
+def test_a_night_that_has_no_home_says_all_of_it_in_lines_of_json(folder: Path) -> None:
+    table = prepare(folder, "ads.parquet", (GOOD,))
+    (home := folder / "home").write_text("a file, below which nothing can be made")
+    no_home = dict.fromkeys(("MPLCONFIGDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"), "")
+    options = ("-o", "out", "--report", "--log-format", "json")
+    done = rushes("render", table, *options, cwd=folder, HOME=str(home), **no_home)
+    assert done.returncode == ExitCode.OK, done
+    events = [json.loads(line)["event"] for line in (done.stdout + done.stderr).splitlines()]
+    assert events[-1] == "finished"
+    assert (folder / "out" / "report.html").exists()
 
 
 def test_a_call_that_is_mended_takes_over_what_the_wrong_one_has_begun(folder: Path) -> None:

@@ -59,12 +59,24 @@ def allow_two_nights(documents: list[Document]) -> None:
     clock_of(documents)["concurrencyPolicy"] = "Allow"
 
 
+def start_by_the_controllers_zone(documents: list[Document]) -> None:
+    del clock_of(documents)["timeZone"]
+
+
+def start_by_tokyos(documents: list[Document]) -> None:
+    night_of(documents)["timeZone"] = "Asia/Tokyo"
+
+
 def keep_every_night(documents: list[Document]) -> None:
     clock_of(documents)["successfulJobsHistoryLimit"] = 1000
 
 
 def keep_no_failed_night(documents: list[Document]) -> None:
     clock_of(documents)["failedJobsHistoryLimit"] = 0
+
+
+def keep_a_week(documents: list[Document]) -> None:
+    clock_of(documents)["successfulJobsHistoryLimit"] = 7
 
 
 def start_nights_of_nobody(documents: list[Document]) -> None:
@@ -108,10 +120,32 @@ def wait_for_ever(documents: list[Document]) -> None:
     del submitter_of(documents)["activeDeadlineSeconds"]
 
 
-def give_up_while_it_fetches(documents: list[Document]) -> None:
+def forget_a_variable(documents: list[Document], name: str) -> None:
     pod = clock_of(documents)["jobTemplate"]["spec"]["template"]["spec"]
     environment = pod["containers"][0]["env"]
-    environment[:] = [each for each in environment if each["name"] != "RUSHES_SUBMIT_WAIT_S"]
+    environment[:] = [each for each in environment if each["name"] != name]
+
+
+def give_up_while_it_fetches(documents: list[Document]) -> None:
+    forget_a_variable(documents, "RUSHES_SUBMIT_WAIT_S")
+
+
+def submit_to_nobody(documents: list[Document]) -> None:
+    forget_a_variable(documents, "RAY_DASHBOARD_ADDRESS")
+
+
+def submit_without_a_name(documents: list[Document]) -> None:
+    forget_a_variable(documents, "RAY_JOB_SUBMISSION_ID")
+
+
+def forget_the_evening(documents: list[Document]) -> None:
+    forget_a_variable(documents, "RUSHES_JOB")
+
+
+def submit_under_one_name(documents: list[Document]) -> None:
+    forget_a_variable(documents, "RAY_JOB_SUBMISSION_ID")
+    pod = clock_of(documents)["jobTemplate"]["spec"]["template"]["spec"]
+    pod["containers"][0]["env"].append({"name": "RAY_JOB_SUBMISSION_ID", "value": "night"})
 
 
 def let_everybody_in(documents: list[Document]) -> None:
@@ -181,8 +215,12 @@ MUTATIONS: tuple[tuple[Callable[..., Any], Callable[[list[Document]], None], str
     (rules.nights_have_one_clock, keep_the_clocks_rights, "raycronjob"),
     (rules.clocks_wait_for_the_last_night, allow_two_nights, "gpu"),
     (rules.clocks_wait_for_the_last_night, allow_two_nights, "shared"),
+    (rules.clocks_are_of_utc, start_by_the_controllers_zone, "gpu"),
+    (rules.clocks_are_of_utc, start_by_the_controllers_zone, "shared"),
+    (rules.clocks_are_of_utc, start_by_tokyos, "raycronjob"),
     (rules.nights_go_with_their_clock, keep_every_night, "gpu"),
     (rules.nights_go_with_their_clock, keep_no_failed_night, "shared"),
+    (rules.nights_go_with_their_clock, keep_a_week, "gpu"),
     (rules.nights_go_with_their_clock, start_nights_of_nobody, "gpu"),
     (rules.clocks_alone_have_a_deadline, start_for_ever, "gpu"),
     (rules.clocks_alone_have_a_deadline, render_till_the_morning, "shared"),
@@ -196,6 +234,10 @@ MUTATIONS: tuple[tuple[Callable[..., Any], Callable[[list[Document]], None], str
     (rules.submitters_end_as_their_nights, submit_another, "gpu"),
     (rules.submitters_end_as_their_nights, wait_for_ever, "gpu"),
     (rules.submitters_wait_for_models, give_up_while_it_fetches, "shared"),
+    (rules.submitters_know_their_night, submit_to_nobody, "shared"),
+    (rules.submitters_know_their_night, submit_without_a_name, "shared"),
+    (rules.submitters_know_their_night, submit_under_one_name, "shared"),
+    (rules.submitters_know_their_night, forget_the_evening, "shared"),
     (rules.calls_need_a_token, let_everybody_in, "cpu-demo"),
     (rules.calls_need_a_token, bring_no_token, "shared"),
     (rules.heads_stay, evict_the_head, "gpu"),

@@ -47,6 +47,12 @@ def test_the_day_keeps_as_many_gpus_as_it_says(build: Any) -> None:
     assert {"two": 2}[said] == count_kept_gpus(cluster)
 
 
+def test_the_clock_keeps_as_many_nights_as_it_says(build: Any) -> None:
+    (clock,) = find_kind(build("gpu"), "CronJob")
+    (said,) = re.findall(r"keeps the last (\w+) of those", README)
+    assert {"fourteen": 14}[said] == clock["spec"]["successfulJobsHistoryLimit"]
+
+
 def test_the_shared_overlay_needs_a_gate(build: Any) -> None:
     assert list_gates(build("shared")) == {EMBEDDED_GATE}
     assert list_gates(build("gpu")) == set()

@@ -113,6 +113,10 @@ def keep_a_share_of_heads(documents: list[Document]) -> None:
     of_kind(documents, "PodDisruptionBudget")["spec"]["minAvailable"] = "100%"
 
 
+def keep_every_pod(documents: list[Document]) -> None:
+    of_kind(documents, "PodDisruptionBudget")["spec"]["selector"] = {"matchLabels": {}}
+
+
 def render_past_the_deadline(documents: list[Document]) -> None:
     job_of(documents)["ttlSecondsAfterFinished"] = 600
 
@@ -190,6 +194,7 @@ GPU: tuple[tuple[rules.Rule, Callable[[list[Document]], None]], ...] = (
     (rules.gangs_have_nodes_of_their_own, develop_on_the_gangs_node),
     (rules.heads_are_not_evicted, keep_one_of_two_heads),
     (rules.heads_are_not_evicted, keep_a_share_of_heads),
+    (rules.heads_are_not_evicted, keep_every_pod),
     (rules.nights_end_by_their_deadline, render_past_the_deadline),
     (rules.nights_end_by_their_deadline, render_for_ever),
     (rules.groups_start_within_bounds, start_beyond_the_most),

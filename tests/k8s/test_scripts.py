@@ -25,6 +25,11 @@ from tests.support.s3 import serve_s3
 
 ROOT = K8S.parent
 BIN = K8S / "bin"
+TORCH_OF_CUDA = "2.13.0"
+LEFT_OPEN = (
+    "cuda-bindings<14,>=13.0.3", "cuda-pathfinder>=1.4.2", "nvidia-nvjitlink<14,>=13.0.88"
+)  # fmt: skip
+"""What that torch, built for CUDA, and what it needs ask for in more than one version."""
 
 
 def test_the_dockerfile_keeps_hadolints_rules() -> None:
@@ -56,14 +61,41 @@ def test_what_the_dockerfile_copies_is_sent_to_the_builder() -> None:
     assert all((ROOT / each).exists() for each in copied)
 
 
+def read_exact() -> dict[str, str]:
+    """Return the version of each package that the image has."""
+    lines = (K8S / "constraints.txt").read_text("utf-8").splitlines()
+    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+
+
 def test_the_exact_versions_are_ones_that_the_project_takes() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    lines = (K8S / "constraints.txt").read_text("utf-8").splitlines()
-    exact = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    exact = read_exact()
     asked = [Requirement(each) for each in project["dependencies"]]
     missing = [each.name for each in asked if each.name not in exact]
     assert missing == []
     assert [str(each) for each in asked if exact[each.name] not in each.specifier] == []
+
+
+def test_nothing_that_cuda_brings_is_of_a_version_that_changes() -> None:
+    exact = read_exact()
+    assert exact["torch"] == TORCH_OF_CUDA, "another torch: see what its wheel for CUDA leaves open"
+    open_ones = [Requirement(each) for each in LEFT_OPEN]
+    assert [
+        str(each) for each in open_ones if exact.get(each.name, "0") not in each.specifier
+    ] == []
+
+
+def test_the_image_is_built_of_exact_versions_alone() -> None:
+    installs = re.findall(r"pip install (.+)", (K8S / "Dockerfile").read_text("utf-8"))
+    assert len(installs) == 3
+    for each in installs:
+        assert "--constraint constraints.txt" in each or (
+            "--no-deps" in each and "--no-build-isolation" in each
+        )
+    system = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["build-system"]
+    exact = read_exact()
+    for each in map(Requirement, system["requires"]):
+        assert exact[each.name] in each.specifier
 
 
 def test_list_dependencies(tmp_path: Path) -> None:

@@ -150,11 +150,7 @@ def others_have_a_home(documents: list[Document]) -> Iterator[str]:
             if container["image"].rpartition("/")[2].partition(":")[0] == OUR_IMAGE:
                 continue
             home = list_variables(container).get("HOME") or ""
-            volume, _ = find_file(pod, container, f"{home}/")
-            mounts = [
-                each for each in container["volumeMounts"] if each["name"] == volume.get("name")
-            ]
-            if not volume.keys() & WRITABLE or any(each.get("readOnly") for each in mounts):
+            if not may_write(pod, container, f"{home}/"):
                 yield f"{pod.where}: {container['image']} has no home that it may write: {home!r}"
 
 
@@ -238,6 +234,17 @@ def find_file(pod: Pod, container: dict[str, Any], path: str) -> tuple[dict[str,
         if path.startswith(f"{folder}/"):
             return volumes.get(mounts[folder], {}), path.removeprefix(f"{folder}/")
     return {}, path
+
+
+def may_write(pod: Pod, container: dict[str, Any], path: str) -> bool:
+    """Return whether a container may write a path, by its volumes."""
+    volume, _ = find_file(pod, container, path)
+    mounts = [
+        each
+        for each in container.get("volumeMounts", ())
+        if each["name"] == volume.get("name") and each.get("readOnly")
+    ]
+    return bool(volume.keys() & WRITABLE) and not mounts
 
 
 def _cut(words: list[str]) -> list[str]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from tests.support.manifests import (
+    K8S,
     Document,
+    Pod,
     expand_documents,
     find_clusters,
     find_kind,
@@ -22,11 +25,22 @@ MARGIN_S = 60
 """From a first try's deadline to the end that `start-night` gives to all."""
 MOST_KEPT = 14
 """Nights that are there to be looked at."""
+LEAST_STARTED = 14
+"""Nights that may be started within a day, most by hand, and the first still be there."""
 OF_A_JOB = {
     "RUSHES_JOB": "metadata.labels['batch.kubernetes.io/job-name']",
     "RUSHES_JOB_UID": "metadata.labels['batch.kubernetes.io/controller-uid']",
 }
 """How a pod is told whose it is: labels that Kubernetes gives it."""
+OF_A_SUBMITTER = {
+    "RAY_JOB_SUBMISSION_ID": "metadata.name",
+    "RUSHES_JOB": OF_A_JOB["RUSHES_JOB"],
+}
+"""How one of our own is told its night: each pod's is another, the evening is the Job's."""
+NEEDED = set(
+    re.findall(r'os\.environ\["(\w+)"\]', (K8S / "bin" / "submit-night").read_text("utf-8"))
+)
+"""Variables that `submit-night` doesn't go without; KubeRay gives them to a RayJob's submitter."""
 QUEUE_NAME = "kueue.x-k8s.io/queue-name"
 """The label of what Kueue admits."""
 HEAD_SERVICE = {
@@ -73,6 +87,14 @@ def clocks_wait_for_the_last_night(documents: list[Document]) -> Iterator[str]:
             yield f"{clock['metadata']['name']}: {clock['spec'].get('concurrencyPolicy')}"
 
 
+def clocks_are_of_utc(documents: list[Document]) -> Iterator[str]:
+    """Nights start by UTC, as their dates and alerts suppose, whatever a controller's own zone."""
+    for kind in ("CronJob", "RayCronJob"):
+        for clock in find_kind(documents, kind):
+            if clock["spec"].get("timeZone") != "Etc/UTC":
+                yield f"{kind} {clock['metadata']['name']}: {clock['spec'].get('timeZone')}"
+
+
 def nights_go_with_their_clock(documents: list[Document]) -> Iterator[str]:
     """A RayJob belongs to the clock's Job that started it; of those some stay, and not for ever."""
     for clock in find_kind(documents, "CronJob"):
@@ -81,10 +103,9 @@ def nights_go_with_their_clock(documents: list[Document]) -> Iterator[str]:
             yield f"{clock['metadata']['name']}: keeps {kept} Jobs"
         (container,) = clock["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
         if container["command"][0] == "start-night":
-            paths = {
-                each["name"]: each.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath")
-                for each in container.get("env", ())
-            }
+            if (kept[0] or 0) < LEAST_STARTED:
+                yield f"{clock['metadata']['name']}: its nights may go after {kept[0]} more"
+            paths = _list_paths(container)
             if not OF_A_JOB.items() <= paths.items():
                 yield f"{clock['metadata']['name']}: knows of its Job {paths}"
 
@@ -136,14 +157,19 @@ def submitters_end_as_their_nights(documents: list[Document]) -> Iterator[str]:
 
 def submitters_wait_for_models(documents: list[Document]) -> Iterator[str]:
     """KubeRay submits a night to a head that answers; the endpoint's may still fetch its model."""
-    for pod in find_pods(documents):
-        if pod.where.startswith("CronJob") and (
-            pod.labels.get("app.kubernetes.io/component") == "submitter"
-        ):
-            (container,) = pod.spec["containers"]
-            wait_s = list_variables(container).get("RUSHES_SUBMIT_WAIT_S")
-            if float(wait_s or 0) < FETCH_S:
-                yield f"{pod.where}: waits {wait_s} s"
+    for pod, container in _find_submitters(documents):
+        wait_s = list_variables(container).get("RUSHES_SUBMIT_WAIT_S")
+        if float(wait_s or 0) < FETCH_S:
+            yield f"{pod.where}: waits {wait_s} s"
+
+
+def submitters_know_their_night(documents: list[Document]) -> Iterator[str]:
+    """A submitter of our own is given what KubeRay gives to its."""
+    for pod, container in _find_submitters(documents):
+        if missing := NEEDED - list_variables(container).keys():
+            yield f"{pod.where}: without {sorted(missing)}"
+        if not OF_A_SUBMITTER.items() <= _list_paths(container).items():
+            yield f"{pod.where}: knows of its night {_list_paths(container)}"
 
 
 def calls_need_a_token(documents: list[Document]) -> Iterator[str]:
@@ -151,14 +177,10 @@ def calls_need_a_token(documents: list[Document]) -> Iterator[str]:
     for whose, cluster in find_clusters(expand_documents(documents)):
         if cluster.get("authOptions") != {"mode": "token", "secretName": "rushes-ray"}:
             yield f"{whose}: {cluster.get('authOptions')}"
-    for pod in find_pods(documents):
-        if pod.where.startswith("CronJob") and (
-            pod.labels.get("app.kubernetes.io/component") == "submitter"
-        ):
-            (container,) = pod.spec["containers"]
-            given = list_variables(container)
-            if given.get("RAY_AUTH_MODE") != "token" or "RAY_AUTH_TOKEN" not in given:
-                yield f"{pod.where}: {given}"
+    for pod, container in _find_submitters(documents):
+        given = list_variables(container)
+        if given.get("RAY_AUTH_MODE") != "token" or "RAY_AUTH_TOKEN" not in given:
+            yield f"{pod.where}: {given}"
 
 
 def heads_stay(documents: list[Document]) -> Iterator[str]:
@@ -215,15 +237,33 @@ def namespaces_are_restricted(documents: list[Document]) -> Iterator[str]:
             yield f"{each['metadata']['name']}: {each['metadata'].get('labels')}"
 
 
+def _find_submitters(documents: list[Document]) -> Iterator[tuple[Pod, dict[str, Any]]]:
+    """Yield the pods that submit to a cluster which is none of KubeRay's RayJobs, and what runs."""
+    for pod in find_pods(documents):
+        if pod.where.startswith("CronJob") and (
+            pod.labels.get("app.kubernetes.io/component") == "submitter"
+        ):
+            (container,) = pod.spec["containers"]
+            yield pod, container
+
+
+def _list_paths(container: dict[str, Any]) -> dict[str, str | None]:
+    """Return what a container's variables are told of its own pod, by name."""
+    return {
+        each["name"]: each.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath")
+        for each in container.get("env", ())
+    }
+
+
 def _has_gpus(group: dict[str, Any]) -> bool:
     (container,) = group["template"]["spec"]["containers"]
     return "nvidia.com/gpu" in container["resources"]["limits"]
 
 
 RULES: tuple[Callable[[list[Document]], Iterator[str]], ...] = (
-    services_find_heads, nights_have_one_clock, clocks_wait_for_the_last_night,
+    services_find_heads, nights_have_one_clock, clocks_wait_for_the_last_night, clocks_are_of_utc,
     nights_go_with_their_clock, clocks_alone_have_a_deadline, nights_are_tried_again,
-    submitters_end_as_their_nights,
-    submitters_wait_for_models, calls_need_a_token, heads_stay, gpus_are_of_spot_nodes,
-    wide_gangs_are_near, namespaces_are_restricted,
+    submitters_end_as_their_nights, submitters_wait_for_models, submitters_know_their_night,
+    calls_need_a_token, heads_stay, gpus_are_of_spot_nodes, wide_gangs_are_near,
+    namespaces_are_restricted,
 )  # fmt: skip

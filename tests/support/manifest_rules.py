@@ -87,13 +87,17 @@ def pods_outlive_their_drain(documents: list[Document]) -> Iterator[str]:
 
 
 def heads_are_not_evicted(documents: list[Document]) -> Iterator[str]:
-    """A budget keeps every head: a number that they never reach, so that none may go."""
+    """A budget keeps every head: a number that they never reach, so that none may go.
+
+    It keeps nobody else: nodes could never be drained.
+    """
     budgets = [each["spec"] for each in find_kind(documents, "PodDisruptionBudget")]
-    for pod in _find_nodes(documents):
-        if pod.labels["ray.io/node-type"] == "head" and not any(
-            matches(each["selector"], pod.labels) and _exceeds(each.get("minAvailable"), MOST_HEADS)
-            for each in budgets
-        ):
+    for pod in find_pods(documents):
+        mine = [each for each in budgets if matches(each["selector"], pod.labels)]
+        if pod.labels.get("ray.io/node-type") != "head":
+            if mine:
+                yield f"{pod.where}: may not be evicted"
+        elif not any(_exceeds(each.get("minAvailable"), MOST_HEADS) for each in mine):
             yield f"{pod.where}: may be evicted"
 
 
