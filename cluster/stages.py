@@ -16,6 +16,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -125,17 +126,16 @@ async def denoise_once(
 
     Ray Data may ask again for rows whose blocks were lost with a node, whatever came of them.
     """
-    try:
+    with suppress(FileNotFoundError):  # the pool is asked after it: its errors are its own
         await asyncio.to_thread(ledger.read_commit, row["clip_id"])
-    except FileNotFoundError:
-        try:
-            return await denoise(pool, row, is_patient=is_patient)
-        except PutOffError:
-            return {**row, "payload": b"", "put_off": True}
-        except NoGangError as error:  # the others are to be made; no attempt was
-            failure = describe_failure(row["clip_id"], "denoise", _cause(error), attempts=0)
-            return {**row, "payload": b"", "failure": failure.model_dump_json()}
-    return {**row, "payload": b"", "failure": ""}
+        return {**row, "payload": b"", "failure": ""}
+    try:
+        return await denoise(pool, row, is_patient=is_patient)
+    except PutOffError:
+        return {**row, "payload": b"", "put_off": True}
+    except NoGangError as error:  # the others are to be made; no attempt was
+        failure = describe_failure(row["clip_id"], "denoise", _cause(error), attempts=0)
+        return {**row, "payload": b"", "failure": failure.model_dump_json()}
 
 
 def _cause(error: Exception) -> str:
@@ -144,19 +144,21 @@ def _cause(error: Exception) -> str:
 
 
 async def _render(
-    pool: PoolClient, row: Row, turn: Turn | None, is_patient: bool, tries: int = LATENTS_TRIES
+    pool: PoolClient, row: Row, turn: Turn | None, is_patient: bool
 ) -> tuple[Rendered, bytes]:
     """Return what became of a clip in the pool, and its latents if there are any."""
     request = RenderRequest.model_validate_json(row["request"])
-    rendered: Rendered = await pool.render(
-        row["clip_id"], request, row["payload"], turn, is_patient=is_patient
-    )
-    try:
-        return rendered, await rendered.latents[0] if rendered.latents else b""
-    except RayError:  # their node is gone, or the pool's process: what it saved is not
-        if tries == 1:
-            raise
-        return await _render(pool, row, turn, is_patient, tries - 1)
+    tries = LATENTS_TRIES
+    while True:
+        rendered: Rendered = await pool.render(
+            row["clip_id"], request, row["payload"], turn, is_patient=is_patient
+        )
+        tries -= 1
+        try:
+            return rendered, await rendered.latents[0] if rendered.latents else b""
+        except RayError:  # their node is gone, or the pool's process: what it saved is not
+            if not tries:
+                raise
 
 
 class Publish:

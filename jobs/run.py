@@ -118,17 +118,22 @@ def _find_cause(error: BaseException) -> str:
     """
     from ray.exceptions import RayError
 
-    chain = str(error).split(_DIRECT_CAUSE) if isinstance(error, RayError) else ()
+    chain = _NEXT_ERROR.split(str(error)) if isinstance(error, RayError) else ()
     for link in reversed(chain):
         said = [line for line in link.splitlines() if _ERROR_LINE.match(line)]
-        if said and not said[0].startswith("ray.exceptions."):
-            return _OUR_MODULES.sub("", said[0])
+        if said and not said[0].startswith(_WRAPPER):
+            return _MODULES.sub("", said[0])
     cause = getattr(error, "cause", None) or error
     return f"{type(cause).__name__}: {next(iter(str(cause).splitlines()), 'no message')}"
 
 
-_DIRECT_CAUSE = "The above exception was the direct cause of the following exception:"
-_OUR_MODULES = re.compile(r"^(?:pipeline|cluster)\.(?:\w+\.)*")
+_NEXT_ERROR = re.compile(
+    r"^(?:The above exception was the direct cause of the following exception:"
+    r"|During handling of the above exception, another exception occurred:)$",
+    re.MULTILINE,
+)
+_WRAPPER = "ray.exceptions.UserCodeException"
+_MODULES = re.compile(r"^(?:pipeline|cluster|ray)\.(?:\w+\.)*")
 _ERROR_LINE = re.compile(r"[A-Za-z_][\w.]*(: |$)")
 
 

@@ -40,6 +40,7 @@ from pipeline.errors import UnreachableError, UsageError
 from pipeline.parallel.context import find_context_plan
 from pipeline.parallel.loading import check_names, load_share
 from pipeline.parallel.place import Place
+from pipeline.parallel.tensor import TensorGroup
 from pipeline.recipe import ModelSpec
 from pipeline.request import RenderRequest
 
@@ -51,6 +52,8 @@ REQUEST_INPUTS = {*RenderRequest.model_fields, "frame_rate", "generator", "outpu
 """The block inputs that every request brings."""
 SIZE_INPUTS = {"height", "width"}
 """Handed on to the end: a conditioning image may change them."""
+DAMAGE = (OSError, ValueError, AttributeError, KeyError, TypeError)
+"""What is raised of files that aren't there, or aren't what their names say."""
 Blocks: TypeAlias = Any
 """A tree of `ModularPipelineBlocks`, which diffusers leaves untyped."""
 
@@ -163,22 +166,24 @@ class Graph:
         if not folder.is_dir():
             raise UsageError(f"model.checkpoint: {self.checkpoint.name} has no {spec.subfolder}")
         options: dict[str, Any] = {}
+        share: TensorGroup | None = None
         kind = spec.type_hint
         if isinstance(kind, type) and issubclass(kind, torch.nn.Module):
             dtype = getattr(torch, self.model.dtypes.get(spec.name, self.model.dtype))
             if place and spec.name.startswith(TRANSFORMER):
                 if place.context:
                     find_context_plan(kind)  # before anything is read
-                if place.tensor:
-                    return load_share(cast(Any, kind), folder, dtype, place.tensor, device)
+                share = place.tensor
             options = {"dtype": dtype, "use_safetensors": True}
         try:
+            if share:
+                return load_share(spec.type_hint, folder, options["dtype"], share, device)
             component = spec.load(**source, **options)
-        except (OSError, ValueError) as error:
+            if spec.name.startswith(TRANSFORMER):
+                check_names(component, folder)
+        except DAMAGE as error:
             raise self._cannot_load(spec.name, error) from error
         if isinstance(component, torch.nn.Module):
-            if spec.name.startswith(TRANSFORMER):
-                check_names(cast(Any, component), folder)
             component.eval().requires_grad_(False).to(device)
         return component
 
@@ -198,7 +203,7 @@ class Graph:
                 try:
                     with torch.device("meta"):
                         skeleton = model.from_config(model.load_config(str(folder)))
-                except (OSError, ValueError) as error:
+                except DAMAGE as error:
                     raise self._cannot_load(name, error) from error
                 dtype = getattr(torch, self.model.dtypes.get(name, self.model.dtype))
                 setattr(pipeline, name, skeleton.to(dtype))
@@ -241,7 +246,7 @@ def _find_pipeline(model: ModelSpec, checkpoint: Path) -> ModularPipeline:
         if not (isinstance(kind, type) and issubclass(kind, ModularPipelineBlocks)):
             raise UsageError(f"model.blocks: diffusers has no blocks class {model.blocks!r}")
         return cast(Blocks, kind)().init_pipeline(str(checkpoint))
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+    except DAMAGE as error:
         raise UsageError(
             f"model.checkpoint: no modular blocks for {checkpoint.name} ({_one_line(error)}); "
             "name them by model.blocks"

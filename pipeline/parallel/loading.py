@@ -20,7 +20,7 @@ from typing import Any, cast
 import torch
 from accelerate import init_empty_weights
 from diffusers.models.modeling_utils import ModelMixin, no_init_weights
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pipeline.errors import UsageError
@@ -47,6 +47,7 @@ def load_share(
     Raises:
         UsageError: there is no plan for the class, the degree doesn't divide, or the files don't
             hold the model.
+        ValueError, TypeError, OSError: one of them is damaged, isn't there, or can't be read.
     """
     plan = find_plan(kind)
     made: Any = kind
@@ -64,8 +65,7 @@ def load_share(
 
     for name, value in _read_slices(folder, cuts, group, held, device):
         if name in known:
-            owner, _, own = name.rpartition(".")
-            _put(model.get_submodule(owner), own, value)
+            _put(model, name, value)
     return model.to(device).eval().requires_grad_(False)
 
 
@@ -77,12 +77,13 @@ def check_names(model: ModelMixin, folder: Path) -> None:
 
     Raises:
         UsageError: the files hold weights that the model has not, or lack some.
+        ValueError, OSError: one of them is damaged, or isn't there.
     """
     # Patterns of weights that published files have and nothing uses; diffusers passes them over.
     unused = cast(Any, model)._keys_to_ignore_on_load_unexpected or ()
     missing = set(model.state_dict())
     for path in _find_files(folder):
-        with safe_open(path, framework="pt") as file:
+        with _open(path) as file:
             names = list(file.keys())
         for name in names:
             if name not in missing and not any(re.search(each, name) for each in unused):
@@ -102,7 +103,7 @@ def _read_slices(
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield every weight's name and this rank's part of it, in the dtype that it is `held` in."""
     for path in _find_files(folder):
-        with safe_open(path, framework="pt") as file:
+        with _open(path) as file:
             names = list(file.keys())
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
         for name, shape in shapes.items():
@@ -127,7 +128,7 @@ def _read(
     resident. A weight of Wan 2.1 14B has 283 MB in float32.
     """
     if not spans:
-        with safe_open(path, framework="pt") as file:
+        with _open(path) as file:
             number = file.get_tensor(name)
         return number.to(device, held(number.dtype), copy=True)
     rows, *rest = spans
@@ -135,7 +136,7 @@ def _read(
     step = max(1, PIECE_BYTES // (torch.float32.itemsize * math.prod(shape[1:])))
     for first in range(rows.start, rows.stop, step):
         last = min(first + step, rows.stop)
-        with safe_open(path, framework="pt") as file:
+        with _open(path) as file:
             piece: Tensor = file.get_slice(name)[slice(first, last), *rest]
             if first == rows.start:
                 size = (rows.stop - rows.start, *piece.shape[1:])
@@ -149,22 +150,35 @@ def _find_files(folder: Path) -> list[Path]:
     """Return the safetensors files of a model's folder: one, or as many as its index names."""
     index = folder / INDEX
     if index.exists():
-        names = json.loads(index.read_text("utf-8"))["weight_map"].values()
-        return [folder / name for name in sorted(set(names))]
+        try:
+            names = json.loads(index.read_text("utf-8"))["weight_map"].values()
+            return [folder / name for name in sorted(set(names))]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{index} is no index of weights ({error})") from error
     if (folder / WEIGHTS).exists():
         return [folder / WEIGHTS]
     raise UsageError(f"model.checkpoint: {folder} holds neither {WEIGHTS} nor its index")
 
 
-def _put(module: torch.nn.Module, name: str, value: Tensor) -> None:
-    """Give a module a parameter's or buffer's value in place of one without memory."""
-    current = getattr(module, name)
+def _open(path: Path) -> Any:
+    """Return a safetensors file, to be entered; of one that is damaged, its error names none."""
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _put(model: ModelMixin, name: str, value: Tensor) -> None:
+    """Give a model a parameter's or buffer's value in place of one without memory."""
+    owner, _, own = name.rpartition(".")
+    module = model.get_submodule(owner)
+    current = getattr(module, own)
     if current.shape != value.shape:
         raise UsageError(
-            f"model.checkpoint: a weight {name} is {tuple(value.shape)}, "
+            f"model.checkpoint: a rank's share of {name} is {tuple(value.shape)}, "
             f"its configuration says {tuple(current.shape)}"
         )
     if isinstance(current, torch.nn.Parameter):
-        module.register_parameter(name, torch.nn.Parameter(value, requires_grad=False))
+        module.register_parameter(own, torch.nn.Parameter(value, requires_grad=False))
     else:
-        module.register_buffer(name, value)
+        module.register_buffer(own, value)

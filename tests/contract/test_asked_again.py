@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from ray.exceptions import RayError
 
+from cluster.answers import Rendered
 from cluster.client import PoolClient
 from cluster.stages import Publish, RenderSpec, Row, denoise_once
 from jobs.recipes import find_recipe
@@ -24,8 +26,22 @@ class AskedError(Exception):
 
 
 class AskedPool:
-    def render(self, *_: Any, **__: Any) -> None:
+    def render(self, *_: Any, **__: Any) -> Any:
         raise AskedError
+
+
+class ForgetfulPool(AskedPool):
+    """The latents of its first answer are lost."""
+
+    def __init__(self) -> None:
+        self.answers = [Rendered([lose()], (), "single-0", "", 1, 0.0, 0.0)]
+
+    async def render(self, *_: Any, **__: Any) -> Rendered:
+        return self.answers.pop() if self.answers else super().render()
+
+
+async def lose() -> bytes:
+    raise RayError("lost")
 
 
 POOL = cast(PoolClient, AskedPool())
@@ -57,5 +73,7 @@ def test_its_commit_is_its_outcome_and_no_gang_is_asked(store: ObjectStore, tmp_
 def test_another_goes_to_the_pool(store: ObjectStore) -> None:
     request = draft(B).request.model_dump_json()
     row = {"clip_id": B, "request": request, "payload": b"c", "record": "{}", "failure": ""}
-    with pytest.raises(AskedError):
-        asyncio.run(denoise_once(POOL, row, Ledger(store)))
+    for pool in (POOL, cast(PoolClient, ForgetfulPool())):
+        with pytest.raises(AskedError) as asked:
+            asyncio.run(denoise_once(pool, row, Ledger(store)))
+        assert asked.value.__context__ is None, "told as if it came of what went before"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, UserCodeException
 
 from cluster.answers import NoGangError, PoolProgress, PutOffError, Rendered
 from cluster.client import PoolClient, join_pool
@@ -48,6 +49,30 @@ class PuttingOff:
         if clip_id == self._put_off and not is_patient:
             raise PutOffError(clip_id)
         return Rendered([ray.put(self._latents[clip_id])], (), "single-0", "", 1, 0.0, 0.0)
+
+
+class Breaking:
+    """A pool that gives a clip no end."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self.error = error
+
+    def render(self) -> None:
+        """Raise the error, while another is handled; or die."""
+        try:
+            raise KeyError("nothing that anybody needs to know")
+        except KeyError:
+            if self.error:
+                raise self.error  # noqa: B904 - so that both are told
+            os._exit(1)
+
+
+def ask_as_ray_data(pool: Any) -> None:
+    """Ask a pool for a clip; what it raises is wrapped as Ray Data wraps what its actors raise."""
+    try:
+        ray.get(pool.render.remote())
+    except Exception as error:
+        raise UserCodeException("UDF failed to process a data block.") from error
 
 
 @dataclass(frozen=True)

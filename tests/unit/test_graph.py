@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import AutoModel
 from diffusers.modular_pipelines import ComponentSpec, ModularPipeline
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import UnreachableError, UsageError
 from pipeline.graph import Graph
-from pipeline.parallel.loading import WEIGHTS
+from pipeline.parallel.loading import INDEX, WEIGHTS
 from pipeline.parallel.place import Place
 from pipeline.parallel.tensor import TensorGroup
 from pipeline.recipe import ModelSpec
@@ -194,6 +195,69 @@ def test_damaged_weights_are_refused(copy: Path, part: str) -> None:
     (weights,) = (copy / part).glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:1000])
     assert f"cannot load {part}" in error_of(copy)
+
+
+def cut_short(folder: Path) -> None:
+    weights = folder / WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:1000])
+
+
+def deal_out(folder: Path) -> Path:
+    """Make one file of weights many; return their index."""
+    AutoModel.from_pretrained(str(folder)).save_pretrained(folder, max_shard_size="20KB")
+    (folder / WEIGHTS).unlink()
+    return folder / INDEX
+
+
+def lose_one(folder: Path) -> None:
+    deal_out(folder)
+    sorted(folder.glob("*.safetensors"))[1].unlink()
+
+
+def widen(folder: Path) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"ffn_dim": 2 * config["ffn_dim"]}))
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "cut short": (cut_short, WEIGHTS),
+    "a file is missing": (lose_one, "-00002-of-"),
+    "index is no JSON": (lambda folder: deal_out(folder).write_text("{"), "line 1 column 2"),
+    "index is another": (lambda folder: deal_out(folder).write_text("{}"), "weight_map"),
+    "index is a list": (lambda folder: deal_out(folder).write_text("[]"), "list indices"),
+    "configuration is no JSON": (lambda folder: (folder / "config.json").write_text("{"), "JSON"),
+    "configuration is another's": (widen, r"blocks\.0\.ffn\.net\.0\.proj\.bias"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("place", [None, Place(tensor=TensorGroup(0, 2))], ids=["whole", "shared"])
+def test_a_damaged_transformer_is_the_calls_fault_in_every_layout(
+    copy: Path, place: Place | None, damage: str
+) -> None:
+    make, named = DAMAGES[damage]
+    make(copy / "transformer")
+    with pytest.raises(UsageError, match=named) as caught:
+        graph_of(copy).load("denoise", "cpu", place)
+    assert str(caught.value).startswith("model.checkpoint: ")
+    assert not isinstance(caught.value, UnreachableError)
+
+
+def test_a_disk_that_fails_under_a_share_is_no_fault_of_the_checkpoints(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = deal_out(copy / "transformer")
+    read = Path.read_text
+
+    def fail(path: Path, *how: Any) -> str:
+        if path == index:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return read(path, *how)
+
+    monkeypatch.setattr(Path, "read_text", fail)
+    with pytest.raises(UnreachableError, match=r"cannot load transformer .*Input/output error"):
+        graph_of(copy).load("denoise", "cpu", Place(tensor=TensorGroup(0, 2)))
 
 
 @pytest.mark.parametrize("part", ["tokenizer", "scheduler", "transformer"])

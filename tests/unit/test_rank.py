@@ -24,7 +24,7 @@ from pipeline.encode import Encoder
 from pipeline.graph import Graph
 from pipeline.handoff import Conditioning, pack, unpack
 from pipeline.identity import digest
-from pipeline.recipe import resolve_checkpoint
+from pipeline.model import resolve_checkpoint
 from pipeline.request import RenderRequest
 from pipeline.store import ObjectStore
 
