@@ -13,6 +13,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import socket
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -27,6 +28,7 @@ from cluster.client import PoolClient
 from cluster.leaving import leave_in_time
 from cluster.stages import Encode, Publish, RenderSpec, Row, denoise_once
 from pipeline.documents import Commit, Failure
+from pipeline.errors import UnseenOutputError
 from pipeline.ledger import Ledger
 from pipeline.recipe import StageSpec
 from pipeline.request import RenderRequest
@@ -57,16 +59,17 @@ def run_batch(
     """
     _configure()
     put_off = list[str]()
-    for clip_id, outcome in _pass(spec, ledger, pool, work_key, is_patient=False):
-        if outcome:
-            yield outcome
-        else:
-            put_off.append(clip_id)
-    if put_off:
-        for clip_id, outcome in _pass(spec, ledger, pool, work_key, put_off, is_patient=True):
-            if outcome is None:
-                raise PoolBrokenError(f"the pool has put off clip {clip_id}, which was to wait")
-            yield outcome
+    with _read_as_seen(ledger.store.locate(work_key)):
+        for clip_id, outcome in _pass(spec, ledger, pool, work_key, is_patient=False):
+            if outcome:
+                yield outcome
+            else:
+                put_off.append(clip_id)
+        if put_off:
+            for clip_id, outcome in _pass(spec, ledger, pool, work_key, put_off, is_patient=True):
+                if outcome is None:
+                    raise PoolBrokenError(f"the pool has put off clip {clip_id}, which was to wait")
+                yield outcome
 
 
 def _pass(
@@ -92,7 +95,7 @@ def _pass(
         rows.repartition(target_num_rows_per_block=1)
         .map(
             _Encode,
-            fn_constructor_args=(spec, ledger),
+            fn_constructor_args=(spec, ledger, work_key),
             **stage_options(recipe.encode),
         )
         .map(
@@ -107,7 +110,7 @@ def _pass(
         )
         .map(
             _Publish,
-            fn_constructor_args=(spec, ledger),
+            fn_constructor_args=(spec, ledger, work_key),
             **stage_options(recipe.develop),
         )
     )
@@ -117,6 +120,19 @@ def _pass(
                 kind = Failure if row["failed"] else Commit
                 outcome = kind.model_validate_json(row["outcome"]) if row["outcome"] else None
                 yield row["clip_id"], outcome
+
+
+@contextmanager
+def _read_as_seen(work: str) -> Generator[None]:
+    """Name what it means where a node that is to read the table `work` doesn't find it.
+
+    Raises:
+        UnseenOutputError: it doesn't.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:  # what stages raise comes as another class
+        raise UnseenOutputError.told("a node", work) from error
 
 
 @contextmanager
@@ -142,8 +158,22 @@ def _executors_ended(dataset: Any) -> Generator[None]:
                 executor.join(EXECUTOR_END_S)
 
 
+def _check_place(ledger: Ledger, work_key: str) -> None:
+    """Check that this node sees the run's output, before a gang works for what is committed here.
+
+    By the work table, whose name no other run has: another folder may have a lease of this epoch.
+
+    Raises:
+        UnseenOutputError: it doesn't.
+    """
+    if not ledger.store.exists(work_key):
+        node = f"node {socket.gethostname()}"
+        raise UnseenOutputError.told(node, ledger.store.locate(work_key))
+
+
 class _Encode(Encode):
-    def __init__(self, spec: RenderSpec, ledger: Ledger) -> None:
+    def __init__(self, spec: RenderSpec, ledger: Ledger, work_key: str) -> None:
+        _check_place(ledger, work_key)
         super().__init__(spec)
         self._ledger = ledger
         leave_in_time(self.busy)
@@ -167,7 +197,8 @@ class _Denoise:
 
 
 class _Publish(Publish):
-    def __init__(self, spec: RenderSpec, ledger: Ledger) -> None:
+    def __init__(self, spec: RenderSpec, ledger: Ledger, work_key: str) -> None:
+        _check_place(ledger, work_key)
         super().__init__(spec)
         self._ledger = ledger
         leave_in_time(self.busy)

@@ -35,6 +35,7 @@ class _Encode(Encode):
         self.warm_up()
 
     async def __call__(self, row: Row, ledger: Ledger) -> Row:
+        await asyncio.to_thread(ledger.check_epoch)  # before a gang works for it
         return await asyncio.to_thread(self.encode, row, ledger)
 
 

@@ -1,5 +1,9 @@
 """Errors that end a call. What is wrong with one row or one clip is data, not an exception."""
 
+from __future__ import annotations
+
+from typing import Self
+
 
 class UsageError(Exception):
     """The call itself is wrong: one clear line for the user, who can mend it and call again."""
@@ -40,3 +44,15 @@ class StoreError(RunEndingError):
 
 class LeaseLostError(RunEndingError):
     """Another run has taken this output over: nothing more is committed here."""
+
+
+class UnseenOutputError(LeaseLostError):
+    """A node doesn't see the output that the run writes, but a place of its own."""
+
+    @classmethod
+    def told(cls, node: str, missing: str) -> Self:
+        """Say which node, and what isn't there; in a line."""
+        return cls(
+            f"{node} doesn't see the output that this run writes: there is no {missing}; "
+            "all nodes need the same: an s3:// URI, or a folder that each of them mounts"
+        )

@@ -6,7 +6,8 @@ To take the lease is to create the next epoch's object, which one of any number 
 Its holder writes it anew as a sign of life. A lease is dead when it was released, when its process
 is gone from this machine, or when a whole time limit passed without a new sign; the time is that
 of whoever waits, so clocks that differ don't matter. The newest epoch is never deleted: a holder
-that was asleep while another took over finds a higher one than its own.
+that was asleep while another took over finds a higher one than its own, and a process on a node
+that has a folder of its own in the output's place doesn't find it at all.
 
 After Gray and Cheriton, "Leases" (SOSP 1989); the epoch is what is often called a fencing token.
 """
@@ -28,7 +29,7 @@ from typing import Annotated
 from pydantic import Field
 
 from pipeline.documents import Document, read_document
-from pipeline.errors import LeaseLostError, UsageError
+from pipeline.errors import LeaseLostError, UnseenOutputError, UsageError
 from pipeline.places import AlreadyExistsError
 from pipeline.store import ObjectStore
 
@@ -220,16 +221,21 @@ def read_lease(store: ObjectStore) -> LeaseRecord | None:
 
 
 def check_epoch(store: ObjectStore, epoch: int) -> None:
-    """Check that `epoch` is still the newest lease of an output.
+    """Check that `epoch` is still the newest lease of an output, as this node sees it.
 
     Raises:
         LeaseLostError: there is a higher one.
+        UnseenOutputError: it isn't there.
     """
-    if max(_list_epochs(store), default="") > _key(epoch):
+    own, newest = _key(epoch), max(_list_epochs(store), default="")
+    if newest > own:
         raise LeaseLostError(
             f"{store.uri} was taken over by another run: {read_lease(store)}; "
             f"this one (epoch {epoch}) commits nothing more"
         )
+    # Some filesystems' listings miss a file that is put in its own place meanwhile, as signs are.
+    if newest < own and not store.exists(own):
+        raise UnseenOutputError.told(f"node {socket.gethostname()}", store.locate(own))
 
 
 def _same(one: LeaseRecord, other: LeaseRecord) -> bool:

@@ -74,6 +74,16 @@ class Ledger:
         self.store = store
         self.epoch = epoch
 
+    def check_epoch(self) -> None:
+        """Check that this run still writes this output, and that this node sees it.
+
+        Raises:
+            LeaseLostError: another run has taken over.
+            UnseenOutputError: a node has a folder of its own in the output's place.
+        """
+        if self.epoch is not None:
+            check_epoch(self.store, self.epoch)
+
     def open_output(self, identity: OutputIdentity, *, may_claim: bool = False) -> OutputIdentity:
         """Begin to write here: probe the store, and make `run.json` or check the one there is.
 
@@ -107,7 +117,7 @@ class Ledger:
             return
         for key in self.list_tables("rows"):
             self.drop_table(Path(key).stem)
-        self._check_epoch()
+        self.check_epoch()
         self.store.put(RUN_KEY, identity.model_dump_json(indent=1).encode())
 
     def check_output(self, identity: OutputIdentity) -> bool:
@@ -150,6 +160,7 @@ class Ledger:
             UploadError: the store doesn't hold what was uploaded.
             LeaseLostError: another run has taken over.
         """
+        self.check_epoch()  # no file to where nobody looks
         started = time.monotonic()
         stem = f"clips/{draft.clip_id[:2]}/{draft.clip_id}/{draft.attempt}"
         artifacts = {
@@ -159,7 +170,7 @@ class Ledger:
         fields: dict[str, Any] = {**dict(draft), **artifacts, "committed_at": datetime.now(UTC)}
         fields["timings"] = {**draft.timings, "upload": time.monotonic() - started}
         commit = Commit(**fields)
-        self._check_epoch()
+        self.check_epoch()
         try:
             self.store.create(_commit_key(draft.clip_id), commit.model_dump_json().encode())
         except AlreadyExistsError:
@@ -190,7 +201,7 @@ class Ledger:
 
     def record_failure(self, failure: Failure) -> None:
         """Keep the failure of an attempt, beside those of earlier ones."""
-        self._check_epoch()
+        self.check_epoch()
         key = f"failures/{failure.clip_id[:2]}/{failure.clip_id}/{failure.attempt}.json"
         self.store.put(key, failure.model_dump_json().encode())
 
@@ -276,7 +287,7 @@ class Ledger:
 
         The caller holds the lease, and writes the manifest again.
         """
-        self._check_epoch()
+        self.check_epoch()
         self.store.delete(SUCCESS_KEY)
         for key in self.table_keys(name):
             self.store.delete(key)
@@ -318,7 +329,7 @@ class Ledger:
         with pq.ParquetWriter(sink, first.schema, compression="zstd") as writer:
             for part in chain((first,), parts):
                 writer.write_table(part)
-        self._check_epoch()
+        self.check_epoch()
         self.store.put(key, sink.getvalue().to_pybytes())
 
     def status(self) -> OutputStatus:
@@ -359,10 +370,6 @@ class Ledger:
             f"{self.store.locate(key)} holds {got} (SHA-256, bytes) after {UPLOAD_TRIES} uploads; "
             f"expected {expected}; check the storage and render the clip again"
         )
-
-    def _check_epoch(self) -> None:
-        if self.epoch is not None:
-            check_epoch(self.store, self.epoch)
 
     def _latest_failure_keys(self) -> dict[str, str]:
         latest: dict[str, str] = {}

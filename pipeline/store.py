@@ -21,6 +21,9 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
+from fsspec.implementations.dirfs import DirFileSystem
+
 from pipeline.bucket import Bucket
 from pipeline.errors import UsageError
 from pipeline.places import (
@@ -34,25 +37,24 @@ from pipeline.places import (
     visible,
 )
 
+_VERSION = "?versionId="
+
 
 class ObjectStore:
-    """Objects by key under a URI: a path, `file://…`, `memory://…` or `s3://bucket/…`.
+    """Objects by key under a URI: a path, `file:/…`, `memory://…` or `s3://bucket/…`.
 
     Nothing is opened before the first call, and again in each process that an instance travels to,
     so it can be pickled. Safe in threads. S3 is configured as usual for AWS and fsspec.
 
     Raises:
-        UsageError: the URI is empty or of another kind, or names no bucket.
+        UsageError: the URI is empty or of another kind, is no text, names no bucket, or a version.
     """
 
     def __init__(self, uri: str | Path) -> None:
         """Keep the URI; a relative path becomes absolute."""
-        if not str(uri).strip():
-            raise UsageError("the output has no name; expected a path or s3://BUCKET/FOLDER")
         scheme, separator, rest = str(uri).partition("://")
         if not separator or scheme == "file":
-            folder = rest if separator else str(uri)
-            self.uri = str(Path(os.path.abspath(Path(folder).expanduser())))  # noqa: PTH100
+            self.uri = _find_folder(str(uri))
             self._places: Place = Folder(Path(self.uri))
             return
         if scheme not in ("memory", "s3"):
@@ -62,7 +64,11 @@ class ObjectStore:
         root = rest.strip("/")
         if scheme == "s3" and not root:
             raise UsageError(f"{uri}: no bucket; expected s3://BUCKET or s3://BUCKET/FOLDER")
-        self.uri = f"{scheme}://{root}"
+        if scheme == "s3" and _VERSION in root:  # s3fs cuts it off, and all that follows
+            raise UsageError(
+                f"{uri}: {_VERSION} names a version, which outputs have not; leave it out"
+            )
+        self.uri = _check_text(f"{scheme}://{root}")
         self._places = Bucket(root) if scheme == "s3" else Memory(root)
 
     def __repr__(self) -> str:
@@ -81,7 +87,7 @@ class ObjectStore:
     def locate_for_arrow(self, key: str) -> tuple[str, Any]:
         """Return the path and the fsspec filesystem by which another process reads an object.
 
-        The filesystem is None for a local path.
+        The path is the key: in one that has the output's name, readers may see a query, or escapes.
 
         Raises:
             UsageError: a `memory://` store, which is of one process.
@@ -89,8 +95,10 @@ class ObjectStore:
         if isinstance(self._places, Memory):
             raise UsageError(f"{self.uri}: memory:// is of one process; use a path or s3://")
         if isinstance(self._places, Bucket):
-            return self.locate(key).removeprefix("s3://"), self._places.open_filesystem()
-        return self.locate(key), None
+            files = self._places.open_filesystem()
+        else:
+            files = fsspec.filesystem("file")
+        return _check_key(key), DirFileSystem(self.uri.removeprefix("s3://"), files)
 
     def put(self, key: str, data: bytes | Path) -> None:
         """Write an object from bytes or a file, whole or not at all, over what is there."""
@@ -195,6 +203,39 @@ class ObjectStore:
         size_bytes = self.size(key)
         for start in range(0, size_bytes, CHUNK_BYTES):
             yield self._places.read(key, start, min(start + CHUNK_BYTES, size_bytes))
+
+
+def _find_folder(given: str) -> str:
+    """Return the absolute path of a local folder; a `file:` URI's is taken as it is, as a TABLE's.
+
+    Raises:
+        UsageError: it has no name, one that is no text, or is another host's.
+    """
+    path = given.removeprefix("file:")
+    if path != given and path.startswith("//"):
+        host, slash, rest = path[2:].partition("/")
+        if host not in ("", "localhost"):
+            raise UsageError(
+                f"{given}: a folder of the host {host!r}, which can't be reached so; "
+                "expected file:///FOLDER, or a path"
+            )
+        path = slash + rest
+    if not path.strip():
+        raise UsageError("the output has no name; expected a path or s3://BUCKET/FOLDER")
+    return _check_text(str(Path(os.path.abspath(Path(path).expanduser()))))  # noqa: PTH100
+
+
+def _check_text(uri: str) -> str:
+    """Return a URI that manifests and pages can hold.
+
+    Raises:
+        UsageError: it has bytes that are no UTF-8.
+    """
+    try:
+        uri.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{uri!a}: the output's path is not UTF-8; choose another") from error
+    return uri
 
 
 def _check_key(key: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import socket
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 import pytest
 from pydantic import ValidationError
 
-from pipeline.errors import LeaseLostError
+from pipeline.errors import LeaseLostError, UnseenOutputError
 from pipeline.lease import FOLDER, Lease, LeaseHeldError, LeaseRecord, check_epoch, read_lease
 from pipeline.store import ObjectStore
 from tests.support.command import wait_until
@@ -158,6 +159,31 @@ def test_who_was_taken_over_knows_it(store: ObjectStore) -> None:
             knows()
     old.release()
     assert read_lease(store) == new, "a lost lease is left to who has it"
+
+
+@pytest.mark.parametrize("other", [0, 1], ids=["none", "a lower one"])
+def test_who_does_not_find_the_lease_knows_it(store: ObjectStore, other: int) -> None:
+    """As on a node with a folder of its own in the output's place, or once it is removed."""
+    put_foreign(store, released=True)
+    lease = Lease.acquire(store, LONG_S)
+    store.delete(f"{FOLDER}/{lease.epoch:08d}.json")
+    if other:
+        put_foreign(store, other)
+    before = list(store.list())
+    for knows in (lease.check, lease.renew, lambda: check_epoch(store, lease.epoch)):
+        with pytest.raises(UnseenOutputError, match=f"{socket.gethostname()} doesn't see.*mounts"):
+            knows()
+    lease.release()
+    assert list(store.list()) == before, "nothing is written there"
+
+
+def test_a_listing_that_misses_the_lease_is_not_believed(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a name leaves a folder for a moment while its file is replaced."""
+    lease = Lease.acquire(store, LONG_S)
+    monkeypatch.setattr(ObjectStore, "list", lambda *_: iter(()))
+    lease.renew()
 
 
 def test_the_loss_of_a_kept_lease_is_told_once(store: ObjectStore) -> None:

@@ -45,7 +45,8 @@ def clips() -> list[Clip]:
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
-    return Ledger(ObjectStore(tmp_path))
+    """Where readers of URIs would see a query, a fragment, an escape or a pattern."""
+    return Ledger(ObjectStore(tmp_path / "why?so #1 %41 [x]\tü"))
 
 
 @pytest.fixture

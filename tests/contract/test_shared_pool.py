@@ -24,6 +24,7 @@ from pipeline.encode import Encoder
 from pipeline.errors import LeaseLostError
 from pipeline.graph import Graph
 from pipeline.identity import digest
+from pipeline.lease import Lease
 from pipeline.model import resolve_checkpoint
 from pipeline.recipe import Recipe
 from pipeline.store import ObjectStore
@@ -64,9 +65,12 @@ def no_leaks(ray_cluster: None) -> Iterator[None]:
 
 
 @contextmanager
-def tenancy(output: Path, epoch: int = 1, recipe: Recipe = RECIPE) -> Iterator[Tenant]:
-    """Join the pool for a run of an output, and leave it."""
-    tenant = Tenant(join_pool(recipe, Checkpoints(ObjectStore(output), "f" * 64, epoch)))
+def tenancy(output: Path, recipe: Recipe = RECIPE) -> Iterator[Tenant]:
+    """Join the pool for a run of an output, and leave it; a newer one may come meanwhile."""
+    store = ObjectStore(output)
+    lease = Lease.acquire(store, WAIT_S)
+    lease.release()
+    tenant = Tenant(join_pool(recipe, Checkpoints(store, "f" * 64, lease.epoch)))
     try:
         yield tenant
     finally:
@@ -145,11 +149,11 @@ def test_who_leaves_has_its_clip_saved_and_disturbs_nobody(
 def test_a_newer_run_goes_on_with_what_the_older_had_begun(
     other: Tenant, tmp_path: Path, long: Clip
 ) -> None:
-    with tenancy(tmp_path, epoch=1) as older:
+    with tenancy(tmp_path) as older:
         slow = older.render(long)
         wait_until(lambda: older.steps_of(long) > 5, WAIT_S, "a clip under way")
         before = older.look()
-        with tenancy(tmp_path, epoch=2) as newer:
+        with tenancy(tmp_path) as newer:
             assert latents_of(newer.render(long)) == long.latents
             assert newer.look().steps_done <= STEPS - before.steps_done
             assert latents_of(slow) == long.latents, "it was the same clip"

@@ -13,6 +13,8 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from botocore.exceptions import ClientError
 
@@ -206,10 +208,42 @@ def test_relative_paths_and_file_uris(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir("/")
     store.put("a", b"1")
     assert (tmp_path / "out/demo/a").read_bytes() == b"1"
-    assert ObjectStore(f"file://{tmp_path}/out/demo").locate("a") == str(tmp_path / "out/demo/a")
+    for start in ("file://", "file:", "file://localhost"):
+        assert ObjectStore(f"{start}{tmp_path}/out/demo").read("a") == b"1"
+        assert ObjectStore(f"{start}{tmp_path}/%41 b").uri == f"{tmp_path}/%41 b"
 
 
-@pytest.mark.parametrize("uri", ["gs://bucket/a", "s3://", "http://host/a", "", " "])
+@pytest.mark.parametrize(
+    ("uri", "why"),
+    [
+        ("file://render-7/data/out", "the host 'render-7'"),
+        ("file://out/demo", "expected file:///FOLDER"),
+        ("s3://bucket/out?versionId=3", "leave it out"),
+        (os.fsdecode(b"/data/o\xffut"), "/data/o.udcffut': .* not UTF-8"),
+        ("s3://bucket/o\udcffut", "not UTF-8"),
+    ],
+)
+def test_uris_that_name_no_folder_to_write_are_refused(uri: str, why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        ObjectStore(uri)
+
+
+@pytest.mark.parametrize("odd", ["why?so", "#1 %41", "[x]*{y}", "tab\tü"])
+@pytest.mark.parametrize("store", ["file", "s3"], indirect=True)
+def test_readers_with_arrow_see_no_syntax_in_an_outputs_name(store: ObjectStore, odd: str) -> None:
+    named = ObjectStore(f"{store.uri}/{odd}")
+    table = pa.table({"clip_id": ["a", "b"]})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    named.put("work/a.parquet", sink.getvalue().to_pybytes())
+    path, files = pickle.loads(pickle.dumps(named.locate_for_arrow("work/a.parquet")))
+    assert pq.read_table(path, filesystem=files) == table
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["gs://bucket/a", "s3://", "http://host/a", "", " ", "file:", "file://", "file://localhost"],
+)
 def test_other_uris_are_refused(uri: str) -> None:
     with pytest.raises(UsageError, match="s3://"):
         ObjectStore(uri)
