@@ -47,12 +47,12 @@ from openai import OpenAI
 from benchmarks.overhead import describe_cpu
 from cluster.answers import PoolProgress
 from cluster.client import PoolClient, join_pool
+from jobs.plan import find_model
 from jobs.recipes import find_recipe
 from pipeline.checkpoints import Checkpoints
 from pipeline.documents import Commit
 from pipeline.lease import read_lease
 from pipeline.ledger import Ledger
-from pipeline.model import fingerprint_model, resolve_checkpoint
 from pipeline.store import ObjectStore
 
 SETTINGS = ("pool.chunk_s=0.05", "gangs.0.count=1")
@@ -139,8 +139,7 @@ def render(folder: Path, name: str, endpoint: Endpoint) -> subprocess.Popen[byte
 
 def enter(endpoint: Endpoint) -> PoolClient:
     """Return the pool as the endpoint sees it."""
-    recipe = find_recipe(overrides=SETTINGS)
-    fingerprint = fingerprint_model(recipe.model, resolve_checkpoint(recipe.model))
+    recipe, fingerprint = find_model(find_recipe(overrides=SETTINGS))
     store = ObjectStore(endpoint.output)
     lease = read_lease(store)
     assert lease

@@ -298,7 +298,11 @@ def _groups_apart() -> Generator[None]:
 
     A terminal that is closed, `timeout` and shells tell all of a group; Ray 2.60 keeps Ctrl-C alone
     from what it starts, and its raylet, which must save what gangs have under way, ends at SIGTERM.
+    (Elsewhere than on Linux it ends what it started by its group, where this process is killed.)
     """
+    if sys.platform != "linux":
+        yield
+        return
     module = cast(Any, services)
     popen: Any = module.ConsolePopen
     module.ConsolePopen = partial(popen, process_group=0)

@@ -99,8 +99,8 @@ def find_model(recipe: Recipe) -> tuple[Recipe, str]:
     check_index(model, sketch)
     check_degrees(sketch, recipe.gangs)
     folder = resolve_checkpoint(pin_place(model, sketch))
-    fingerprint = fingerprint_model(model, folder)
-    return recipe.model_copy(update={"model": pin_model(model, folder)}), fingerprint
+    pinned = pin_model(model, folder)  # first: what changes while it is hashed isn't it any more
+    return recipe.model_copy(update={"model": pinned}), fingerprint_model(model, folder)
 
 
 def split_clips(plan: Plan, recipe: Recipe) -> dict[str, int]:

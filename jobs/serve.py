@@ -10,6 +10,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -356,8 +357,12 @@ def _close(timeout_s: float) -> None:
     """Have the dispatcher save what is under way, for as long as there is a cluster."""
     closing = threading.Thread(target=_close_dispatcher, args=(timeout_s,), daemon=True)
     closing.start()
-    while closing.is_alive() and not is_gone():
-        closing.join(CLOSE_POLL_S)
+    try:
+        while closing.is_alive() and not is_gone():
+            closing.join(CLOSE_POLL_S)
+    except KeyboardInterrupt:  # again: nothing more is saved
+        serve.delete(APP, _blocking=False)
+        raise
 
 
 def _close_dispatcher(timeout_s: float) -> None:
@@ -367,4 +372,5 @@ def _close_dispatcher(timeout_s: float) -> None:
     except (RayError, RayServeException, TimeoutError, KeyError) as error:
         logging.getLogger("ray.serve").warning("the dispatcher did not end in order: %s", error)
     finally:
-        serve.delete(APP)
+        with suppress(RayError, RayServeException):  # there may be no cluster any more
+            serve.delete(APP)

@@ -28,7 +28,7 @@ LABELS = {"rushes/group": "tests"}
 
 
 BESIDE = ("tests/unit/", "tests/parity/")
-"""Tests that neither start Ray nor look at a clock: of two processes (`-n 2`), one makes them."""
+"""Tests that start neither Ray nor servers: of two processes (`-n 2`), one makes them."""
 
 
 class _InOrder(LoadScopeScheduling):
@@ -45,7 +45,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Step back behind the tests that are made in order, if those are another process's."""
     if "PYTEST_XDIST_WORKER" in os.environ and item.nodeid.startswith(BESIDE):
-        os.setpriority(os.PRIO_PROCESS, 0, 19)
+        os.setpriority(os.PRIO_PROCESS, 0, 10)
 
 
 @pytest.fixture(scope="session")

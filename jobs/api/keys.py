@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import re
 import time
 from collections.abc import Iterable
@@ -15,6 +16,7 @@ from pipeline.errors import UsageError
 
 LOOK_EVERY_S = 1.0
 """How old what a key file held may be."""
+_HANDED = (("dev",), ("proc",))
 _HASH = re.compile(r"[0-9a-f]{64}")
 _log = logging.getLogger("ray.serve")
 
@@ -23,7 +25,8 @@ class KeyFile:
     """A file of digests, a line each, which is read again while the endpoint serves.
 
     A key that is taken out of it is let in no more; an empty file lets nobody in. One that is away
-    or damaged says nothing: then the keys that it last held are let in.
+    or damaged says nothing: then the keys that it last held are let in. What a shell hands over
+    (`/dev/stdin`, `/dev/fd/63`) is read once: other processes have others there.
     """
 
     def __init__(self, path: Path, look_every_s: float = LOOK_EVERY_S) -> None:
@@ -34,7 +37,8 @@ class KeyFile:
         """
         self._path = path.absolute()  # not resolved: Kubernetes changes a secret's by its links
         self._look_every_s = look_every_s
-        self._next_look = 0.0  # of a clock that a process which this is sent to doesn't share
+        # Of a clock that a process which this is sent to doesn't share.
+        self._next_look = math.inf if self._path.parts[1:2] in _HANDED else 0.0
         self._wrong = ""
         self.digests = _read_file(path)
         """What it held when it was last read."""

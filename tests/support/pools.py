@@ -14,11 +14,11 @@ from ray.exceptions import RayError, UserCodeException
 
 from cluster.answers import NoGangError, PoolProgress, PutOffError, Rendered
 from cluster.client import PoolClient, join_pool
+from jobs.plan import find_model
 from pipeline.checkpoints import Checkpoints
 from pipeline.denoise import Denoiser
 from pipeline.encode import Encoder
 from pipeline.identity import digest
-from pipeline.model import fingerprint_model, resolve_checkpoint
 from pipeline.recipe import Recipe
 from pipeline.request import RenderRequest
 from pipeline.store import ObjectStore
@@ -136,8 +136,8 @@ class Tenant:
 @contextmanager
 def keep_gangs(recipe: Recipe, output: Path) -> Iterator[None]:
     """Be a tenant of the pool that runs by a recipe share: its gangs take long to start."""
-    fingerprint = fingerprint_model(recipe.model, resolve_checkpoint(recipe.model))
-    client = join_pool(recipe, Checkpoints(ObjectStore(output), fingerprint))
+    found, fingerprint = find_model(recipe)
+    client = join_pool(found, Checkpoints(ObjectStore(output), fingerprint))
     yield
     with suppress(RayError):  # where it was not heard of for `pool.tenant_limit_s`
         ray.get(client.leave(), timeout=WAIT_S)

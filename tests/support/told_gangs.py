@@ -86,7 +86,7 @@ class EndlessDrive:
 
 async def find(name: str) -> Start:
     """Return the start of a gang that is under way, once it is."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             for each in ToldGang.starts:
                 if each.name == name and not each.end.done():
@@ -101,7 +101,7 @@ async def fail(name: str, error: Exception, times: int = MAX_FAILED_STARTS) -> N
 
 async def fail_all(fleet: Fleet, choose: Callable[[str], Exception]) -> None:
     """Fail every start, by its gang's name, until the fleet gives up."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not fleet.broken:
             for each in ToldGang.starts:
                 if not each.end.done():

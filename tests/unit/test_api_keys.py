@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 from pathlib import Path
 
@@ -79,6 +80,16 @@ def test_a_key_file_is_read_again(tmp_path: Path) -> None:
     file.write_text("# nobody\n")
     assert not lets_in(keys, "two")
     assert lets_in(keys, "listed")
+
+
+def test_what_a_shell_hands_over_is_read_once() -> None:
+    reading, writing = os.pipe()
+    os.write(writing, digest("one").encode())
+    os.close(writing)
+    with os.fdopen(reading):
+        keys = ApiKeys.read(f"/dev/fd/{reading}", "", look_every_s=0)
+        for _ in range(2):
+            assert keys.identify("Bearer one") == digest("one")
 
 
 def test_a_key_file_is_not_read_for_every_call(tmp_path: Path) -> None:

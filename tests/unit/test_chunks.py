@@ -40,7 +40,7 @@ class HeldGang(Gang):
 
     async def has(self, number: int) -> None:
         """Return once so many chunks are under way."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while len(self.under_way) < number:
                 await asyncio.sleep(0)
 

@@ -9,14 +9,16 @@ from typing import Any
 import httpx2
 import huggingface_hub
 import pytest
+import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
+from safetensors.torch import save_file
 
 from jobs.plan import find_model, plan_call
 from jobs.recipes import find_recipe
 from pipeline.errors import UnreachableError, UsageError
-from pipeline.model import SAMPLE_BYTES, SAMPLES, fingerprint_model, pin_model, resolve_checkpoint
+from pipeline.model import fingerprint_model, pin_model, resolve_checkpoint
 from pipeline.recipe import ModelSpec
 from tests.support.command import write_table
 from tests.support.hub import make_hub
@@ -157,23 +159,49 @@ def test_a_folder_is_the_same_from_wherever_it_is_loaded(
     assert again.model.files_digest == recipe.model.files_digest
 
 
-SIZE = 3 * SAMPLES * SAMPLE_BYTES
+def test_weights_that_are_others_than_at_first_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    (folder / "transformer").mkdir(parents=True)
+    file = folder / "transformer" / "model.safetensors"
+    weights = {f"block.{n}": torch.randn(64, 64) for n in range(8)} | {"bias": torch.zeros(1)}
+    save_file(weights, file)
+    pinned = pin_model(ModelSpec(checkpoint=str(folder)), folder)
+    for name, each in weights.items():
+        save_file(weights, file)  # the same ones again
+        assert resolve_checkpoint(pinned) == folder
+        save_file({**weights, name: each + 0.01}, file)
+        with pytest.raises(UsageError, match="doesn't hold the files that were found at first"):
+            resolve_checkpoint(pinned)
 
 
-@pytest.mark.parametrize("place", [0, SIZE - 1])
-def test_files_that_are_others_than_at_the_beginning_are_refused(
-    checkpoint: Path, place: int
+@pytest.mark.parametrize(
+    "damaged", [b"", b"short", b"\xff" * 100, (9).to_bytes(8, "little") + b'{"a": []}']
+)
+def test_files_that_are_no_weights_are_for_whoever_loads_them_to_tell_of(
+    checkpoint: Path, damaged: bytes
 ) -> None:
-    weights = checkpoint / "vae" / "model.safetensors"
-    content = bytearray(SIZE)
-    weights.write_bytes(content)
+    (checkpoint / "vae" / "model.safetensors").write_bytes(damaged)
     pinned = pin_model(ModelSpec(checkpoint=str(checkpoint)), checkpoint)
-    weights.write_bytes(content)  # the same ones again
     assert resolve_checkpoint(pinned) == checkpoint
-    content[place] = 1
-    weights.write_bytes(content)
-    with pytest.raises(UsageError, match="doesn't hold the files that were found at first"):
-        resolve_checkpoint(pinned)
-    weights.write_bytes(bytes(SIZE + 1))
+    (checkpoint / "model_index.json").write_text('{"another": 1}')
     with pytest.raises(UsageError, match="every node needs the same ones"):
         resolve_checkpoint(pinned)
+
+
+def test_a_recipe_with_a_digest_is_fetched_as_any_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Configurations come first, and are not all that the digest is of."""
+    folder = shutil.copytree(EMBEDDED, tmp_path / ("a" * 40))
+    sketch = tmp_path / ("b" * 40)
+    sketch.mkdir()
+    shutil.copy(folder / "model_index.json", sketch)
+
+    def download(*_: Any, allow_patterns: list[str], **__: Any) -> str:
+        is_whole = any(each.endswith(".safetensors") for each in allow_patterns)
+        return str(folder if is_whole else sketch)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    model = pin_model(ModelSpec(checkpoint="acme/tiny"), folder)
+    recipe = find_recipe().model_copy(update={"model": model})
+    assert find_model(recipe)[0].model.files_digest == model.files_digest

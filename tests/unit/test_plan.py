@@ -68,8 +68,8 @@ def test_failures_find_their_rows_in_time() -> None:
     )
     table = PlannedTable("ads", "ads", "ads", many, (), (), (("ads", 100_000),))
     plan = Plan((table,))
-    started = time.monotonic()
+    started = time.process_time()
     assert [row.row for each in clip_ids for _, row in plan.find_rows([each])] == list(
         range(100_000)
     )
-    assert time.monotonic() - started < 10  # to look through all rows each time took a minute
+    assert time.process_time() - started < 10  # to look through all rows each time took a minute

@@ -210,4 +210,5 @@ def count_held() -> tuple[int, int]:
     sessions = sum(type(each) is DenoiseSession for each in objects)
     tensors = [each for each in objects if issubclass(type(each), torch.Tensor)]
     storages = [each.untyped_storage() for each in tensors]
-    return sessions, sum({each.data_ptr(): each.nbytes() for each in storages}.values())
+    held = {each.data_ptr(): each.nbytes() for each in storages if each.data_ptr()}
+    return sessions, sum(held.values())

@@ -145,9 +145,9 @@ def test_a_key_is_text_where_a_file_has_text(tmp_path: Path) -> None:
 def test_folders_of_keys_are_read_in_time(tmp_path: Path) -> None:
     files = tuple(f"/ads/n={n}/even={n % 2}/a.parquet" for n in range(20_000))
     source = Source("/ads", "file:///ads", LocalFileSystem(), "/ads", files)
-    started = time.monotonic()
+    started = time.process_time()
     folders = read_folders(source)
-    assert time.monotonic() - started < 5  # quadratic, it took half a minute
+    assert time.process_time() - started < 5  # quadratic, it took half a minute
     assert folders[-1] == {"n": 19_999, "even": 1}
 
 
