@@ -146,7 +146,7 @@ def _pool(
     from ray.exceptions import RayError
 
     from cluster.client import join_pool
-    from cluster.session import UNSAVED, hear, is_gone
+    from cluster.session import UNSAVED, hear
 
     recipe = call.recipe
     checkpoints = Checkpoints(ledger.store, call.model_fingerprint, ledger.epoch)
@@ -174,9 +174,11 @@ def _pool(
 
     watcher = threading.Thread(target=watch, name="progress", daemon=True)
     watcher.start()
+    is_stopped = False
     try:
         yield pool
     except KeyboardInterrupt:
+        is_stopped = True
         reporter.noted(
             f"stopping: saving what is unfinished, up to {recipe.checkpoint.grace_s:.0f} s"
         )
@@ -188,5 +190,5 @@ def _pool(
         last: PoolProgress | None = hear(leaving, recipe.checkpoint.grace_s + STOP_TIMEOUT_S)
         if last:
             tell(last)
-        elif is_gone():
+        elif is_stopped:
             reporter.noted(UNSAVED)

@@ -133,8 +133,8 @@ def serve_endpoint(call: ServeCall, address: str | None, say: Callable[[str], No
         finally:
             # Serve itself ends with a cluster of ours; on another's it may have more applications.
             if is_ours:
-                _close(call.recipe.checkpoint.grace_s + CLOSE_TIMEOUT_S)
-                if is_gone():
+                is_saved = _close(call.recipe.checkpoint.grace_s + CLOSE_TIMEOUT_S)
+                if not is_saved:
                     say(UNSAVED)
     if is_lost:
         raise RunBrokenError("Ray is gone from here; the same command takes up what was accepted")
@@ -353,9 +353,10 @@ def _find_logs() -> str:
     return f"{node.get_logs_dir_path() if node else 'logs of the session on the head'}/serve"
 
 
-def _close(timeout_s: float) -> None:
-    """Have the dispatcher save what is under way, for as long as there is a cluster."""
-    closing = threading.Thread(target=_close_dispatcher, args=(timeout_s,), daemon=True)
+def _close(timeout_s: float) -> bool:
+    """Have the dispatcher save what is under way while there is a cluster; tell whether it has."""
+    saved = threading.Event()
+    closing = threading.Thread(target=_close_dispatcher, args=(timeout_s, saved), daemon=True)
     closing.start()
     try:
         while closing.is_alive() and not is_gone():
@@ -363,12 +364,14 @@ def _close(timeout_s: float) -> None:
     except KeyboardInterrupt:  # again: nothing more is saved
         serve.delete(APP, _blocking=False)
         raise
+    return saved.is_set()
 
 
-def _close_dispatcher(timeout_s: float) -> None:
+def _close_dispatcher(timeout_s: float, saved: threading.Event) -> None:
     try:
         handle: Any = serve.get_deployment_handle(DISPATCHER, APP)
         handle.close.remote().result(timeout_s=timeout_s)
+        saved.set()
     except (RayError, RayServeException, TimeoutError, KeyError) as error:
         logging.getLogger("ray.serve").warning("the dispatcher did not end in order: %s", error)
     finally:
