@@ -36,7 +36,7 @@ check: .venv/installed-dev ## Lint, types, import directions, spelling
 	$(BIN)/codespell
 
 test: check ## Run every check and the whole test suite
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest
 
 clean: ## Remove the virtual environment and everything rendered by the demo
 	rm -rf .venv out build dist *.egg-info

@@ -8,16 +8,11 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import settings
-from xdist.scheduler import LoadScopeScheduling
 
 from tests.support.s3 import serve_s3
 
-settings.register_profile("tests", deadline=None)  # the cores are shared
-settings.load_profile("tests")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 """Ignored behind a script's `&`, and by what is started there: tests press Ctrl-C in both."""
 NUM_CPUS = 8
@@ -25,27 +20,6 @@ NUM_CPUS = 8
 OBJECT_STORE_BYTES = 150 << 20
 LABELS = {"rushes/group": "tests"}
 """Of the one node, for recipes that ask for it."""
-
-
-BESIDE = ("tests/unit/", "tests/parity/")
-"""Tests that start neither Ray nor servers: of two processes (`-n 2`), one makes them."""
-
-
-class _InOrder(LoadScopeScheduling):
-    def _split_scope(self, nodeid: str) -> str:
-        return nodeid if nodeid.startswith(BESIDE) else "in order"
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
-    """Have what starts Ray, servers or browsers be one process's."""
-    return _InOrder(config, log)
-
-
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Step back behind the tests that are made in order, if those are another process's."""
-    if "PYTEST_XDIST_WORKER" in os.environ and item.nodeid.startswith(BESIDE):
-        os.setpriority(os.PRIO_PROCESS, 0, 10)
 
 
 @pytest.fixture(scope="session")
