@@ -107,7 +107,7 @@ def serve_endpoint(call: ServeCall, address: str | None, say: Callable[[str], No
     if held and not held.is_over():
         say(f"another run has not given {store.uri} back: {held}; waiting for its end")
     with stop_signals(), ray_session(call.recipe, address, runs=1 + BATCHES):
-        is_ours = is_lost = False
+        is_ours = is_lost = is_stopped = False
         try:
             serve.start(
                 proxy_location="HeadOnly",
@@ -129,12 +129,13 @@ def serve_endpoint(call: ServeCall, address: str | None, say: Callable[[str], No
             wait_for_loss(say)
             is_ours, is_lost = False, True
         except KeyboardInterrupt:
+            is_stopped = True
             say(f"stopping: saving what is under way, up to {call.recipe.checkpoint.grace_s:.0f} s")
         finally:
             # Serve itself ends with a cluster of ours; on another's it may have more applications.
             if is_ours:
                 is_saved = _close(call.recipe.checkpoint.grace_s + CLOSE_TIMEOUT_S)
-                if not is_saved:
+                if is_stopped and not is_saved:
                     say(UNSAVED)
     if is_lost:
         raise RunBrokenError("Ray is gone from here; the same command takes up what was accepted")
