@@ -128,7 +128,7 @@ def render_tables(
             for key in given_up:
                 del requests[key]
             for table in call.plan.tables:
-                ledger.save_rows(table.name, table.rows, table.uri)
+                ledger.save_rows(table.name, table.rows, table.uri, table.locate)
             reporter.planned(call, len(done), requests, lease.epoch)
             if given_up:
                 reporter.noted(_describe_given_up(len(given_up), recipe, retry=retry_failed))

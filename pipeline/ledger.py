@@ -25,7 +25,7 @@ import hashlib
 import re
 import time
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from itertools import chain
@@ -36,7 +36,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import parquet
-from pipeline.columns import ROW_COLUMNS, SOURCE_KEY
+from pipeline.columns import FILE_COLUMN, ROW_COLUMNS, SOURCE_KEY
 from pipeline.counts import RowCounter
 from pipeline.documents import (
     Artifact,
@@ -231,10 +231,17 @@ class Ledger:
             partial(read_document, self.store, Failure), wanted, self.store.concurrency
         )
 
-    def save_rows(self, name: str, rows: pa.Table, uri: str | None = None) -> None:
+    def save_rows(
+        self,
+        name: str,
+        rows: pa.Table,
+        uri: str | None = None,
+        locate: Callable[[int], tuple[str, int]] | None = None,
+    ) -> None:
         """Keep a table's rows as planned, in place of those kept under the same name before.
 
-        With them, the URI that they came from.
+        With them, the URI that they came from; with those rejected, each one's file, and its number
+        there, which `locate` tells of its number in the table.
         A `_SUCCESS` is removed: it holds for what is here only once the manifest is written again.
 
         Raises:
@@ -262,6 +269,10 @@ class Ledger:
                 f"table {name!r} has a label that Parquet can't hold: {error}"
             ) from error
         if rejects.num_rows:
+            if locate:
+                places = [locate(row) for row in rejects["row"].to_pylist()]
+                files, numbers = (pa.array(each) for each in zip(*places, strict=True))
+                rejects = rejects.set_column(0, "row", numbers).add_column(0, FILE_COLUMN, files)
             self.put_table(f"rejects/{name}.parquet", rejects)
         else:
             self.store.delete(f"rejects/{name}.parquet")

@@ -180,3 +180,17 @@ def test_a_file_without_prompts_is_named(tmp_path: Path) -> None:
     (tmp_path / "prompt=b").mkdir()
     (tmp_path / "prompt=b" / "c.csv").write_text("city\nUlm\n")
     assert prompts(tmp_path) == ["a", "b"]
+
+
+def test_rejects_name_their_file_and_their_row_in_it(tmp_path: Path) -> None:
+    write(tmp_path / "ads" / "a.parquet", "a", None)
+    write(tmp_path / "ads" / "b.parquet", "b", "c", " ")
+    (table,) = make_plan(tmp_path / "ads").tables
+    ledger = Ledger(ObjectStore(tmp_path / "out"))
+    ledger.open_output(IDENTITY)
+    ledger.save_rows(table.name, table.rows, table.uri, table.locate)
+    found = ledger.read_table(f"rejects/{table.name}.parquet").select(["source_file", "row"])
+    files = [str(tmp_path / "ads" / name) for name in ("a.parquet", "b.parquet")]
+    assert found.to_pylist() == [
+        {"source_file": file, "row": row} for file, row in zip(files, (1, 2), strict=True)
+    ]
