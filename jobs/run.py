@@ -80,7 +80,8 @@ def run_on_ray(
     work_key = f"work/{new_attempt()}.parquet"
     try:
         from cluster.batch import make_work, run_batch
-        from cluster.session import READ_CPUS, describe_shortage, describe_wait, ray_session
+        from cluster.demand import READ_CPUS, describe_shortage, describe_wait
+        from cluster.session import ray_session
         from cluster.stages import RenderSpec
 
         ledger.put_table(work_key, make_work(requests))
@@ -146,7 +147,7 @@ def _pool(
     from ray.exceptions import RayError
 
     from cluster.client import join_pool
-    from cluster.session import UNSAVED, hear
+    from cluster.loss import UNSAVED, hear
 
     recipe = call.recipe
     checkpoints = Checkpoints(ledger.store, call.model_fingerprint, ledger.epoch)

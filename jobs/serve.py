@@ -23,16 +23,11 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from cluster.answers import BatchState, Refusal, VideoState
+from cluster.demand import describe_shortage
+from cluster.loss import UNSAVED, is_gone, wait_for_loss
 from cluster.metrics import read_exported
 from cluster.online import DISPATCHER, MANY, bind_dispatcher
-from cluster.session import (
-    UNSAVED,
-    check_cluster,
-    describe_shortage,
-    is_gone,
-    ray_session,
-    wait_for_loss,
-)
+from cluster.session import check_cluster, ray_session
 from cluster.stages import RenderSpec
 from cluster.webhook import WebhookTarget
 from jobs.api.endpoint import Endpoint

@@ -11,13 +11,9 @@ import psutil
 import pytest
 import ray
 
-from cluster.session import (
-    SILENCE_S,
-    SPARE_CPUS,
-    check_cluster,
-    describe_shortage,
-    logical_cpus,
-)
+from cluster.demand import SPARE_CPUS, describe_shortage, logical_cpus
+from cluster.loss import SILENCE_S
+from cluster.session import check_cluster
 from jobs.recipes import find_recipe
 from pipeline.errors import UsageError
 from tests.conftest import NUM_CPUS
@@ -67,7 +63,8 @@ def test_a_local_cluster_has_room_for_every_actor() -> None:
 _WAITS = """
 import ray, threading
 from functools import partial
-from cluster.session import LOSS_POLL_S, ray_session, wait_for_loss
+from cluster.loss import LOSS_POLL_S, wait_for_loss
+from cluster.session import ray_session
 from jobs.recipes import find_recipe
 
 @ray.remote(num_cpus=0)
@@ -137,7 +134,8 @@ def test_whose_gcs_dies_is_told_before_ray_ends_it() -> None:
 
 _ASKS = """
 import ray, time
-from cluster.session import hear, is_gone, ray_session
+from cluster.loss import hear, is_gone
+from cluster.session import ray_session
 from jobs.recipes import find_recipe
 
 @ray.remote(num_cpus=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from cluster.session import READ_CPUS
+from cluster.demand import READ_CPUS
 from pipeline.recipe import GangShape, Recipe
 from tests.support.manifests import (
     Document,
