@@ -31,7 +31,14 @@ from pipeline.graph import Graph, find_loops
 from pipeline.handoff import Conditioning, Latents, check_finite, is_packable, pack, unpack
 from pipeline.parallel.place import Place
 from pipeline.request import RenderRequest
-from pipeline.state import hand_over, make_state, session_copy
+from pipeline.state import (
+    drawing_from,
+    hand_over,
+    make_state,
+    read_momentum,
+    restore_momentum,
+    session_copy,
+)
 
 
 class Denoiser:
@@ -81,6 +88,7 @@ class _Snapshot:
     """Of what the loop began with: another model's differ."""
     fields: Mapping[str, Any]
     schedulers: Mapping[str, Mapping[str, Any]]
+    guiders: Mapping[str, Mapping[str, Mapping[str, Any]]]
     generator_state: torch.Tensor
 
 
@@ -109,10 +117,7 @@ class DenoiseSession:
             denoiser.stage.pipeline, request.guidance_scale, denoiser.model
         )
         if denoiser.guidance:
-            components = self._pipeline.components.values()
-            denoiser.guidance.split_guiders(
-                each for each in components if isinstance(each, BaseGuidance)
-            )
+            denoiser.guidance.split_guiders(self._guiders().values())
         self._state = make_state(request, denoiser.stage.blocks, conditioning.to(denoiser.device))
         self._restore: _Snapshot | None = None
         if snapshot is not None:
@@ -158,8 +163,8 @@ class DenoiseSession:
     def snapshot(self) -> bytes:
         """Return the session at its present step, packed; `Denoiser.start` resumes it bit-equal.
 
-        It holds what the loop changed (latents, a scheduler's whole state, the generator's), and
-        no weights or embeddings.
+        It holds what the loop changed (latents, a scheduler's whole state, a guider's momentum, the
+        generator's state), and no weights or embeddings.
 
         Raises:
             RuntimeError: the session has ended; if it is done, its latents are what to keep.
@@ -181,6 +186,7 @@ class DenoiseSession:
                     name: _packable(vars(scheduler))
                     for name, scheduler in self._schedulers().items()
                 },
+                "guiders": read_momentum(self._guiders()),
                 "generator_state": self._generator().get_state(),
             }
         )
@@ -221,7 +227,8 @@ class DenoiseSession:
             self._restore = None
         while self.step >= self._target:
             cast(greenlet, self._greenlet.parent).switch()
-        result = step(components, block_state, **kwargs)
+        with drawing_from(self._generator(), self._schedulers().values()):
+            result = step(components, block_state, **kwargs)
         self.step += 1
         return result
 
@@ -273,6 +280,7 @@ class DenoiseSession:
             block_state[name] = value
         for name, attributes in restore.schedulers.items():
             vars(self._schedulers()[name]).update(attributes)
+        restore_momentum(self._guiders(), restore.guiders)
         self._generator().set_state(restore.generator_state)
 
     def _schedulers(self) -> dict[str, SchedulerMixin]:
@@ -280,6 +288,10 @@ class DenoiseSession:
         made = self._block_state.as_dict() if self._block_state else {}
         named = {**self._pipeline.components, **made}
         return {name: each for name, each in named.items() if isinstance(each, SchedulerMixin)}
+
+    def _guiders(self) -> dict[str, BaseGuidance]:
+        named = self._pipeline.components.items()
+        return {name: each for name, each in named if isinstance(each, BaseGuidance)}
 
     def _generator(self) -> torch.Generator:
         return cast(torch.Generator, self._state.get("generator"))

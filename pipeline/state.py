@@ -11,10 +11,14 @@ reads goes on, so nothing large and unused travels.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import inspect
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
+from diffusers.guiders import adaptive_projected_guidance, adaptive_projected_guidance_mix
 from diffusers.guiders.guider_utils import BaseGuidance
 from diffusers.modular_pipelines.modular_pipeline import ModularPipeline, PipelineState
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -23,6 +27,12 @@ from pipeline.graph import Blocks
 from pipeline.handoff import Handoff, is_packable
 from pipeline.recipe import ModelSpec
 from pipeline.request import RenderRequest
+
+_MOMENTUM = (
+    adaptive_projected_guidance.MomentumBuffer,
+    adaptive_projected_guidance_mix.MomentumBuffer,
+)
+"""What guiders keep from step to step (diffusers 0.42), each class its own."""
 
 
 def session_copy(
@@ -43,6 +53,48 @@ def session_copy(
             changes = {"guidance_scale": guidance_scale} if known and not fixed else {}
             setattr(own, name, component.new(**changes))
     return own
+
+
+@contextmanager
+def drawing_from(
+    generator: torch.Generator, schedulers: Iterable[SchedulerMixin]
+) -> Generator[None]:
+    """Have schedulers that draw noise in a step draw it from `generator`.
+
+    Blocks don't name one (diffusers 0.42): it would be this process's own, of which each rank of a
+    gang has another, and so has whoever makes the clip again.
+    """
+    with ExitStack() as lent:
+        scheduler: Any
+        for scheduler in {id(each): each for each in schedulers}.values():
+            if "generator" in inspect.signature(scheduler.step).parameters:
+                scheduler.step = partial(scheduler.step, generator=generator)
+                lent.callback(delattr, scheduler, "step")  # it would be in a cycle with itself
+        yield
+
+
+def read_momentum(guiders: Mapping[str, BaseGuidance]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return what guiders have kept from the steps made, by guider and attribute."""
+    return {
+        guider: {
+            name: dict(vars(held)) for name, held in vars(each).items() if type(held) in _MOMENTUM
+        }
+        for guider, each in guiders.items()
+    }
+
+
+def restore_momentum(
+    guiders: Mapping[str, BaseGuidance], kept: Mapping[str, Mapping[str, Mapping[str, Any]]]
+) -> None:
+    """Give guiders what `read_momentum` returned of others like them."""
+    for guider, attributes in kept.items():
+        for name, values in attributes.items():
+            (kind,) = (
+                each for each in _MOMENTUM if each.__module__ == type(guiders[guider]).__module__
+            )
+            held = kind(0.0)
+            vars(held).update(values)
+            setattr(guiders[guider], name, held)
 
 
 def make_state(
