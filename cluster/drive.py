@@ -20,12 +20,15 @@ from cluster.schedule import Task
 from cluster.tenants import Tenant
 from pipeline.documents import Checkpoint
 from pipeline.recipe import Recipe
+from pipeline.request import RenderRequest
 
 STORE_TIMEOUT_S = 2 * SAVE_S + 60.0
 """For what waits for the store, which is no fault of the gang's: ranks give it up before."""
 SAVE_AGAIN_S = 1.0
 """How soon a save that wasn't begun is tried again: each try costs the gang a pause."""
 
+MOST_PASSES = 4
+"""Of a guided prediction, where an unguided one is of one (diffusers 0.42: LTX-2's guider)."""
 THEN = ", then "
 
 
@@ -158,10 +161,9 @@ class Drive:
         now, step_s, gang = chunks.now, chunks.step_s, self.gang
         self.progress = ClipProgress(now.step, now.num_steps, step_s)
         metrics.count_steps(self.task, str(gang.shape.layout), made, step_s)
-        gang.pace = self._count_tokens(), step_s
+        gang.pace = self.task.request, step_s
 
-    def _count_tokens(self) -> int:
-        asked = self.task.request
+    def _count_tokens(self, asked: RenderRequest) -> int:
         return self.recipe.limits.count_tokens(asked.width, asked.height, asked.num_frames)
 
     def _bound(self, seconds: float) -> float:
@@ -172,9 +174,13 @@ class Drive:
     def _bound_first_step(self) -> float:
         """Return how long the first step may take, by the gang's last clip.
 
-        Attention's work grows by the square of the tokens, and nothing's by more.
+        Attention's work grows by the square of the tokens, and nothing's by more; that of a step
+        which is a chunk of frames, as Helios', by how often it is denoised, and guided or not.
         """
         if not self.gang.pace:
             return self.recipe.pool.start_timeout_s
-        tokens, step_s = self.gang.pace
-        return self._bound(step_s * max(1.0, self._count_tokens() / tokens) ** 2)
+        (last, step_s), asked = self.gang.pace, self.task.request
+        tokens = max(1.0, self._count_tokens(asked) / self._count_tokens(last))
+        times = max(1.0, asked.num_inference_steps / last.num_inference_steps)
+        passes = MOST_PASSES if asked.guidance_scale != last.guidance_scale else 1
+        return self._bound(step_s * tokens**2 * times * passes)

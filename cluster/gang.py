@@ -69,8 +69,8 @@ class Gang:
         self.shape = shape
         self.held_since = time.monotonic()
         """When its resources were reserved."""
-        self.pace: tuple[int, float] | None = None
-        """Of the last clip: its tokens, and the seconds that a step took."""
+        self.pace: tuple[RenderRequest, float] | None = None
+        """The last clip, and the seconds that a step of it took."""
         self._group = group
         self._ranks: list[Any] = []
 

@@ -50,6 +50,11 @@ def _check(config: Mapping[str, Any], name: str, shape: GangShape) -> None:
     kind = config["_class_name"]
     if shape.tensor > 1:
         look_up(PLANS, kind, "tensor")
+        if config.get("quantization_config"):
+            raise UsageError(
+                f"gangs: tensor = {shape.tensor}: {name} is quantized, and its layers can't be "
+                "dealt out; give weights that are not, or tensor = 1"
+            )
         counts = {
             f"{name}: {config[key]} {title}": config[key]
             for key, title in COUNTS.items()

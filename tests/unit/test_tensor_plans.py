@@ -112,6 +112,13 @@ def test_a_configuration_without_a_plan_is_refused(tmp_path: Path) -> None:
     config.write_text('{"_class_name": "LTX2VideoTransformer3DModel", "rope_type": "interleaved"}')
     with pytest.raises(UsageError, match="LTX2VideoTransformer3DModel has interleaved rotary"):
         check_degrees(tmp_path, [GangShape(name="a", context=2)])
+    config.write_text(
+        '{"_class_name": "WanTransformer3DModel", "num_attention_heads": 4, '
+        '"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": true}}'
+    )
+    with pytest.raises(UsageError, match="tensor = 2: transformer is quantized"):
+        check_degrees(tmp_path, [GangShape(name="a", tensor=2)])
+    check_degrees(tmp_path, [GangShape(name="a", context=2)])
     for nameless in ("{}", "[]", "null"):
         config.write_text(nameless)
         with pytest.raises(UsageError, match=r"transformer/config\.json has no _class_name"):
