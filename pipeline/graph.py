@@ -14,7 +14,7 @@ meta device, since blocks derive sizes from their configuration.
 from __future__ import annotations
 
 import copy
-import errno
+import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from logging import CRITICAL
@@ -23,7 +23,6 @@ from typing import Any, Literal, TypeAlias, cast
 
 import diffusers
 import torch
-from diffusers.guiders.guider_utils import BaseGuidance
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.modular_pipelines.modular_pipeline import (
     LoopSequentialPipelineBlocks,
@@ -32,28 +31,30 @@ from diffusers.modular_pipelines.modular_pipeline import (
     PipelineState,
     SequentialPipelineBlocks,
 )
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-from pipeline.errors import UnreachableError, UsageError
-from pipeline.parallel.context import find_context_plan
-from pipeline.parallel.loading import check_names, load_share
+from pipeline.components import (
+    DAMAGE,
+    TRANSFORMER,
+    cannot_load,
+    load_component,
+    one_line,
+    with_settings,
+)
+from pipeline.errors import UsageError
 from pipeline.parallel.place import Place
-from pipeline.parallel.tensor import TensorGroup
 from pipeline.recipe import ModelSpec
 from pipeline.request import RenderRequest
 
 StageName = Literal["encode", "denoise", "decode"]
 DENOISE = "denoise"
-TRANSFORMER = "transformer"
-"""What diffusers names the denoising model; a second expert is `transformer_2`."""
 REQUEST_INPUTS = {*RenderRequest.model_fields, "frame_rate", "generator", "output_type"}
 """The block inputs that every request brings."""
 SIZE_INPUTS = {"height", "width"}
 """Handed on to the end: a conditioning image may change them."""
-DAMAGE = (OSError, ValueError, AttributeError, KeyError, TypeError)
-"""What is raised of files that aren't there, or aren't what their names say."""
+NEEDED = {"text_encoder", "tokenizer", "transformer", "vae", "scheduler"}
+"""What every family has, by the names that diffusers gives; the index may leave out others."""
 Blocks: TypeAlias = Any
 """A tree of `ModularPipelineBlocks`, which diffusers leaves untyped."""
 
@@ -95,9 +96,11 @@ class Graph:
         self.model = model
         self.checkpoint = checkpoint
         self._whole = _find_pipeline(model, checkpoint)
-        unknown = sorted(model.components.keys() - set(self._whole.component_names))
-        if unknown:
-            raise UsageError(f"model.components: {checkpoint.name} has no {', '.join(unknown)}")
+        components = set(self._whole.component_names)
+        self._check_names("components", model.components, components)
+        self._check_names("dtypes", model.dtypes, components)
+        configs = self._whole._config_specs  # pyright: ignore[reportPrivateUsage]
+        self._check_names("configs", model.configs, set(configs))
         self._blocks = _resolve(self._whole.blocks, {*REQUEST_INPUTS, *inputs}, checkpoint.name)
         names = list(self._blocks.sub_blocks)
         inner = [i for i, name in enumerate(names) if name.split(".")[0] == DENOISE]
@@ -137,18 +140,25 @@ class Graph:
         for name in pipeline.pretrained_component_names:
             spec = pipeline.get_component_spec(name)
             if spec.pretrained_model_name_or_path is None or spec.type_hint is None:
+                if name in NEEDED:
+                    raise UsageError(
+                        f"model.checkpoint: the index of {self.checkpoint.name} has no {name}"
+                    )
                 continue  # the index has none, such as a second expert
             if stage == "denoise" and _is_autoencoder(spec.type_hint):
                 # Read for its configuration alone; unlisted, so that `meta` isn't this stage's
                 # device.
                 pipeline._component_specs.pop(name)  # pyright: ignore[reportPrivateUsage]
                 continue
-            pipeline.update_components(**{name: self._load_component(spec, device, place)})
+            pipeline.update_components(
+                **{name: load_component(spec, self.model, self.checkpoint, device, place)}
+            )
         for name, changes in self.model.components.items():
             if name in pipeline.components:
-                changed = _with_settings(name, getattr(pipeline, name), changes)
+                changed = with_settings(name, getattr(pipeline, name), changes)
                 pipeline.update_components(**{name: changed})
         self._add_skeletons(pipeline)
+        self._check_factors(pipeline)
         return Stage(blocks, pipeline)
 
     def forwarded_names(self, stage: StageName) -> tuple[set[str], set[str]]:
@@ -157,35 +167,6 @@ class Graph:
         inputs = [each for name in later for each in self.blocks(name).inputs]
         names = {each.name for each in inputs if each.name} | SIZE_INPUTS
         return names, {each.kwargs_type for each in inputs if each.kwargs_type}
-
-    def _load_component(self, spec: Any, device: str, place: Place | None) -> Any:
-        # An index may name another repository: what renders is what was fingerprinted. And a
-        # tokenizer without files would load as an empty one.
-        source = {"pretrained_model_name_or_path": str(self.checkpoint)}
-        folder = self.checkpoint / spec.subfolder
-        if not folder.is_dir():
-            raise UsageError(f"model.checkpoint: {self.checkpoint.name} has no {spec.subfolder}")
-        options: dict[str, Any] = {}
-        share: TensorGroup | None = None
-        kind = spec.type_hint
-        if isinstance(kind, type) and issubclass(kind, torch.nn.Module):
-            dtype = getattr(torch, self.model.dtypes.get(spec.name, self.model.dtype))
-            if place and spec.name.startswith(TRANSFORMER):
-                if place.context:
-                    find_context_plan(kind)  # before anything is read
-                share = place.tensor
-            options = {"dtype": dtype, "use_safetensors": True}
-        try:
-            if share:
-                return load_share(spec.type_hint, folder, options["dtype"], share, device)
-            component = spec.load(**source, **options)
-            if spec.name.startswith(TRANSFORMER):
-                check_names(component, folder)
-        except DAMAGE as error:
-            raise self._cannot_load(spec.name, error) from error
-        if isinstance(component, torch.nn.Module):
-            component.eval().requires_grad_(False).to(device)
-        return component
 
     def _add_skeletons(self, pipeline: ModularPipeline) -> None:
         """Give `pipeline` the other stages' diffusers models, without weights."""
@@ -204,16 +185,33 @@ class Graph:
                     with torch.device("meta"):
                         skeleton = model.from_config(model.load_config(str(folder)))
                 except DAMAGE as error:
-                    raise self._cannot_load(name, error) from error
+                    raise cannot_load(name, self.checkpoint, error) from error
                 dtype = getattr(torch, self.model.dtypes.get(name, self.model.dtype))
                 setattr(pipeline, name, skeleton.to(dtype))
 
-    def _cannot_load(self, name: str, error: Exception) -> UsageError:
-        # Of a file that isn't there, or not as it should be, libraries give no number.
-        is_systems = isinstance(error, OSError) and error.errno not in (None, errno.ENOENT)
-        return (UnreachableError if is_systems else UsageError)(
-            f"model.checkpoint: cannot load {name} from {self.checkpoint.name}: {_one_line(error)}"
-        )
+    def _check_factors(self, pipeline: ModularPipeline) -> None:
+        """Refuse a VAE that scales otherwise than its family's blocks take it to, as Wan 2.2 5B's.
+
+        Every clip would be denoised, at other sizes than were asked for, before that shows.
+        """
+        config = getattr(getattr(pipeline, "vae", None), "config", {})
+        for axis in ("spatial", "temporal"):
+            is_, taken = (
+                config.get(f"scale_factor_{axis}"),
+                getattr(pipeline, f"vae_scale_factor_{axis}", None),
+            )
+            if is_ and taken and is_ != taken:
+                raise UsageError(
+                    f"model.checkpoint: the VAE of {self.checkpoint.name} has a {axis} factor of "
+                    f"{is_}, diffusers' modular blocks take it to be {taken}: they can't render it"
+                )
+
+    def _check_names(self, section: str, given: Iterable[str], known: set[str]) -> None:
+        for name in given:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise UsageError(f"model.{section}: {self.checkpoint.name} has no {name}{hint}")
 
 
 def find_loops(blocks: Blocks) -> Iterator[LoopSequentialPipelineBlocks]:
@@ -248,29 +246,10 @@ def _find_pipeline(model: ModelSpec, checkpoint: Path) -> ModularPipeline:
         return cast(Blocks, kind)().init_pipeline(str(checkpoint))
     except DAMAGE as error:
         raise UsageError(
-            f"model.checkpoint: no modular blocks for {checkpoint.name} ({_one_line(error)}); "
+            f"model.checkpoint: no modular blocks for {checkpoint.name} ({one_line(error)}); "
             "name them by model.blocks"
         ) from error
 
 
-def _with_settings(name: str, component: Any, changes: Mapping[str, Any]) -> Any:
-    """Return a scheduler or guider like `component` with some settings changed."""
-    if not isinstance(component, SchedulerMixin | BaseGuidance):
-        raise UsageError(f"model.components.{name}: only schedulers and guiders have settings")
-    config = cast(Any, component).config
-    unknown = sorted(changes.keys() - config.keys())
-    if unknown:
-        known = ", ".join(sorted(key for key in config if not key.startswith("_")))
-        raise UsageError(f"model.components.{name}: no {', '.join(unknown)}; it has {known}")
-    if isinstance(component, BaseGuidance):
-        return component.new(**changes)
-    return cast(Any, type(component)).from_config({**config, **changes})
-
-
 def _is_autoencoder(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, ModelMixin) and hasattr(kind, "decode")
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else f"{text[:300]}…"

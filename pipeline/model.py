@@ -135,9 +135,12 @@ def _download(repo: str, revision: str | None, files: Sequence[str]) -> Path:
 
 
 def _list_files(checkpoint: Path) -> list[Path]:
+    """Return the files of a checkpoint; a component's folder may be a link to another's."""
+    linked = (each for each in checkpoint.iterdir() if each.is_symlink() and each.is_dir())
     return sorted(
         path
-        for path in checkpoint.rglob("*")
+        for folder in (checkpoint, *linked)
+        for path in folder.rglob("*")
         if path.is_file()
         and path.suffix in (WEIGHT_SUFFIX, *CONFIG_SUFFIXES)
         and (path.suffix != WEIGHT_SUFFIX or path.parent != checkpoint)

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoModel
-from diffusers.modular_pipelines import ComponentSpec, ModularPipeline
+from diffusers.modular_pipelines import ModularPipeline
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from pipeline.errors import UnreachableError, UsageError
 from pipeline.graph import Graph
@@ -64,7 +65,7 @@ def test_a_disk_that_fails_is_no_fault_of_the_checkpoints(
     def load(*_: Any, **__: Any) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(ComponentSpec, "load", load)
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", load)
     with pytest.raises(UnreachableError, match=r"cannot load text_encoder .*Input/output error"):
         graph_of(copy).load("encode")
     monkeypatch.undo()

@@ -57,6 +57,22 @@ def test_a_hub_blob_counts_by_its_name(checkpoint: Path, tmp_path: Path) -> None
     assert fingerprint_model(ModelSpec(checkpoint="x"), checkpoint) != first
 
 
+def test_a_component_that_is_a_link_is_part_of_it(checkpoint: Path, tmp_path: Path) -> None:
+    """As where a transformer that was trained on stands beside the others of its base model."""
+    spec = ModelSpec(checkpoint="x")
+    first, pinned = fingerprint_model(spec, checkpoint), pin_model(spec, checkpoint)
+    (checkpoint / "vae").rename(tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "other")
+    (tmp_path / "other" / "model.safetensors").write_bytes(b"Weights!")
+    (checkpoint / "vae").symlink_to("../one")
+    assert fingerprint_model(spec, checkpoint) == first
+    assert pin_model(spec, checkpoint) == pinned
+    (checkpoint / "vae").unlink()
+    (checkpoint / "vae").symlink_to("../other")
+    assert fingerprint_model(spec, checkpoint) != first
+    assert pin_model(spec, checkpoint) != pinned
+
+
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     spec = ModelSpec(checkpoint="x")
     with pytest.raises(UsageError, match="no folder at"):
