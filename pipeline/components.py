@@ -72,7 +72,7 @@ def load_component(
     except DAMAGE as error:
         raise cannot_load(spec.name, checkpoint, error) from error
     if isinstance(component, torch.nn.Module):
-        component.eval().requires_grad_(False).to(device)
+        cast(Any, component).eval().requires_grad_(False).to(device)
     return component
 
 
@@ -128,6 +128,6 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     Raises:
         UsageError: none is there.
     """
-    files = sorted(set(cast(dict[str, str], tokenizer.vocab_files_names).values()))
+    files = sorted(set(tokenizer.vocab_files_names.values()))
     if files and not any((folder / name).is_file() for name in files):
         raise UsageError(f"model.checkpoint: {folder.name} has no {' nor '.join(files)}")
