@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -27,14 +26,32 @@ ROOT = K8S.parent
 PREFIX = "/opt/rushes"
 
 
-def read_steps() -> Iterator[tuple[str, str]]:
-    """Yield the instructions of the build stage, in order: their words, and what follows."""
-    text = (K8S / "Dockerfile").read_text("utf-8").replace("\\\n", " ")
-    (stage,) = re.findall(r"^FROM \S+ AS build$(.*?)^FROM ", text, re.MULTILINE | re.DOTALL)
-    for line in stage.splitlines():
-        if line and not line.startswith("#"):
-            word, _, rest = line.partition(" ")
-            yield word, rest
+@dataclass(frozen=True)
+class Stage:
+    """A stage of the Dockerfile."""
+
+    base: str
+    steps: list[tuple[str, str]]
+    """Its instructions in order: each one's word, and what follows."""
+
+
+def read_stages() -> dict[str, Stage]:
+    """Return the Dockerfile's stages by name; the last, which is the image, has none: `image`."""
+    lines = (K8S / "Dockerfile").read_text("utf-8").splitlines()
+    text = "\n".join(line for line in lines if not line.startswith("#"))
+    stages = dict[str, Stage]()
+    for line in text.replace("\\\n", " ").partition("FROM ")[2].split("\nFROM "):
+        base, *steps = filter(None, line.removeprefix("FROM ").splitlines())
+        parent, _, name = base.partition(" AS ")
+        words = [step.partition(" ") for step in steps]
+        stages[name or "image"] = Stage(parent, [(word, rest) for word, _, rest in words])
+    return stages
+
+
+def read_variables(stage: Stage) -> dict[str, str]:
+    """Return the variables that a stage sets."""
+    lines = [rest for word, rest in stage.steps if word == "ENV"]
+    return dict(pair.split("=", 1) for line in lines for pair in line.split())
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +61,9 @@ def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (build := folder / "build").mkdir()
     made = folder / "opt"
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PYTHONPATH": "", "PATH": path}
-    for word, rest in read_steps():
+    stage = read_stages()["build"]
+    environment = {**os.environ, "PYTHONPATH": "", "PATH": path, **read_variables(stage)}
+    for word, rest in stage.steps:
         if word == "COPY":
             *sources, target = rest.split()
             for source in sources:
@@ -58,10 +76,8 @@ def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
             run(["bash", "-euo", "pipefail", "-c", script], build, environment)
             (packages,) = made.glob("lib/python*/site-packages")
             (packages / "here.pth").write_text(sysconfig.get_path("purelib"))
-        elif word == "ENV":
-            environment |= dict(pair.split("=", 1) for pair in rest.split())
         else:
-            assert word in ("ARG", "SHELL", "WORKDIR"), (word, rest)
+            assert word in ("ARG", "SHELL", "WORKDIR", "ENV"), (word, rest)
     return made
 
 
@@ -98,3 +114,10 @@ def test_the_image_has_the_embedded_model(prefix: Path, tmp_path: Path) -> None:
     folder = Path(run([prefix / "bin" / "rushes", "fetch"], tmp_path, environment).strip())
     assert folder.is_relative_to(prefix)
     assert list(folder.rglob("*.safetensors"))
+
+
+def test_the_driver_that_gke_mounts_is_found() -> None:
+    variables = read_variables(read_stages()["image"])
+    first, *_, last = variables["PATH"].split(":")
+    assert (first, last) == (f"{PREFIX}/bin", "/usr/local/nvidia/bin")
+    assert variables["LD_LIBRARY_PATH"] == "/usr/local/nvidia/lib64"
