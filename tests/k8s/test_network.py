@@ -198,17 +198,12 @@ def list_workers_that_reach(address: str, documents: list[Document]) -> list[boo
     ]
 
 
-IDENTITY = [
-    ("169.254.170.23", 80),
-    ("fd00:ec2::23", 80),
-    ("169.254.169.252", 988),
-    ("169.254.169.254", 80),
-]
-"""EKS Pod Identity's agent; GKE's metadata server, with Calico and with Dataplane V2."""
-
-
-@pytest.mark.parametrize(("address", "port"), IDENTITY)
-def test_a_component_lets_pods_get_their_rights(address: str, port: int, build: Any) -> None:
+@pytest.mark.parametrize(
+    ("address", "is_agent"),
+    [("169.254.170.23", True), ("fd00:ec2::23", True), ("169.254.169.254", False)],
+)
+def test_a_component_lets_pods_get_their_rights(address: str, is_agent: bool, build: Any) -> None:
+    """From EKS Pod Identity's agent, and never those of the node, from its metadata."""
     policies = find_kind(build("gpu"), "NetworkPolicy")
     text = (K8S / "components" / "identity" / "network.yaml").read_text("utf-8")
     identity = yaml.safe_load(text)
@@ -216,5 +211,5 @@ def test_a_component_lets_pods_get_their_rights(address: str, port: int, build: 
     identity["metadata"]["namespace"] = HERE
     for pod in find_pods(build("gpu")):
         here, there = Party(pod.labels, HERE, HERE_LABELS), Party(address=address)
-        assert not admits(policies, here, there, port)
-        assert admits([*policies, identity], here, there, port) == bool(pod.group)
+        assert not admits(policies, here, there, 80)
+        assert admits([*policies, identity], here, there, 80) == (is_agent and bool(pod.group))
