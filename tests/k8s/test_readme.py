@@ -69,6 +69,15 @@ def test_the_cuda_image_is_the_one_that_pods_have(build: Any) -> None:
     assert f"--build-arg TORCH_INDEX={index} " in (K8S / "Dockerfile").read_text("utf-8")
 
 
+def test_cuda_is_the_one_that_is_pinned() -> None:
+    (said,) = re.findall(r"the image is of CUDA (\d+)", README)
+    (built,) = re.findall(r"/whl/cu(\d+)0 ", README)
+    text = (K8S / "constraints.txt").read_text("utf-8")
+    pinned = re.findall(r"^(?:cuda-bindings|nvidia-\S+)==(\d+)\.", text, re.MULTILINE)
+    assert pinned
+    assert {said, *pinned} == {built}
+
+
 @pytest.mark.parametrize("overlay", ["gpu", "kueue", "raycronjob", "shared"])
 def test_a_night_finds_the_table_and_the_bucket_that_were_made(overlay: str, build: Any) -> None:
     settings = find_settings(build(overlay))
