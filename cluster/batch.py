@@ -25,6 +25,7 @@ from ray.data.expressions import col
 
 from cluster.answers import PoolBrokenError
 from cluster.client import PoolClient
+from cluster.demand import CLIENT_CPUS, beside_encode
 from cluster.leaving import leave_in_time
 from cluster.stages import Encode, Publish, RenderSpec, Row, denoise_once
 from pipeline.documents import Commit, Failure
@@ -34,7 +35,6 @@ from pipeline.recipe import StageSpec
 from pipeline.request import RenderRequest
 
 Table = Any
-CLIENT_CPUS = 0.01
 READ_CPUS = 0.25
 EXECUTOR_END_S = 10.0
 
@@ -106,7 +106,7 @@ def _pass(
                 max_tasks_in_flight_per_actor=in_flight,
                 max_concurrent_calls_per_actor=in_flight,
             ),
-            num_cpus=CLIENT_CPUS,
+            **beside_encode(recipe, CLIENT_CPUS),
         )
         .map(
             _Publish,

@@ -12,6 +12,10 @@ from pipeline.recipe import Recipe
 
 READ_CPUS = 1.0
 """What Ray Data asks for to look into a table and, later, to part it into rows."""
+CLIENT_CPUS = 0.01
+"""What a batch's one client of the pool asks for."""
+INGRESS_CPUS = 0.1
+"""What the endpoint's ingress asks for."""
 SPARE_CPUS = 2.0
 """Logical CPUs of a local cluster for that, and for what asks for a fraction of one."""
 _Resource: TypeAlias = Literal["num_cpus", "num_gpus"]
@@ -66,6 +70,14 @@ def logical_cpus(recipe: Recipe, runs: int = 1) -> float:
     """Return how many CPUs all actors of so many runs on one pool ask for, with some to spare."""
     gangs = sum(each.count * each.layout.ranks * each.num_cpus for each in recipe.gangs)
     return gangs + runs * (_asked_by_stages(recipe, "num_cpus") + SPARE_CPUS)
+
+
+def beside_encode(recipe: Recipe, num_cpus: float) -> dict[str, Any]:
+    """Return what Ray is told of a small actor that is there as long as its run: encode's nodes.
+
+    Anywhere else it would keep a node from going that nothing else needs, all its GPUs with it.
+    """
+    return {"num_cpus": num_cpus, "label_selector": dict(recipe.encode.label_selector)}
 
 
 def _compare(here: dict[str, float], asked: dict[str, float]) -> str:

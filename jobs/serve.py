@@ -23,7 +23,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from cluster.answers import BatchState, Refusal, VideoState
-from cluster.demand import describe_shortage
+from cluster.demand import INGRESS_CPUS, beside_encode, describe_shortage
 from cluster.loss import UNSAVED, is_gone, wait_for_loss
 from cluster.metrics import read_exported
 from cluster.online import DISPATCHER, MANY, bind_dispatcher
@@ -53,7 +53,6 @@ from pipeline.store import ObjectStore
 from pipeline.uploads import FileRecord
 
 APP = "rushes"
-INGRESS_CPUS = 0.1
 LOGGING = {"encoding": "JSON"}
 """Serve's lines, in files: each with its request's id."""
 BATCHES = 1
@@ -160,7 +159,7 @@ def bind_endpoint(call: ServeCall) -> Any:
         cast(Any, serve.ingress)()(Ingress),
         name="Ingress",
         max_ongoing_requests=MANY,
-        ray_actor_options={"num_cpus": INGRESS_CPUS},
+        ray_actor_options=beside_encode(recipe, INGRESS_CPUS),
     )
     return ingress.bind(dispatcher, call, renderer)
 

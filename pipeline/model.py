@@ -6,8 +6,10 @@ gang's loss, load the same or nothing.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import re
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +31,7 @@ CHECKPOINT_FILES = ("*/*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 WEIGHT_SUFFIX = ".safetensors"
 CONFIG_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 SAMPLE_BYTES, MAX_HEADER_BYTES = 4096, 100_000_000
+FULL = (errno.ENOSPC, errno.EDQUOT)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -39,8 +42,8 @@ def resolve_checkpoint(model: ModelSpec, files: Sequence[str] = CHECKPOINT_FILES
     be relative to where this process works.
 
     Raises:
-        UsageError: the package, folder or hub id can't be found, or the model is pinned and its
-            files are others.
+        UsageError: the package, folder or hub id can't be found, the hub's cache can't be used, or
+            the model is pinned and its files are others.
     """
     folder = _find(model, files)
     is_whole = files == CHECKPOINT_FILES
@@ -120,18 +123,32 @@ def _find(model: ModelSpec, files: Sequence[str]) -> Path:
 
 
 def _download(repo: str, revision: str | None, files: Sequence[str]) -> Path:
-    from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
+    from huggingface_hub import (
+        constants,
+        snapshot_download,  # pyright: ignore[reportUnknownVariableType]
+    )
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(files)))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        if error.filename is not None or error.errno in FULL:
+            raise _describe_cache(repo, constants.HF_HUB_CACHE, error) from error
         answer = getattr(error, "response", None)  # none of those that come before any answer
         is_refused = answer is not None and answer.status_code < HTTPStatus.INTERNAL_SERVER_ERROR
         raise (UsageError if is_refused else UnreachableError)(
             f"model.checkpoint: {repo!r} is no folder here and could not be fetched from the hub "
             f"({type(error).__name__}); download it first, or give a folder"
         ) from error
+
+
+def _describe_cache(repo: str, cache: str, error: OSError) -> UsageError:
+    """Return how a fault of the hub's cache is told; another node's may have room."""
+    return (UnreachableError if error.errno in FULL else UsageError)(
+        f"model.checkpoint: the hub's cache {cache} on {socket.gethostname()} can't hold {repo!r}: "
+        f"{error}; expected a folder with room, which user {os.getuid()} may write to: "
+        "mend it, or name another by HF_HOME"
+    )
 
 
 def _list_files(checkpoint: Path) -> list[Path]:

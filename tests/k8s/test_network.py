@@ -39,6 +39,7 @@ ELSEWHERE = {
     "metadata": Party(address="169.254.169.254"),
 }
 ANY = (6379, 10002, 45000)
+DNS = 53
 SERVE = 8000
 """Serve's port: nobody listens there without an endpoint, so its rules come with that."""
 PORTS = (22, 53, 443, 6443, 8000, 8080, 8265, 9000, 10001, 44217, 44227, 52365)
@@ -75,7 +76,7 @@ def list_open(documents: list[Document]) -> set[tuple[str, str, int]]:
         for port in {*PORTS, *ANY}
         if source not in ELSEWHERE or target not in ELSEWHERE
         if source not in ("Kubernetes", "outside", "metadata", "DNS")
-        if admits(policies, parties[source], parties[target], port, "UDP" if port == 53 else "TCP")
+        if admits(policies, parties[source], parties[target], port, "UDP" if port == DNS else "TCP")
     }
 
 
@@ -113,7 +114,7 @@ def test_the_operator_reaches_what_it_asks(documents: list[Document]) -> None:
 
 def test_nothing_else_is(documents: list[Document]) -> None:
     # Between Ray's own nodes every port is open. Whom the API server's address is, nobody knows:
-    # who may talk to Kubernetes may talk to any address by its ports.
+    # who may talk to Kubernetes may talk to any address by its ports; and all to any for DNS.
     room = {"head", "worker"}
     talkers = {"head", "clock"}
     extra = {
@@ -121,6 +122,7 @@ def test_nothing_else_is(documents: list[Document]) -> None:
         for source, target, port in list_open(documents) - list_drawn(documents)
         if not {source, target} <= room
         if not (source in talkers and port in (443, 6443))
+        if not (source not in ELSEWHERE and port == DNS)
     }
     assert extra == set()
 
@@ -148,11 +150,24 @@ def test_without_the_default_strangers_get_in(build: Any) -> None:
     assert ("stranger", "clock", 22) not in list_open(build("cpu-demo"))
 
 
-def test_dns_may_be_the_nodes_own(documents: list[Document]) -> None:
-    policies = find_kind(documents, "NetworkPolicy")
-    node = Party(address="169.254.20.10")
+NAME_SERVERS = {
+    "NodeLocal DNSCache": "169.254.20.10",
+    "GKE's Cloud DNS": "169.254.169.254",
+    "AKS's LocalDNS": "169.254.10.11",
+    "a node's own": "10.0.3.7",
+}
+
+
+@pytest.mark.parametrize("address", NAME_SERVERS.values(), ids=NAME_SERVERS)
+def test_dns_may_be_at_any_address(address: str, documents: list[Document]) -> None:
+    policies, there = find_kind(documents, "NetworkPolicy"), Party(address=address)
     for pod in find_pods(documents):
-        assert admits(policies, Party(pod.labels, HERE, HERE_LABELS), node, 53, "UDP"), pod.where
+        here = Party(pod.labels, HERE, HERE_LABELS)
+        assert admits(policies, here, there, DNS, "UDP"), pod.where
+        assert admits(policies, here, there, DNS, "TCP"), pod.where
+        for port in (80, 8080, 988, 5353):  # the first three are of a node's metadata
+            assert not admits(policies, here, there, port, "TCP"), pod.where
+            assert not admits(policies, here, there, port, "UDP"), pod.where
 
 
 @pytest.mark.parametrize("address", ["52.216.8.27", "2600:1fa0:8000::1"])
@@ -183,17 +198,12 @@ def list_workers_that_reach(address: str, documents: list[Document]) -> list[boo
     ]
 
 
-IDENTITY = [
-    ("169.254.170.23", 80),
-    ("fd00:ec2::23", 80),
-    ("169.254.169.252", 988),
-    ("169.254.169.254", 80),
-]
-"""EKS Pod Identity's agent; GKE's metadata server, with Calico and with Dataplane V2."""
-
-
-@pytest.mark.parametrize(("address", "port"), IDENTITY)
-def test_a_component_lets_pods_get_their_rights(address: str, port: int, build: Any) -> None:
+@pytest.mark.parametrize(
+    ("address", "is_agent"),
+    [("169.254.170.23", True), ("fd00:ec2::23", True), ("169.254.169.254", False)],
+)
+def test_a_component_lets_pods_get_their_rights(address: str, is_agent: bool, build: Any) -> None:
+    """From EKS Pod Identity's agent, and never those of the node, from its metadata."""
     policies = find_kind(build("gpu"), "NetworkPolicy")
     text = (K8S / "components" / "identity" / "network.yaml").read_text("utf-8")
     identity = yaml.safe_load(text)
@@ -201,5 +211,5 @@ def test_a_component_lets_pods_get_their_rights(address: str, port: int, build: 
     identity["metadata"]["namespace"] = HERE
     for pod in find_pods(build("gpu")):
         here, there = Party(pod.labels, HERE, HERE_LABELS), Party(address=address)
-        assert not admits(policies, here, there, port)
-        assert admits([*policies, identity], here, there, port) == bool(pod.group)
+        assert not admits(policies, here, there, 80)
+        assert admits([*policies, identity], here, there, 80) == (is_agent and bool(pod.group))

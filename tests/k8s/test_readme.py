@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from fnmatch import fnmatchcase
 from typing import Any
 
+import kubernetes_validate  # pyright: ignore[reportMissingTypeStubs]
 import pytest
 
 from tests.support.manifest_room import count_kept_gpus
@@ -67,6 +69,15 @@ def test_the_cuda_image_is_the_one_that_pods_have(build: Any) -> None:
     assert f"--build-arg TORCH_INDEX={index} " in (K8S / "Dockerfile").read_text("utf-8")
 
 
+def test_cuda_is_the_one_that_is_pinned() -> None:
+    (said,) = re.findall(r"the image is of CUDA (\d+)", README)
+    (built,) = re.findall(r"/whl/cu(\d+)0 ", README)
+    text = (K8S / "constraints.txt").read_text("utf-8")
+    pinned = re.findall(r"^(?:cuda-bindings|nvidia-\S+)==(\d+)\.", text, re.MULTILINE)
+    assert pinned
+    assert {said, *pinned} == {built}
+
+
 @pytest.mark.parametrize("overlay", ["gpu", "kueue", "raycronjob", "shared"])
 def test_a_night_finds_the_table_and_the_bucket_that_were_made(overlay: str, build: Any) -> None:
     settings = find_settings(build(overlay))
@@ -102,6 +113,22 @@ def test_the_demo_asks_for_what_it_says(build: Any) -> None:
     )[0]
     assert float(said) == pytest.approx(asked / 2**30, abs=0.1)
     assert asked / 2**30 <= 0.75 * float(fits)
+
+
+def test_a_volume_is_opened_for_the_group_that_pods_have(build: Any) -> None:
+    (claim,) = find_kind(build("gpu"), "PersistentVolumeClaim")
+    ((name, overrides),) = re.findall(r"run (\S+) .+--overrides='(.+?)'\n", README, re.DOTALL)
+    pod = {"kind": "Pod", "metadata": {"name": name}, **json.loads(overrides)}
+    kubernetes_validate.validate(pod, "1.34", strict=True)
+    (container,), (volume,) = pod["spec"]["containers"], pod["spec"]["volumes"]
+    assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    (group,) = re.findall(r"chown :(\d+) /models", container["command"][-1])
+    users = {
+        each.spec["securityContext"]["runAsGroup"]
+        for each in find_pods(build("gpu"))
+        if any(volume.get("persistentVolumeClaim") for volume in each.spec.get("volumes", ()))
+    }
+    assert users == {int(group)}
 
 
 def test_a_volume_of_many_nodes_is_told_of(documents: list[Document]) -> None:

@@ -97,6 +97,15 @@ def develop_on_the_gangs_node(documents: list[Document]) -> None:
     edit_recipe(documents, recipe, "num_gpus = 0.25")
 
 
+def encode_on_any_node(documents: list[Document]) -> None:
+    recipe = 'threads = 6\nlabel_selector = { "rushes/group" = "cpu" }'
+    edit_recipe(documents, recipe, "threads = 6")
+
+
+def encode_with_every_cpu(documents: list[Document]) -> None:
+    edit_recipe(documents, "num_cpus = 6", "num_cpus = 7")
+
+
 def encode_with_more_cpus(documents: list[Document]) -> None:
     edit_recipe(documents, "num_cpus = 6", "num_cpus = 60")
 
@@ -192,6 +201,7 @@ GPU: tuple[tuple[rules.Rule, Callable[[list[Document]], None]], ...] = (
     (rules.gangs_have_room, misspell_a_label),
     (rules.gangs_have_nodes_of_their_own, let_singles_anywhere),
     (rules.gangs_have_nodes_of_their_own, develop_on_the_gangs_node),
+    (rules.nodes_with_gpus_can_go, encode_on_any_node),
     (rules.heads_are_not_evicted, keep_one_of_two_heads),
     (rules.heads_are_not_evicted, keep_a_share_of_heads),
     (rules.heads_are_not_evicted, keep_every_pod),
@@ -263,6 +273,8 @@ def keep_half_the_encoders(documents: list[Document]) -> None:
 
 SHARED = (
     (rules.gangs_have_room, forget_the_other_tenant),
+    (rules.gangs_have_room, encode_with_every_cpu),
+    (rules.endpoints_have_room_by_day, encode_with_every_cpu),
     (rules.endpoints_have_room_by_day, keep_a_gang_alone),
     (rules.endpoints_have_room_by_day, keep_half_the_encoders),
     (rules.proxies_answer_as_the_endpoint, leave_a_proxy_to_itself),

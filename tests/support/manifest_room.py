@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from cluster.demand import READ_CPUS
+from cluster.demand import CLIENT_CPUS, INGRESS_CPUS, READ_CPUS
 from pipeline.recipe import GangShape, Recipe
 from tests.support.manifests import (
     Document,
@@ -32,9 +32,10 @@ def gangs_have_room(documents: list[Document]) -> Iterator[str]:
         free = _list_nodes(cluster, "maxReplicas")
         yield from _place_gangs(whose, recipe, free, lambda shape: shape.count)
         batches = 1 if whose == "RayJob" else _count_joining(documents)
-        for _ in range(batches + (whose == "RayService")):
-            yield from _place_stages(whose, recipe, free)
+        if whose == "RayService":
+            yield from _place_stages(whose, recipe, free, INGRESS_CPUS)
         for _ in range(batches):
+            yield from _place_stages(whose, recipe, free, CLIENT_CPUS)
             if not _take(free, 0, READ_CPUS, {}):
                 yield f"{whose}: no room to read a table"
 
@@ -46,7 +47,7 @@ def endpoints_have_room_by_day(documents: list[Document]) -> Iterator[str]:
         if whose == "RayService":
             free = _list_nodes(cluster, "minReplicas")
             yield from _place_gangs(whose, recipe, free, _count_kept)
-            yield from _place_stages(whose, recipe, free)
+            yield from _place_stages(whose, recipe, free, INGRESS_CPUS)
 
 
 def gangs_have_nodes_of_their_own(documents: list[Document]) -> Iterator[str]:
@@ -64,6 +65,21 @@ def gangs_have_nodes_of_their_own(documents: list[Document]) -> Iterator[str]:
             for each in (*small, recipe.encode, recipe.develop):
                 needs = each.num_gpus, each.num_cpus, each.label_selector
                 if each.num_gpus and _take([_count_node(group)], *needs):
+                    yield f"{whose}: {group['groupName']} is open to {each}"
+
+
+def nodes_with_gpus_can_go(documents: list[Document]) -> Iterator[str]:
+    """No actor without a GPU may be on a node with some, which stays for as long as that does.
+
+    Ray puts it there where those that are meant for it are full, or gone for a moment.
+    """
+    recipe = read_recipe(documents)
+    for whose, cluster in find_clusters(expand_documents(documents)):
+        for group in cluster["workerGroupSpecs"]:
+            for each in (*recipe.gangs, recipe.encode, recipe.develop):
+                node = _count_node(group)
+                is_open = _take([node], 0, 0, each.label_selector)
+                if node.gpus and not each.num_gpus and is_open:
                     yield f"{whose}: {group['groupName']} is open to {each}"
 
 
@@ -95,11 +111,15 @@ def _place_gangs(
                 yield f"{whose}: no room for gang {shape.name}-{number}"
 
 
-def _place_stages(whose: str, recipe: Recipe, free: list[_Node]) -> Iterator[str]:
+def _place_stages(
+    whose: str, recipe: Recipe, free: list[_Node], beside_encode: float
+) -> Iterator[str]:
     for stage in (recipe.encode, recipe.develop):
         for _ in range(stage.workers):
             if not _take(free, stage.num_gpus, stage.num_cpus, stage.label_selector):
                 yield f"{whose}: no room for a worker of {stage}"
+    if not _take(free, 0, beside_encode, recipe.encode.label_selector):
+        yield f"{whose}: no room for {beside_encode} CPUs beside encode"
 
 
 @dataclass

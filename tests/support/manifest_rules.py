@@ -15,6 +15,7 @@ from tests.support.manifest_room import (
     endpoints_have_room_by_day,
     gangs_have_nodes_of_their_own,
     gangs_have_room,
+    nodes_with_gpus_can_go,
 )
 from tests.support.manifests import (
     K8S,
@@ -255,10 +256,10 @@ def proxies_answer_as_the_endpoint(documents: list[Document]) -> Iterator[str]:
 
 RULES: tuple[Rule, ...] = (
     images_are_pinned, resources_are_set, pods_outlive_their_drain, gangs_have_room,
-    gangs_have_nodes_of_their_own, endpoints_have_room_by_day, heads_are_not_evicted,
-    nights_end_by_their_deadline, groups_start_within_bounds, queued_nights_suit_kueue,
-    selectors_match, references_exist, ports_match, nodes_are_probed, nodes_are_scraped,
-    applications_load, proxies_answer_as_the_endpoint,
+    gangs_have_nodes_of_their_own, nodes_with_gpus_can_go, endpoints_have_room_by_day,
+    heads_are_not_evicted, nights_end_by_their_deadline, groups_start_within_bounds,
+    queued_nights_suit_kueue, selectors_match, references_exist, ports_match, nodes_are_probed,
+    nodes_are_scraped, applications_load, proxies_answer_as_the_endpoint,
 )  # fmt: skip
 
 

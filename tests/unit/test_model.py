@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,42 @@ def test_a_hub_that_is_away_is_told_from_one_that_refuses(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     with pytest.raises(UsageError, match="could not be fetched from the hub") as caught:
         resolve_checkpoint(ModelSpec(checkpoint="somebody/something"))
+    assert type(caught.value) is kind
+
+
+def test_a_cache_that_is_amiss_is_told_as_that(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hub = make_hub(tmp_path, "acme/tiny", EMBEDDED)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub.cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    (place,) = hub.cache.glob("*/refs/main")
+    place.unlink()
+    place.mkdir()  # what a user may not write to, root may
+    with pytest.raises(UsageError, match=f"{place}.*HF_HOME") as caught:
+        resolve_checkpoint(ModelSpec(checkpoint="acme/tiny"))
+    assert "from the hub" not in str(caught.value)
+    assert type(caught.value) is UsageError
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/models/hub"), UsageError),
+        (OSError(errno.ENOSPC, "No space left on device"), UnreachableError),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "/models/hub/x"), UnreachableError),
+    ],
+)
+def test_a_full_cache_may_have_room_again(
+    monkeypatch: pytest.MonkeyPatch, error: OSError, kind: type[UsageError]
+) -> None:
+    def download(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", "/models/hub")
+    with pytest.raises(UsageError, match=f"/models/hub.*{error.strerror}.*HF_HOME") as caught:
+        resolve_checkpoint(ModelSpec(checkpoint="acme/tiny"))
     assert type(caught.value) is kind
 
 
