@@ -330,7 +330,7 @@ def serve(
             find_recipe(recipe, overrides or ()),
             ObjectStore(output),
             ApiKeys.read(keys, listed, insecure=insecure),
-            tuple(alias or ()),
+            tuple(each for each in alias or () if each.strip()),
             host,
             port,
             max_queued,

@@ -113,8 +113,9 @@ def serve_endpoint(call: ServeCall, address: str | None, say: Callable[[str], No
             serve.run(app, name=APP, route_prefix="/", logging_config=LOGGING)
             if short := describe_shortage(call.recipe):
                 say(short)
-            say(f"{call.recipe.name} is ready: base_url=http://{call.host}:{call.port}/v1")
-            say(f"its page: http://{call.host}:{call.port}/")
+            place = f"[{call.host}]" if ":" in call.host else call.host
+            say(f"{call.recipe.name} is ready: base_url=http://{place}:{call.port}/v1")
+            say(f"its page: http://{place}:{call.port}/")
             say(f"videos go to {store.uri}; Ctrl-C ends it")
             say(f"its log, of every call: {_find_logs()}")
             if not address:
@@ -305,8 +306,9 @@ async def _ask(method: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _check_port(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        socket.create_server((host, port)).close()
+        socket.create_server((host, port), family=family).close()
     except OSError as error:
         raise UsageError(
             f"--host {host} --port {port}: can't be listened on ({error.strerror}); choose another"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
+from itertools import chain
 from typing import Literal
 
 from starlette.responses import Response, StreamingResponse
 
 from jobs.api.wire import ApiError
-from pipeline.documents import Commit
+from pipeline.documents import Artifact, Commit
 from pipeline.places import CHUNK_BYTES
 from pipeline.spritesheet import make_sprite_sheet
 from pipeline.store import ObjectStore
@@ -20,40 +21,52 @@ _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})", re.ASCII | re.IGNORECASE)
 
 
 def read_content(
-    store: ObjectStore,
-    commit: Commit,
-    variant: Variant,
-    asked_range: str | None,
-    if_range: str | None = None,
+    store: ObjectStore, commit: Commit, variant: Variant, asked: Mapping[str, str] | None = None
 ) -> Response:
-    """Return the answer to a download; a single range of the video is honoured (RFC 9110, 14.2).
+    """Return the answer to a download, whose request's headers are `asked`.
 
-    With `if_range` it is where that is the video's entity tag (13.1.5).
+    Nothing is sent to whoever has it (RFC 9110, 13.1.2). A single range of the video is honoured
+    (14.2); with If-Range where that is the video's entity tag (13.1.5).
 
     Raises:
         ApiError: the range begins beyond the end.
+        FileNotFoundError: the storage has it no more.
     """
+    asked = asked or {}
+    file = commit.poster if variant == "thumbnail" else commit.video
+    tag = f'"{file.sha256}{"-sheet" if variant == "spritesheet" else ""}"'
+    if _has(asked.get("if-none-match", ""), tag):
+        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers={"etag": tag})
+    if variant == "video":
+        return _stream(store, file, tag, asked)
+    content = store.read(file.key)
     if variant == "spritesheet":
-        sheet = make_sprite_sheet(store.read(commit.video.key))
-        return Response(sheet, media_type="image/jpeg")
-    if variant == "thumbnail":
-        return Response(store.read(commit.poster.key), media_type="image/jpeg")
-    size_bytes = commit.video.size_bytes
-    tag = f'"{commit.video.sha256}"'
-    if if_range not in (None, tag):
-        asked_range = None
-    start, end = _find_range(asked_range, size_bytes)
+        content = make_sprite_sheet(content)
+    return Response(content, headers={"etag": tag}, media_type="image/jpeg")
+
+
+def _stream(store: ObjectStore, file: Artifact, tag: str, asked: Mapping[str, str]) -> Response:
+    size_bytes = file.size_bytes
+    wanted = asked.get("range") if asked.get("if-range", tag) == tag else None
+    part = _find_range(wanted, size_bytes)
+    start, end = part or (0, size_bytes)
     headers = {
         "accept-ranges": "bytes",
         "content-length": str(end - start),
         "etag": tag,
     }
-    status = HTTPStatus.OK
-    if (start, end) != (0, size_bytes):
-        status = HTTPStatus.PARTIAL_CONTENT
+    if part:
         headers["content-range"] = f"bytes {start}-{end - 1}/{size_bytes}"
-    chunks = _read(store, commit.video.key, start, end)
-    return StreamingResponse(chunks, status, headers, media_type="video/mp4")
+    status = HTTPStatus.PARTIAL_CONTENT if part else HTTPStatus.OK
+    chunks = _read(store, file.key, start, end)
+    first = next(chunks)  # once the headers are sent nobody can be told that there is nothing
+    return StreamingResponse(chain((first,), chunks), status, headers, media_type="video/mp4")
+
+
+def _has(tags: str, tag: str) -> bool:
+    """Return whether a list of entity tags has this one, in its weak form too."""
+    listed = {each.strip().removeprefix("W/") for each in tags.split(",")}
+    return tag in listed or "*" in listed
 
 
 def _read(store: ObjectStore, key: str, start: int, end: int) -> Iterator[bytes]:
@@ -61,11 +74,11 @@ def _read(store: ObjectStore, key: str, start: int, end: int) -> Iterator[bytes]
         yield store.read(key, at, min(at + CHUNK_BYTES, end))
 
 
-def _find_range(asked: str | None, size_bytes: int) -> tuple[int, int]:
-    """Return the bytes to send, first and one beyond the last; all where none are asked for."""
+def _find_range(asked: str | None, size_bytes: int) -> tuple[int, int] | None:
+    """Return the bytes that are asked for, first and one beyond the last; None where none are."""
     match = _RANGE.fullmatch((asked or "").strip())
     if not match or not any(match.groups()):  # none, several, or another unit: to be passed over
-        return 0, size_bytes
+        return None
     first, last = match.groups()
     if not first:
         start, end = max(size_bytes - int(last), 0), size_bytes

@@ -51,6 +51,19 @@ def handle_errors(app: FastAPI) -> None:
     async def answer_desk_away(_: Request, __: UnavailableError) -> JSONResponse:
         return answer_unavailable()
 
+    @app.exception_handler(FileNotFoundError)
+    async def answer_gone(_: Request, __: FileNotFoundError) -> JSONResponse:
+        message = (
+            "it was made, but isn't in the endpoint's storage any more; "
+            "whoever runs the endpoint may have it again"
+        )
+        body = ErrorBody(message=message, type="invalid_request_error", code="content_missing")
+        return _answer(HTTPStatus.NOT_FOUND, body)
+
+    @app.exception_handler(OSError)
+    async def answer_storage_away(_: Request, __: OSError) -> JSONResponse:
+        return answer_unavailable()
+
     @app.exception_handler(Exception)
     async def answer_broken(_: Request, __: Exception) -> JSONResponse:
         message = "the endpoint failed on this call; its log says why"
@@ -61,7 +74,8 @@ def handle_errors(app: FastAPI) -> None:
 
 def answer_unavailable() -> JSONResponse:
     """Return the answer to a call that nobody can answer at the moment."""
-    message = "the endpoint is starting anew; what was accepted is kept; try again"
+    message = "the endpoint is starting anew, or its storage is away; what was accepted is kept; "
+    message += "try again"
     return _answer(
         HTTPStatus.SERVICE_UNAVAILABLE,
         ErrorBody(message=message, type="server_error", code="unavailable"),

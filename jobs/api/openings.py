@@ -27,7 +27,11 @@ from pipeline.untrusted import MAX_FRAMES, UntrustedError, remake_image, remake_
 
 KEPT = tuple(name for name in SETTINGS if name not in ("num_frames", "fps"))
 EXTENSION_FIELDS = ("prompt", "seconds", "video", "priority", "metadata", *KEPT)
-_DATA_URL = re.compile(r"data:image/[a-z+.-]+;base64,(?P<data>[A-Za-z0-9+/=\s]*)", re.ASCII)
+_DATA_URL = re.compile(
+    r"data:image/[a-z0-9+.-]+(?:;[a-z-]+=[^;,]*)*;base64,(?P<data>[a-z0-9+/=\s]*)",
+    re.ASCII | re.IGNORECASE,
+)
+"""RFC 2397, in which a type may have parameters."""
 
 
 @dataclass(frozen=True)

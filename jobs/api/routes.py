@@ -133,6 +133,7 @@ async def delete_video(video_id: str, at: At, owner: Owner) -> DeletedVideo:
         **document_errors(400, 401, 404, 409, 416),
         200: {"content": {"video/mp4": {}, "image/jpeg": {}}},
         206: {"content": {"video/mp4": {}}},
+        304: {"description": "Not Modified"},
     },
 )
 async def download_content(
@@ -141,9 +142,9 @@ async def download_content(
     """Download a completed video, or its `thumbnail` or `spritesheet`."""
     state = await at.find_completed(owner, video_id)
     commit = await asyncio.to_thread(at.ledger.read_commit, state.job.clip_id)
-    ranges = request.headers.get("range"), request.headers.get("if-range")
+    asked = dict(request.headers)
     async with at.decoding[owner] if variant == "spritesheet" else nullcontext():
-        return await asyncio.to_thread(read_content, at.ledger.store, commit, variant, *ranges)
+        return await asyncio.to_thread(read_content, at.ledger.store, commit, variant, asked)
 
 
 @_routes.post(

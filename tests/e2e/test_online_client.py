@@ -353,11 +353,16 @@ def test_json_does_as_well_as_multipart(server: Server, video: Any) -> None:
         assert client.videos.poll(answer.json()["id"], poll_interval_ms=50).status == "completed"
 
 
-def test_a_port_that_is_taken_is_told_of(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+@pytest.mark.parametrize(
+    ("host", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)]
+)
+def test_a_port_that_is_taken_is_told_of(
+    tmp_path: Path, host: str, family: socket.AddressFamily
+) -> None:
+    with socket.create_server((host, 0), family=family) as taken:
         port = taken.getsockname()[1]
         call = [sys.executable, "-m", "jobs.cli", "serve", "-o", str(tmp_path / "o"),
-                "--port", str(port), "--insecure"]  # fmt: skip
+                "--host", host, "--port", str(port), "--insecure"]  # fmt: skip
         done = subprocess.run(call, capture_output=True, text=True, check=False)
     assert done.returncode == ExitCode.USAGE
-    assert f"--port {port}: can't be listened on" in done.stderr
+    assert f"--port {port}: can't be listened on (Address already in use)" in done.stderr

@@ -93,6 +93,7 @@ def test_a_remix_begins_as_what_it_is_a_remix_of() -> None:
         ({"image_url": "file:///etc/passwd"}, "aren't fetched"),
         ({"image_url": "data:text/html;base64,AAAA"}, "aren't fetched"),
         ({"image_url": "data:image/png;base64,A"}, "image_url: "),
+        ({"image_url": "data:image/PNG;charset=utf-8;base64,AAAA"}, "none of them"),
         ({"image_url": "data:image/png;base64,AAAA"}, "none of them"),
     ],
 )
