@@ -365,4 +365,4 @@ def test_a_port_that_is_taken_is_told_of(
                 "--host", host, "--port", str(port), "--insecure"]  # fmt: skip
         done = subprocess.run(call, capture_output=True, text=True, check=False)
     assert done.returncode == ExitCode.USAGE
-    assert f"--port {port}: can't be listened on (Address already in use)" in done.stderr
+    assert f"--port {port}: can't be listened on (Address already in use" in done.stderr
