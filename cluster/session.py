@@ -21,6 +21,7 @@ from cluster.starting import (
     groups_apart,
     native_stderr_muted,
     node_found_soon,
+    own_modules_alone,
     sigterm_kept,
     worker_errors_unprinted,
 )
@@ -91,9 +92,11 @@ def ray_session(recipe: Recipe, address: str | None = None, *, runs: int = 1) ->
     quiet: Any = {"log_to_driver": False, "logging_level": logging.ERROR}
     with native_stderr_muted(), worker_errors_unprinted():
         if address:
+            # Ray's client runs nothing from here: a server of the cluster's is the driver.
+            job = {} if "://" in address else {"job_config": own_modules_alone()}
             try:
                 with sigterm_kept():
-                    init(address=address, **quiet)
+                    init(address=address, **job, **quiet)
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise UsageError(f"--address {address}: no Ray cluster answers: {error}") from error
         else:
@@ -101,7 +104,13 @@ def ray_session(recipe: Recipe, address: str | None = None, *, runs: int = 1) ->
                 os.environ.setdefault(name, value)
             num_cpus = max(os.cpu_count() or 1, math.ceil(logical_cpus(recipe, runs)))
             with sigterm_kept(), groups_apart(), ended_if_broken_off(), node_found_soon():
-                init("local", num_cpus=num_cpus, include_dashboard=False, **quiet)
+                init(
+                    "local",
+                    num_cpus=num_cpus,
+                    include_dashboard=False,
+                    job_config=own_modules_alone(),
+                    **quiet,
+                )
         try:
             yield
         finally:

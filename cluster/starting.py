@@ -7,9 +7,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import psutil
@@ -17,9 +18,29 @@ from ray import _raylet
 from ray._private import services, worker
 from ray._private import utils as ray_utils
 from ray.exceptions import RayError
+from ray.job_config import JobConfig
 
 ASK_TIMEOUT_S = 5.0
 NODE_POLL_S, NODE_WAIT_S = 0.05, 20.0
+_OURS = Path(__file__).resolve().parents[1]
+
+
+class _OwnPaths(list[str]):
+    """Takes in the folder that these packages are in alone."""
+
+    def extend(self, paths: Iterable[str]) -> None:
+        super().extend(each for each in paths if Path(each).resolve() == _OURS)
+
+
+def own_modules_alone() -> JobConfig:
+    """Return how a job is to be run, without modules of the folder that it is started in.
+
+    Ray 2.60 has workers look there first, and in the script's: a `pipeline.py` of the user's own
+    would be taken for ours. A source tree that isn't installed is such a folder, and stays.
+    """
+    config = JobConfig()
+    cast(Any, config)._py_driver_sys_path = _OwnPaths()
+    return config
 
 
 @contextmanager
