@@ -510,8 +510,10 @@ def _try_report(output: str, note: Callable[[str], None]) -> None:
     try:
         with stop_signals(note):
             write_report(output, (), Price())
-    except (OSError, UsageError, KeyboardInterrupt) as error:
-        why = str(error) or "it was interrupted"
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - any: the run ended before
+        said = str(error).partition("\n")[0] or "it was interrupted"
+        is_plain = isinstance(error, OSError | UsageError | KeyboardInterrupt)
+        why = said if is_plain else f"{type(error).__name__}: {said}"
         note(f"the report can't be written: {why}; rushes report {output} tries again")
 
 
