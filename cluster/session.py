@@ -13,6 +13,7 @@ from typing import Any, cast
 import ray
 from ray import _raylet
 from ray._private import services
+from ray._private.authentication import authentication_token_setup as token_setup
 from ray.exceptions import AuthenticationError, RayError
 
 from cluster.demand import check_gpus, logical_cpus
@@ -102,6 +103,7 @@ def ray_session(recipe: Recipe, address: str | None = None, *, runs: int = 1) ->
         else:
             for name, value in LOCAL_ENVIRONMENT.items():
                 os.environ.setdefault(name, value)
+            _have_token()
             num_cpus = max(os.cpu_count() or 1, math.ceil(logical_cpus(recipe, runs)))
             with sigterm_kept(), groups_apart(), ended_if_broken_off(), node_found_soon():
                 init(
@@ -115,3 +117,20 @@ def ray_session(recipe: Recipe, address: str | None = None, *, runs: int = 1) ->
             yield
         finally:
             cast(Any, ray).shutdown()
+
+
+def _have_token() -> None:
+    """Find or save the token that Ray guards a local cluster by, or have one for this run alone.
+
+    Ray saves it at home, where others that join the cluster find it, and fails where it can't.
+    """
+    if os.environ.get(token_setup.AUTH_MODE_ENV_VAR, "token").lower() != "token":
+        return
+    setup, loader = cast(Any, token_setup), cast(Any, _raylet).AuthenticationTokenLoader.instance()
+    if loader.has_token(ignore_auth_mode=True):
+        return
+    try:
+        setup.generate_and_save_token()
+    except (OSError, RuntimeError):  # no home, or none that can be written
+        os.environ["RAY_AUTH_TOKEN"] = setup.generate_new_authentication_token()
+    loader.reset_cache()
