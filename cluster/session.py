@@ -18,6 +18,7 @@ from ray.exceptions import AuthenticationError, RayError
 
 from cluster.demand import check_gpus, logical_cpus
 from cluster.starting import (
+    check_sockets,
     ended_if_broken_off,
     groups_apart,
     native_stderr_muted,
@@ -49,12 +50,13 @@ def check_cluster(recipe: Recipe, address: str | None = None) -> None:
     Raises:
         UsageError: nothing listens at `address` (Ray itself would wait for 14 minutes), or wants a
             token that isn't here; `auto` finds no cluster, or several; without an address: this
-            machine lacks the GPUs.
+            machine lacks the GPUs, or short names for Ray's files.
     """
     if address:
         _check_address(address)
     else:
         check_gpus(recipe)
+        check_sockets()
 
 
 def _check_address(address: str) -> None:

@@ -27,3 +27,14 @@ def test_a_home_that_cannot_be_written_is_not_needed(tmp_path: Path, table: str)
     done = rushes("render", table, "-o", "out", *QUICK, cwd=tmp_path, HOME=str(home))
     assert done.returncode == ExitCode.OK, done
     assert read_ends(tmp_path) == ["committed"]
+
+
+def test_a_path_too_long_for_sockets_is_told_before_anything_is_written(
+    tmp_path: Path, table: str
+) -> None:
+    (long := tmp_path / ("x" * 90)).mkdir()
+    refused = rushes("render", table, "-o", "out", *QUICK, cwd=tmp_path, TMPDIR=str(long))
+    assert refused.returncode == ExitCode.USAGE, refused
+    (line,) = refused.stderr.splitlines()
+    assert "set TMPDIR, or RAY_TMPDIR, to a shorter" in line
+    assert not (tmp_path / "out").exists()
