@@ -14,6 +14,7 @@ from rich.console import Console
 
 from jobs import stop
 from jobs.recipes import DEFAULT, find_recipe, list_recipes
+from jobs.streams import open_streams
 from pipeline.errors import UsageError
 
 
@@ -485,6 +486,7 @@ def clean(
 
 def main() -> None:
     """Run the command line."""
+    open_streams()
     app()
 
 

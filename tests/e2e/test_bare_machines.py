@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from jobs.cli import ExitCode
-from tests.support.command import QUICK, rushes, write_table
+from tests.support.command import QUICK, RUSHES, make_environment, rushes, write_table
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -38,3 +40,10 @@ def test_a_path_too_long_for_sockets_is_told_before_anything_is_written(
     (line,) = refused.stderr.splitlines()
     assert "set TMPDIR, or RAY_TMPDIR, to a shorter" in line
     assert not (tmp_path / "out").exists()
+
+
+def test_standard_streams_that_are_closed_are_not_needed(tmp_path: Path, table: str) -> None:
+    command = shlex.join([*RUSHES, "render", table, "-o", "out", *QUICK]) + " <&- >&- 2>&-"
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, env=make_environment(), check=False)
+    assert done.returncode == ExitCode.OK
+    assert read_ends(tmp_path) == ["committed"]
