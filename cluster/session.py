@@ -48,9 +48,10 @@ def check_cluster(recipe: Recipe, address: str | None = None) -> None:
     """Check, before anything is started or written, that there is a cluster for the recipe.
 
     Raises:
-        UsageError: nothing listens at `address` (Ray itself would wait for 14 minutes), or wants a
-            token that isn't here; `auto` finds no cluster, or several; without an address: this
-            machine lacks the GPUs, or short names for Ray's files.
+        UsageError: `address` is of no kind that Ray has, nothing listens there (Ray itself would
+            wait for 14 minutes), or wants a token that isn't here; `auto` finds no cluster, or
+            several; without an address: this machine lacks the GPUs, or short names for Ray's
+            files.
     """
     if address:
         _check_address(address)
@@ -60,21 +61,32 @@ def check_cluster(recipe: Recipe, address: str | None = None) -> None:
 
 
 def _check_address(address: str) -> None:
-    if "://" in address:  # Ray's client, which gives up within half a minute
-        return
+    kind, mark, found = address.rpartition("://")
+    if mark and kind != "ray":
+        raise UsageError(
+            f"--address {address}: a Ray cluster has no {kind}:// address; expected auto, or "
+            "HOST:PORT as Ray's head has it, by default with port 6379"
+        )
     try:
-        found = cast(Any, services).canonicalize_bootstrap_address_or_die(address)
-        host, _, port = str(found).rpartition(":")
+        if not mark:
+            found = str(cast(Any, services).canonicalize_bootstrap_address_or_die(address))
+        host, _, port = found.rpartition(":")
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
-        with native_stderr_muted():
-            cast(Any, _raylet).GcsClient(address=str(found))
+        if not mark:  # else Ray's client has its own server
+            with native_stderr_muted():
+                cast(Any, _raylet).GcsClient(address=found)
     except AuthenticationError as error:
         raise UsageError(
             f"--address {address}: this Ray cluster asks for a token: set RAY_AUTH_MODE=token, and "
             "have it in RAY_AUTH_TOKEN or ~/.ray/auth_token"
         ) from error
     except (OSError, ValueError, RayError) as error:
-        raise UsageError(f"--address {address}: no Ray cluster answers: {error}") from error
+        raise _say_silent(address, error) from error
+
+
+def _say_silent(address: str, error: Exception) -> UsageError:
+    why = str(error).partition("\n")[0]
+    return UsageError(f"--address {address}: no Ray cluster answers: {why}")
 
 
 @contextmanager
@@ -101,7 +113,7 @@ def ray_session(recipe: Recipe, address: str | None = None, *, runs: int = 1) ->
                 with sigterm_kept():
                     init(address=address, **job, **quiet)
             except (ConnectionError, ValueError, RuntimeError) as error:
-                raise UsageError(f"--address {address}: no Ray cluster answers: {error}") from error
+                raise _say_silent(address, error) from error
         else:
             for name, value in LOCAL_ENVIRONMENT.items():
                 os.environ.setdefault(name, value)
