@@ -72,6 +72,7 @@ def join_pool(recipe: Recipe, checkpoints: Checkpoints) -> PoolClient:
     where its process dies.
 
     Raises:
+        ActorDiedError: its process can't run it, and says why; nor could another.
         TimeoutError: Ray can't start it.
     """
     shared = recipe.model_dump(include={"model", "gangs", "pool", "checkpoint"}, mode="json")
@@ -92,8 +93,9 @@ def join_pool(recipe: Recipe, checkpoints: Checkpoints) -> PoolClient:
         actor = options.remote(recipe, name)
         try:
             ray.get(actor.enter.remote(checkpoints), timeout=deadline - time.monotonic())
-        except (PoolClosedError, ActorDiedError):  # the one that was there has just ended
-            if time.monotonic() > deadline:
+        except (PoolClosedError, ActorDiedError) as error:  # the one that was there has just ended
+            is_unable = getattr(error, "_actor_init_failed", False)
+            if is_unable or time.monotonic() > deadline:
                 raise
             time.sleep(RETRY_S)
         else:

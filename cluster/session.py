@@ -13,14 +13,17 @@ from typing import Any, cast
 import ray
 from ray import _raylet
 from ray._private import services
+from ray._private.authentication import authentication_token_setup as token_setup
 from ray.exceptions import AuthenticationError, RayError
 
 from cluster.demand import check_gpus, logical_cpus
 from cluster.starting import (
+    check_sockets,
     ended_if_broken_off,
     groups_apart,
     native_stderr_muted,
     node_found_soon,
+    own_modules_alone,
     sigterm_kept,
     worker_errors_unprinted,
 )
@@ -45,32 +48,45 @@ def check_cluster(recipe: Recipe, address: str | None = None) -> None:
     """Check, before anything is started or written, that there is a cluster for the recipe.
 
     Raises:
-        UsageError: nothing listens at `address` (Ray itself would wait for 14 minutes), or wants a
-            token that isn't here; `auto` finds no cluster, or several; without an address: this
-            machine lacks the GPUs.
+        UsageError: `address` is of no kind that Ray has, nothing listens there (Ray itself would
+            wait for 14 minutes), or wants a token that isn't here; `auto` finds no cluster, or
+            several; without an address: this machine lacks the GPUs, or short names for Ray's
+            files.
     """
     if address:
         _check_address(address)
     else:
         check_gpus(recipe)
+        check_sockets()
 
 
 def _check_address(address: str) -> None:
-    if "://" in address:  # Ray's client, which gives up within half a minute
-        return
+    kind, mark, found = address.rpartition("://")
+    if mark and kind != "ray":
+        raise UsageError(
+            f"--address {address}: a Ray cluster has no {kind}:// address; expected auto, or "
+            "HOST:PORT as Ray's head has it, by default with port 6379"
+        )
     try:
-        found = cast(Any, services).canonicalize_bootstrap_address_or_die(address)
-        host, _, port = str(found).rpartition(":")
+        if not mark:
+            found = str(cast(Any, services).canonicalize_bootstrap_address_or_die(address))
+        host, _, port = found.rpartition(":")
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
-        with native_stderr_muted():
-            cast(Any, _raylet).GcsClient(address=str(found))
+        if not mark:  # else Ray's client has its own server
+            with native_stderr_muted():
+                cast(Any, _raylet).GcsClient(address=found)
     except AuthenticationError as error:
         raise UsageError(
             f"--address {address}: this Ray cluster asks for a token: set RAY_AUTH_MODE=token, and "
             "have it in RAY_AUTH_TOKEN or ~/.ray/auth_token"
         ) from error
     except (OSError, ValueError, RayError) as error:
-        raise UsageError(f"--address {address}: no Ray cluster answers: {error}") from error
+        raise _say_silent(address, error) from error
+
+
+def _say_silent(address: str, error: Exception) -> UsageError:
+    why = str(error).partition("\n")[0]
+    return UsageError(f"--address {address}: no Ray cluster answers: {why}")
 
 
 @contextmanager
@@ -91,18 +107,44 @@ def ray_session(recipe: Recipe, address: str | None = None, *, runs: int = 1) ->
     quiet: Any = {"log_to_driver": False, "logging_level": logging.ERROR}
     with native_stderr_muted(), worker_errors_unprinted():
         if address:
+            # Ray's client runs nothing from here: a server of the cluster's is the driver.
+            job = {} if "://" in address else {"job_config": own_modules_alone()}
             try:
                 with sigterm_kept():
-                    init(address=address, **quiet)
+                    init(address=address, **job, **quiet)
             except (ConnectionError, ValueError, RuntimeError) as error:
-                raise UsageError(f"--address {address}: no Ray cluster answers: {error}") from error
+                raise _say_silent(address, error) from error
         else:
             for name, value in LOCAL_ENVIRONMENT.items():
                 os.environ.setdefault(name, value)
+            _have_token()
             num_cpus = max(os.cpu_count() or 1, math.ceil(logical_cpus(recipe, runs)))
             with sigterm_kept(), groups_apart(), ended_if_broken_off(), node_found_soon():
-                init("local", num_cpus=num_cpus, include_dashboard=False, **quiet)
+                init(
+                    "local",
+                    num_cpus=num_cpus,
+                    include_dashboard=False,
+                    job_config=own_modules_alone(),
+                    **quiet,
+                )
         try:
             yield
         finally:
             cast(Any, ray).shutdown()
+
+
+def _have_token() -> None:
+    """Find or save the token that Ray guards a local cluster by, or have one for this run alone.
+
+    Ray saves it at home, where others that join the cluster find it, and fails where it can't.
+    """
+    if os.environ.get(token_setup.AUTH_MODE_ENV_VAR, "token").lower() != "token":
+        return
+    setup, loader = cast(Any, token_setup), cast(Any, _raylet).AuthenticationTokenLoader.instance()
+    if loader.has_token(ignore_auth_mode=True):
+        return
+    try:
+        setup.generate_and_save_token()
+    except (OSError, RuntimeError):  # no home, or none that can be written
+        os.environ["RAY_AUTH_TOKEN"] = setup.generate_new_authentication_token()
+    loader.reset_cache()

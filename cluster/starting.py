@@ -7,19 +7,61 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import psutil
 from ray import _raylet
+from ray._common.utils import get_default_ray_temp_dir
 from ray._private import services, worker
 from ray._private import utils as ray_utils
 from ray.exceptions import RayError
+from ray.job_config import JobConfig
+
+from pipeline.errors import UsageError
 
 ASK_TIMEOUT_S = 5.0
 NODE_POLL_S, NODE_WAIT_S = 0.05, 20.0
+_OURS = Path(__file__).resolve().parents[1]
+
+
+class _OwnPaths(list[str]):
+    """Takes in the folder that these packages are in alone."""
+
+    def extend(self, paths: Iterable[str]) -> None:
+        super().extend(each for each in paths if Path(each).resolve() == _OURS)
+
+
+def check_sockets() -> None:
+    """Check that the files that Ray's processes here talk through may have the names they get.
+
+    Raises:
+        UsageError: the system has no names that long.
+    """
+    folder = get_default_ray_temp_dir()
+    session = f"session_{datetime.now(UTC):%Y-%m-%d_%H-%M-%S_%f}_{os.getpid()}"
+    try:
+        cast(Any, ray_utils).validate_socket_filepath(f"{folder}/{session}/sockets/plasma_store")
+    except OSError as error:
+        raise UsageError(
+            f"{folder}: too long a path for Ray's sockets; set TMPDIR, or RAY_TMPDIR, to a shorter "
+            "one, as /tmp"
+        ) from error
+
+
+def own_modules_alone() -> JobConfig:
+    """Return how a job is to be run, without modules of the folder that it is started in.
+
+    Ray 2.60 has workers look there first, and in the script's: a `pipeline.py` of the user's own
+    would be taken for ours. A source tree that isn't installed is such a folder, and stays.
+    """
+    config = JobConfig()
+    cast(Any, config)._py_driver_sys_path = _OwnPaths()
+    return config
 
 
 @contextmanager

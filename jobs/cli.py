@@ -14,6 +14,7 @@ from rich.console import Console
 
 from jobs import stop
 from jobs.recipes import DEFAULT, find_recipe, list_recipes
+from jobs.streams import open_streams
 from pipeline.errors import UsageError
 
 
@@ -485,6 +486,7 @@ def clean(
 
 def main() -> None:
     """Run the command line."""
+    open_streams()
     app()
 
 
@@ -510,8 +512,10 @@ def _try_report(output: str, note: Callable[[str], None]) -> None:
     try:
         with stop_signals(note):
             write_report(output, (), Price())
-    except (OSError, UsageError, KeyboardInterrupt) as error:
-        why = str(error) or "it was interrupted"
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - any: the run ended before
+        said = str(error).partition("\n")[0] or "it was interrupted"
+        is_plain = isinstance(error, OSError | UsageError | KeyboardInterrupt)
+        why = said if is_plain else f"{type(error).__name__}: {said}"
         note(f"the report can't be written: {why}; rushes report {output} tries again")
 
 

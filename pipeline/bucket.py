@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import mimetypes
 import os
 import threading
@@ -23,11 +24,18 @@ from pipeline.places import SHARDS, AlreadyExistsError, map_threads
 CONFLICT_RETRIES = 6
 CONFLICT_DELAY_S = 0.1
 
+for _name in ("aiobotocore", "botocore"):  # what they warn of, with its trace, is raised as well
+    logging.getLogger(_name).addHandler(logging.NullHandler())
+
 on_retry: Callable[[int], object] = int
 """Called, in whatever thread, with how often a call to S3 was made again; metrics count it.
 
 Not seen is what aiohttp sends again by itself, on a connection that the server had closed.
 """
+
+
+class SetUpError(OSError):
+    """The AWS configuration or login that this process has is at fault, not the endpoint."""
 
 
 @contextlib.contextmanager
@@ -73,7 +81,12 @@ class Bucket:
 
     def reach(self) -> None:
         """List one key with few retries: a wrong endpoint shows in seconds, not minutes."""
-        from botocore.exceptions import BotoCoreError, NoCredentialsError
+        from botocore.exceptions import (
+            BotoCoreError,
+            ConnectionError,
+            HTTPClientError,
+            NoCredentialsError,
+        )
 
         impatient = open_s3(max_attempts=2)
         impatient.retries = 1
@@ -81,8 +94,10 @@ class Bucket:
             impatient.call_s3("list_objects_v2", Bucket=self.bucket, Prefix=self.folder, MaxKeys=1)
         except NoCredentialsError as error:
             raise PermissionError("no AWS credentials found") from error
-        except (BotoCoreError, ValueError) as error:
+        except (ConnectionError, HTTPClientError, ValueError) as error:
             raise OSError(str(error)) from error
+        except BotoCoreError as error:
+            raise SetUpError(str(error)) from error
 
     @_as_os_errors()
     def write(self, key: str, data: bytes | Path, *, exclusive: bool) -> None:
@@ -158,12 +173,22 @@ def open_s3(max_attempts: int) -> Any:
     """Return a new S3 filesystem, as the user configured it, that caches no listing.
 
     AWS_MAX_ATTEMPTS, an AWS profile or fsspec's configuration may ask for other retries.
+
+    Raises:
+        SetUpError: there is no such profile, or a setting that can't be read.
     """
     import botocore.session
+    from botocore.exceptions import BotoCoreError
 
+    try:
+        attempts = botocore.session.Session().get_config_variable("max_attempts")
+    except BotoCoreError as error:
+        raise SetUpError(str(error)) from error
+    except ValueError as error:
+        raise SetUpError(f"max_attempts, or AWS_MAX_ATTEMPTS: {error}") from error
     config = dict[str, Any](fsspec_conf.get("s3", {}).get("config_kwargs", {}))
     config.setdefault("max_pool_connections", Bucket.concurrency)
-    if botocore.session.Session().get_config_variable("max_attempts") is None:
+    if attempts is None:
         config.setdefault("retries", {"total_max_attempts": max_attempts})
     return fsspec.filesystem(
         "s3", use_listings_cache=False, skip_instance_cache=True, config_kwargs=config

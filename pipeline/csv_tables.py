@@ -17,6 +17,8 @@ from pipeline.arrow import open_bytes
 from pipeline.csv_text import check_text
 from pipeline.errors import UsageError
 
+_EXCEL_MARK = re.compile(rb'(\xef\xbb\xbf)?("?)sep=,\2(?=[\r\n])', re.IGNORECASE)
+"""Of a first line that is for Excel alone: what parts its columns."""
 _FLOAT = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?(e[+-]?\d+)?")
 _MAX_BLOCK = 2**31 - 1
 _HEADER_BYTES = 2**16
@@ -41,7 +43,7 @@ def read_csv(file: Any, shown: str, known: Sequence[str]) -> CsvTable:
     Raises:
         UsageError: another column has no name, or its text is not in order.
     """
-    file = _end_header(file)
+    file = _end_header(_skip_mark(file))
     notes = check_text(file, shown)
     types = dict.fromkeys(known, pa.string())
     table = _parse_csv(file, pa_csv.ConvertOptions(column_types=types))
@@ -57,6 +59,16 @@ def read_csv(file: Any, shown: str, known: Sequence[str]) -> CsvTable:
         if not _says_all(table[name], texts[name]):
             table = table.set_column(names.index(name), name, texts[name])
     return CsvTable(table, {name: texts[name] for name in typed}, notes)
+
+
+def _skip_mark(file: Any) -> Any:
+    """Return a file whose first line, where it is for Excel alone, is blank."""
+    file.seek(0)
+    mark = _EXCEL_MARK.match(file.read(16))
+    if not mark:
+        return file
+    file.seek(mark.end())
+    return open_bytes((mark[1] or b"") + file.read())
 
 
 def _end_header(file: Any) -> Any:

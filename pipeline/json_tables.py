@@ -12,6 +12,9 @@ import pyarrow as pa
 
 from pipeline.errors import UsageError
 
+MAX_DEPTH = 30
+"""Of lists and objects in each other: more than anybody filters by, and as much as Parquet's
+readers surely take (Arrow's gives up at a schema of 100 levels, of which a list is two)."""
 _EXPECTED = (
     "expected an object a row, each on a line of its own or all in one array "
     "(pandas: to_json(path, orient='records', lines=True))"
@@ -77,19 +80,28 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False)
 def type_values(values: list[Any]) -> pa.Array:
     """Return JSON values in the one type that fits them all, or as text where none does.
 
+    Nor does one that is nested deeper than `MAX_DEPTH`.
     `{}` is a struct without fields, which no table can be written with: see `pipeline.labels`.
     """
     try:
         array = pa.array(values)
     except (pa.ArrowException, ValueError, OverflowError):
         return write_values(values)
-    return write_values(values) if _has_bools(values, array.type) else array
+    if _is_deeper(array.type, MAX_DEPTH) or _has_bools(values, array.type):
+        return write_values(values)
+    return array
 
 
 def write_values(values: Iterable[Any]) -> pa.Array:
     """Return JSON values as text: text as it is, all others as JSON."""
     texts = (each if isinstance(each, str | None) else _ENCODER.encode(each) for each in values)
     return pa.array([each and replace_broken(each) for each in texts], pa.string())
+
+
+def _is_deeper(kind: pa.DataType, levels: int) -> bool:
+    """Return whether a type has others in it, and they others, for more levels than these."""
+    inner = [kind.field(i).type for i in range(kind.num_fields)]
+    return bool(inner) and (not levels or any(_is_deeper(each, levels - 1) for each in inner))
 
 
 def _has_bools(values: Iterable[Any], kind: pa.DataType) -> bool:

@@ -265,7 +265,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         UsageError: no such file, not TOML, an unknown key (with the nearest), a bad value.
     """
     try:
-        data = tomllib.loads(path.read_text("utf-8"))
+        data = tomllib.loads(path.read_text("utf-8-sig"))  # Notepad begins with a mark
     except FileNotFoundError as error:
         raise UsageError(f"no recipe at {path}") from error
     except OSError as error:

@@ -24,7 +24,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.dirfs import DirFileSystem
 
-from pipeline.bucket import Bucket
+from pipeline.bucket import Bucket, SetUpError
 from pipeline.errors import UsageError
 from pipeline.places import (
     CHUNK_BYTES,
@@ -90,12 +90,13 @@ class ObjectStore:
         The path is the key: in one that has the output's name, readers may see a query, or escapes.
 
         Raises:
-            UsageError: a `memory://` store, which is of one process.
+            UsageError: a `memory://` store, which is of one process; or AWS isn't set up.
         """
         if isinstance(self._places, Memory):
             raise UsageError(f"{self.uri}: memory:// is of one process; use a path or s3://")
         if isinstance(self._places, Bucket):
-            files = self._places.open_filesystem()
+            with _explained(self.uri, write=False):
+                files = self._places.open_filesystem()
         else:
             files = fsspec.filesystem("file")
         return _check_key(key), DirFileSystem(self.uri.removeprefix("s3://"), files)
@@ -259,6 +260,8 @@ def _explained(uri: str, *, write: bool) -> Generator[None]:
         said = error.strerror or str(error)
         if error.filename2:
             why = "its filesystem has no hard links, which commits need; use another folder"
+        elif isinstance(error, SetUpError):
+            why = f"{said}; check the AWS configuration and login"
         elif isinstance(error, PermissionError) and remote:
             needed = "List, Get, Put and DeleteObject" if write else "List and GetObject"
             why = f"access denied ({said}); check the AWS credentials and their rights ({needed})"

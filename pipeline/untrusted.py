@@ -42,7 +42,8 @@ MAX_CPU_S = 20
 TIMEOUT_S = 60.0
 _BAD_INPUT = 3
 _KEPT = FinishSpec(crf=10, preset="fast")
-COMMAND = (sys.executable, "-m", "pipeline.untrusted")
+COMMAND = (sys.executable, "-P", "-m", "pipeline.untrusted")
+"""`-P`: a `pipeline.py` in the folder that this runs in is another's."""
 _room = threading.BoundedSemaphore(2)
 """Files that are decoded at once."""
 

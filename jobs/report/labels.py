@@ -12,8 +12,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from jobs.report.documents import Breakdown, LabelValue
 from pipeline.columns import ROW_COLUMNS
@@ -72,7 +74,7 @@ class Breaker:
     def read(self, rows: pa.Table) -> Labels:
         """Return the values of the labels that are broken down by, as text, of some rows."""
         return {
-            name: rows[name].cast(pa.string()).to_pylist()
+            name: _as_text(rows[name]).to_pylist()
             if name in rows.column_names
             else [None] * rows.num_rows
             for name in self._groups
@@ -118,6 +120,15 @@ class Breaker:
                 f"--by {name}: it has more than {MAX_VALUES:,} values; name a label with fewer"
             )
         del self._groups[name]
+
+
+def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return values as text; times of a zone in UTC, since not every machine knows all zones."""
+    kind = column.type
+    if pa.types.is_timestamp(kind) and kind.tz:
+        text = column.cast(pa.timestamp(kind.unit)).cast(pa.string())
+        return cast(Any, pc).binary_join_element_wise(text, "Z", "")
+    return column.cast(pa.string())
 
 
 def _list_values(

@@ -16,7 +16,7 @@ from ray.exceptions import ActorDiedError
 from ray.util import placement_group_table
 
 from cluster.answers import PoolBrokenError
-from cluster.client import join_pool
+from cluster.client import JOIN_TIMEOUT_S, join_pool
 from jobs.recipes import find_recipe
 from pipeline.checkpoints import Checkpoints
 from pipeline.denoise import Denoiser
@@ -30,7 +30,7 @@ from pipeline.recipe import Recipe
 from pipeline.store import ObjectStore
 from tests.support.command import wait_until
 from tests.support.leaks import check_leaks
-from tests.support.pools import WAIT_S, Clip, Tenant, make_clip
+from tests.support.pools import WAIT_S, Clip, Tenant, Unreadable, make_clip
 
 STEPS, FEW = 48, 4
 RECIPE = find_recipe(overrides=["gangs.0.count=1", "pool.chunk_s=0.05", "pool.tenant_limit_s=600"])
@@ -208,3 +208,11 @@ def test_gangs_sleep_while_no_clip_waits(no_leaks: None, tmp_path: Path, short: 
         both = [tenant.render(replace(short, key=digest(f"again {n}"))) for n in range(2)]
         assert {latents_of(each) for each in both} == {short.latents}
         assert tenant.look().device_seconds > held_s
+
+
+def test_a_pool_that_no_process_can_run_is_told_of_at_once(tmp_path: Path) -> None:
+    began = time.monotonic()
+    unreadable = Unreadable.model_validate(RECIPE.model_dump())
+    with pytest.raises(ActorDiedError, match="no such module"), tenancy(tmp_path, unreadable):
+        pass
+    assert time.monotonic() - began < JOIN_TIMEOUT_S / 2

@@ -218,10 +218,20 @@ def silent_address() -> str:
         return f"127.0.0.1:{free.getsockname()[1]}"
 
 
-def test_no_cluster_at_the_address(folder: Path, silent_address: str) -> None:
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_no_cluster_at_the_address(folder: Path, silent_address: str, scheme: str) -> None:
     before = list_files(folder)
-    line = refuse("render", "ads.parquet", "-o", "out", "--address", silent_address)
-    assert f"--address {silent_address}: no Ray cluster answers" in line
+    address = f"{scheme}{silent_address}"
+    line = refuse("render", "ads.parquet", "-o", "out", "--address", address)
+    assert f"--address {address}: no Ray cluster answers" in line
+    assert list_files(folder) == before
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "foo://head:1"])
+def test_an_address_of_a_kind_that_no_cluster_has(folder: Path, address: str) -> None:
+    before = list_files(folder)
+    line = refuse("render", "ads.parquet", "-o", "out", "--address", address)
+    assert f"--address {address}: a Ray cluster has no {address.partition(':')[0]}:// " in line
     assert list_files(folder) == before
 
 

@@ -141,6 +141,18 @@ def test_a_run_that_is_stopped_while_it_reports_has_ended_all_the_same(
     assert "the report can't be written" in result.output
 
 
+def test_a_report_that_fails_as_nobody_foresaw_changes_no_exit_code(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no such thing\nat all")
+
+    monkeypatch.setattr(write, "write_report", fail)
+    result = render(prepare(folder, "ads.parquet", (GOOD,)), "--report")
+    assert result.exit_code == ExitCode.OK, result.output
+    assert "the report can't be written: RuntimeError: no such thing; rushes rep" in result.output
+
+
 def test_a_call_ends_as_its_own_tables_do(folder: Path) -> None:
     monday = render(prepare(folder, "monday.parquet", (GOOD, BAD, WORSE, BAD)))
     assert monday.exit_code == ExitCode.INCOMPLETE

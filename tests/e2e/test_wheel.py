@@ -119,3 +119,17 @@ def test_the_installed_packages_render_in_ray_workers(installed: Path, tmp_path:
     assert [read_frames(row["uri"]).shape for row in rows] == [(5, 64, 64, 3), (9, 64, 64, 3)]
     assert (tmp_path / "out" / "index.html").exists()
     assert not any(empty.iterdir())
+
+
+def test_the_installed_command_renders_beside_modules_of_the_same_names(
+    installed: Path, tmp_path: Path
+) -> None:
+    """Ray's workers look for modules in the folder that a job is started in, and first."""
+    write_table(tmp_path / "ads.parquet", prompt=["one"], num_frames=[5])
+    (tmp_path / "jobs").mkdir()
+    for name in ("pipeline.py", "cluster.py", "jobs/__init__.py"):
+        (tmp_path / name).write_text("raise ImportError('this one is the user's own')\n")
+    command = [sys.executable, installed / "bin" / "rushes"]
+    run([*command, "render", "ads.parquet", "-o", "out", *QUICK], tmp_path, str(installed))
+    (row,) = pq.read_table(tmp_path / "out" / "manifest").to_pylist()
+    assert row["status"] == "committed"

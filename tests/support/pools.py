@@ -141,3 +141,15 @@ def keep_gangs(recipe: Recipe, output: Path) -> Iterator[None]:
     yield
     with suppress(RayError):  # where it was not heard of for `pool.tenant_limit_s`
         ray.get(client.leave(), timeout=WAIT_S)
+
+
+class Unreadable(Recipe):
+    """What no worker can read: as where a module that it needs can't be imported there."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return fail, ()
+
+
+def fail() -> None:
+    """Fail as an import would."""
+    raise ImportError("no such module")

@@ -67,6 +67,10 @@ def test_a_recipe_and_its_defaults(tmp_path: Path) -> None:
         recipe.name = "other"  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def test_a_recipe_may_begin_with_a_mark_as_notepad_writes_it(tmp_path: Path) -> None:
+    assert load(tmp_path, text=f"\ufeff{TEXT}") == load(tmp_path)
+
+
 def test_overrides_reach_every_place_and_type(tmp_path: Path) -> None:
     recipe = load(
         tmp_path,

@@ -141,6 +141,18 @@ def test_labels_of_many_values_or_one_are_left_out_unless_named(store: ObjectSto
         collect(store, "each")
 
 
+def test_times_are_told_in_utc_whatever_zones_this_machine_knows(store: ObjectStore) -> None:
+    ledger = Ledger(store)
+    ledger.open_output(IDENTITY)
+    rows = [(None, "prompt: blank", None)] * 3
+    for name, zone in (("ads", "Mars/Phobos"), ("more", "UTC")):
+        aired = pa.array([0, 3_600_000, None], pa.timestamp("ms", zone))
+        ledger.save_rows(name, plan_rows(rows, aired=aired))
+    values = find_values(collect(store), "aired")
+    found = {value: each.rows for value, each in values.items()}
+    assert found == {"1970-01-01 00:00:00.000Z": 2, "1970-01-01 01:00:00.000Z": 2, None: 2}
+
+
 def test_stages(night: ObjectStore) -> None:
     stages = {each.stage: each for each in collect(night).stages}
     assert list(stages) == ["encode", "denoise", "develop", "upload"]

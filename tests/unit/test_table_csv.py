@@ -44,6 +44,17 @@ def test_csv(tmp_path: Path) -> None:
     assert (reject_of(plan, 2) or "").startswith("width: got 'n/a'")
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("mark", [b"sep=,", b'"sep=,"', b"\xef\xbb\xbfSEP=,"])
+def test_a_first_line_for_excel_is_no_header(tmp_path: Path, mark: bytes, end: bytes) -> None:
+    path = tmp_path / "ads.csv"
+    path.write_bytes(end.join([mark, b"prompt,product", b"a red ball,ball", b""]))
+    assert cells(make_plan(path), "prompt", "product") == [("a red ball", "ball")]
+    path.write_bytes(end.join([mark, b"prompt,product", b"a red ball", b""]))
+    with pytest.raises(UsageError, match="line 3 has 1 values, expected 2"):
+        make_plan(path)
+
+
 def test_csv_that_pyarrow_wrote(tmp_path: Path) -> None:
     table = pa.table({"prompt": PROMPTS, "width": [48.0, None, 80.0], "on": [True, None, False]})
     pa_csv.write_csv(table, tmp_path / "ads.csv")

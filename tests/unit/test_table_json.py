@@ -13,6 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from pipeline.json_tables import MAX_DEPTH
 from tests.support.tables import cells, make_plan, reject_of
 
 VALUES = st.recursive(
@@ -92,6 +93,21 @@ def test_no_fields_are_none_of_those_of_parquet(tmp_path: Path) -> None:
     plan_values(tmp_path / "all", [{}, None])
     pq.write_table(pa.table({"prompt": ["a"], "x": [{"k": 1}]}), tmp_path / "all" / "1.parquet")
     assert cells(make_plan(tmp_path / "all"), "x") == [({"k": None},), (None,), ({"k": 1},)]
+
+
+def nest(value: Any, levels: int, *, lists: bool) -> Any:
+    return nest([value] if lists else {"k": value}, levels - 1, lists=lists) if levels else value
+
+
+@pytest.mark.parametrize("lists", [True, False])
+def test_values_that_are_nested_too_deep_for_parquet_are_text(tmp_path: Path, lists: bool) -> None:
+    most = nest(1, MAX_DEPTH, lists=lists)
+    assert plan_values(tmp_path / "most", [most]) == [most]
+    for levels in (MAX_DEPTH + 1, 100, 500):
+        deep = nest(1, levels, lists=lists)
+        for number, files in enumerate(([[deep, 2]], [[deep], [2]])):
+            planned = plan_values(tmp_path / f"{levels}-{number}", *files)
+            assert planned == [json.dumps(deep), "2"]
 
 
 def test_json_that_parquet_has_no_type_for_is_text(tmp_path: Path) -> None:
