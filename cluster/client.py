@@ -72,7 +72,7 @@ def join_pool(recipe: Recipe, checkpoints: Checkpoints) -> PoolClient:
     where its process dies.
 
     Raises:
-        ActorDiedError: its process can't run it, and says why; nor could another.
+        ActorDiedError: its process can't run it, and says why.
         TimeoutError: Ray can't start it.
     """
     shared = recipe.model_dump(include={"model", "gangs", "pool", "checkpoint"}, mode="json")
@@ -94,7 +94,7 @@ def join_pool(recipe: Recipe, checkpoints: Checkpoints) -> PoolClient:
         try:
             ray.get(actor.enter.remote(checkpoints), timeout=deadline - time.monotonic())
         except (PoolClosedError, ActorDiedError) as error:  # the one that was there has just ended
-            is_unable = getattr(error, "_actor_init_failed", False)
+            is_unable = isinstance(error, ActorDiedError) and error.actor_init_failed
             if is_unable or time.monotonic() > deadline:
                 raise
             time.sleep(RETRY_S)

@@ -13,9 +13,9 @@ from pipeline.recipe import Recipe
 READ_CPUS = 1.0
 """What Ray Data asks for to look into a table and, later, to part it into rows."""
 CLIENT_CPUS = 0.01
-"""What a batch's one client of the pool asks for."""
+"""What a batch's one client of the pool asks for, where it may be on any node."""
 INGRESS_CPUS = 0.1
-"""What the endpoint's ingress asks for."""
+"""What the endpoint's ingress asks for there."""
 SPARE_CPUS = 2.0
 """Logical CPUs of a local cluster for that, and for what asks for a fraction of one."""
 _Resource: TypeAlias = Literal["num_cpus", "num_gpus"]
@@ -75,9 +75,11 @@ def logical_cpus(recipe: Recipe, runs: int = 1) -> float:
 def beside_encode(recipe: Recipe, num_cpus: float) -> dict[str, Any]:
     """Return what Ray is told of a small actor that is there as long as its run: encode's nodes.
 
-    Anywhere else it would keep a node from going that nothing else needs, all its GPUs with it.
+    Anywhere else it would keep a node from going that nothing else needs, all its GPUs with it. And
+    there it asks for nothing, since encoders may fill those nodes, which stay for as long as they.
     """
-    return {"num_cpus": num_cpus, "label_selector": dict(recipe.encode.label_selector)}
+    selector = dict(recipe.encode.label_selector)
+    return {"num_cpus": 0 if selector else num_cpus, "label_selector": selector}
 
 
 def _compare(here: dict[str, float], asked: dict[str, float]) -> str:

@@ -183,4 +183,6 @@ class Drive:
         tokens = max(1.0, self._count_tokens(asked) / self._count_tokens(last))
         times = max(1.0, asked.num_inference_steps / last.num_inference_steps)
         passes = MOST_PASSES if asked.guidance_scale != last.guidance_scale else 1
-        return self._bound(step_s * tokens**2 * times * passes)
+        least = self._bound(step_s * tokens**2)
+        most = max(least, self.recipe.pool.start_timeout_s)  # most families' steps are no chunks
+        return min(most, self._bound(step_s * tokens**2 * times * passes))

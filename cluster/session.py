@@ -71,6 +71,8 @@ def _check_address(address: str) -> None:
         if not mark:
             found = str(cast(Any, services).canonicalize_bootstrap_address_or_die(address))
         host, _, port = found.rpartition(":")
+        if mark and not (host and port.isdecimal()):
+            raise ValueError(f"expected ray://HOST:PORT, got {address}")
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
         if not mark:  # else Ray's client has its own server
             with native_stderr_muted():

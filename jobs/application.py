@@ -16,6 +16,7 @@ from cluster.pauses import pauses
 from jobs.api.keys import ApiKeys
 from jobs.recipes import DEFAULT, find_recipe
 from jobs.serve import ServeCall, bind_endpoint, find_webhook
+from pipeline.bucket import SetUpError
 from pipeline.errors import UsageError
 from pipeline.store import ObjectStore
 
@@ -78,7 +79,9 @@ def _await_storage(store: ObjectStore) -> None:
         try:
             store.probe()
         except UsageError as error:
-            is_away = store.uri.startswith("s3://") and isinstance(error.__cause__, OSError)
+            cause = error.__cause__
+            is_away = isinstance(cause, OSError) and not isinstance(cause, SetUpError)
+            is_away = is_away and store.uri.startswith("s3://")
             if not is_away or time.monotonic() + pause_s > until:
                 raise
             _log.warning("the endpoint waits for its storage: %s", error)

@@ -86,6 +86,7 @@ class Bucket:
             ConnectionError,
             HTTPClientError,
             NoCredentialsError,
+            ParamValidationError,
         )
 
         impatient = open_s3(max_attempts=2)
@@ -94,8 +95,8 @@ class Bucket:
             impatient.call_s3("list_objects_v2", Bucket=self.bucket, Prefix=self.folder, MaxKeys=1)
         except NoCredentialsError as error:
             raise PermissionError("no AWS credentials found") from error
-        except (ConnectionError, HTTPClientError, ValueError) as error:
-            raise OSError(str(error)) from error
+        except (ConnectionError, HTTPClientError, ParamValidationError, ValueError) as error:
+            raise OSError(" ".join(str(error).split())) from error
         except BotoCoreError as error:
             raise SetUpError(str(error)) from error
 

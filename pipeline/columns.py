@@ -33,7 +33,8 @@ ROW_TYPES = {
 ROW_COLUMNS = tuple(ROW_TYPES)
 
 FILE_COLUMN = "source_file"
-"""The column of rejects that says which file `row` counts in: a table may be many."""
+"""The column of rejects that says which file `row` counts in: a table may be many. Where a label
+has that name, it has an underscore before it."""
 
 SOURCE_KEY = b"rushes.source"
 """Under this key the metadata of saved rows has the URI that they came from."""
@@ -72,6 +73,6 @@ MANIFEST_SCHEMA = pa.schema(
 """The manifest's own columns, before the labels."""
 
 RESERVED = frozenset(
-    name.casefold() for name in (*KNOWN_COLUMNS, *ROW_COLUMNS, FILE_COLUMN, *MANIFEST_SCHEMA.names)
+    name.casefold() for name in (*KNOWN_COLUMNS, *ROW_COLUMNS, *MANIFEST_SCHEMA.names)
 )
 """Names that no label can have, in any case, as SQL has none: one gets `label_` before it."""

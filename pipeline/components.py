@@ -18,7 +18,6 @@ import torch
 from diffusers.guiders.guider_utils import BaseGuidance
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.errors import UnreachableError, UsageError
@@ -61,11 +60,11 @@ def load_component(
         if share:
             return load_share(spec.type_hint, folder, options["dtype"], share, device)
         if isinstance(kind, type) and issubclass(kind, PreTrainedModel):
-            component = _load_whole(kind, folder, options)
+            component = _load_whole(kind, folder, {**options, "variant": spec.variant})
             component._diffusers_load_id = spec.load_id  # as `load` does
         else:
             component = spec.load(**source, **options)
-        if isinstance(component, ModelMixin):
+        if isinstance(component, ModelMixin) and not spec.variant:
             check_names(component, folder)
         if isinstance(component, PreTrainedTokenizerBase):
             _check_vocabulary(component, folder)
@@ -114,7 +113,9 @@ def _load_whole(kind: Any, folder: Path, options: Mapping[str, Any]) -> Any:
     """
     try:
         model, found = kind.from_pretrained(str(folder), output_loading_info=True, **options)
-    except (RuntimeError, SafetensorError) as error:  # weights of other shapes; a damaged file
+    except OSError:
+        raise
+    except Exception as error:  # of any kind, as `load` knows too
         raise ValueError(str(error)) from error
     if lacking := sorted(found["missing_keys"]):
         some = ", ".join(lacking[:3])

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -88,8 +88,9 @@ class _Snapshot:
     """Of what the loop began with: another model's differ."""
     fields: Mapping[str, Any]
     schedulers: Mapping[str, Mapping[str, Any]]
-    guiders: Mapping[str, Mapping[str, Mapping[str, Any]]]
     generator_state: torch.Tensor
+    guiders: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict[str, Any])
+    """What guiders have kept; of before 2026-12, none."""
 
 
 class DenoiseSession:

@@ -272,7 +272,10 @@ class Ledger:
             if locate:
                 places = [locate(row) for row in rejects["row"].to_pylist()]
                 files, numbers = (pa.array(each) for each in zip(*places, strict=True))
-                rejects = rejects.set_column(0, "row", numbers).add_column(0, FILE_COLUMN, files)
+                column = FILE_COLUMN
+                while column in rejects.column_names:
+                    column = f"_{column}"
+                rejects = rejects.set_column(0, "row", numbers).add_column(0, column, files)
             self.put_table(f"rejects/{name}.parquet", rejects)
         else:
             self.store.delete(f"rejects/{name}.parquet")

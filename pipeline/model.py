@@ -32,6 +32,11 @@ WEIGHT_SUFFIX = ".safetensors"
 CONFIG_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 SAMPLE_BYTES, MAX_HEADER_BYTES = 4096, 100_000_000
 FULL = (errno.ENOSPC, errno.EDQUOT)
+CLOSED = (
+    errno.EACCES, errno.EPERM, errno.EROFS,
+    errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
+)  # fmt: skip
+"""Why a cache's folder can't be written to until somebody changes it; other faults may pass."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -132,7 +137,7 @@ def _download(repo: str, revision: str | None, files: Sequence[str]) -> Path:
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(files)))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        if error.filename is not None or error.errno in FULL:
+        if _is_of(error, constants.HF_HUB_CACHE):
             raise _describe_cache(repo, constants.HF_HUB_CACHE, error) from error
         answer = getattr(error, "response", None)  # none of those that come before any answer
         is_refused = answer is not None and answer.status_code < HTTPStatus.INTERNAL_SERVER_ERROR
@@ -142,9 +147,17 @@ def _download(repo: str, revision: str | None, files: Sequence[str]) -> Path:
         ) from error
 
 
+def _is_of(error: OSError, cache: str) -> bool:
+    """Return whether an error is the cache's own: of a folder on its path, or of its disk."""
+    if error.filename is None:
+        return error.errno in FULL
+    at = Path(os.fsdecode(error.filename))
+    return at.is_relative_to(cache) or Path(cache).is_relative_to(at)
+
+
 def _describe_cache(repo: str, cache: str, error: OSError) -> UsageError:
-    """Return how a fault of the hub's cache is told; another node's may have room."""
-    return (UnreachableError if error.errno in FULL else UsageError)(
+    """Return how a fault of the hub's cache is told; what may pass, another try may not meet."""
+    return (UsageError if error.errno in CLOSED else UnreachableError)(
         f"model.checkpoint: the hub's cache {cache} on {socket.gethostname()} can't hold {repo!r}: "
         f"{error}; expected a folder with room, which user {os.getuid()} may write to: "
         "mend it, or name another by HF_HOME"

@@ -98,8 +98,8 @@ class StageSpec(_Section):
     """Threads that torch may use in one actor."""
     label_selector: Mapping[str, str] = {}
     """Labels of the nodes that its actors may be on, by Ray's syntax
-    (docs.ray.io/en/latest/ray-core/scheduling/labels.html). None: any. Where encode may be is also
-    a batch's client of its gangs, of 0.01 CPUs, and an endpoint's ingress, of 0.1."""
+    (docs.ray.io/en/latest/ray-core/scheduling/labels.html). None: any. Where encode may be,
+    a batch's client of its gangs and an endpoint's ingress are, too."""
 
     @property
     def device(self) -> Literal["cpu", "cuda"]:

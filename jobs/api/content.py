@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from http import HTTPStatus
 from itertools import chain
 from typing import Literal
@@ -18,6 +19,24 @@ from pipeline.store import ObjectStore
 
 Variant = Literal["video", "thumbnail", "spritesheet"]
 _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})", re.ASCII | re.IGNORECASE)
+
+
+@contextmanager
+def missed_if_gone() -> Generator[None]:
+    """Tell whoever asks for what a video was made of, where the storage has it no more.
+
+    Raises:
+        ApiError: it hasn't.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ApiError(
+            HTTPStatus.NOT_FOUND,
+            "the video was made, but isn't in the endpoint's storage any more; "
+            "whoever runs the endpoint may have it again",
+            code="content_missing",
+        ) from error
 
 
 def read_content(

@@ -15,6 +15,7 @@ from typing import Any, Protocol, cast
 from cluster.answers import BatchState, Refusal, VideoState
 from jobs.api.body import RemixBody, check_names
 from jobs.api.call import Call
+from jobs.api.content import missed_if_gone
 from jobs.api.job import JobReader
 from jobs.api.keys import ApiKeys
 from jobs.api.openings import SourceVideo, read_sent_video
@@ -198,8 +199,9 @@ class Endpoint:
         if not isinstance(video_id, str):
             raise invalid_value("video", "expected the id of a completed video, or an MP4")
         job = (await self.find_completed(owner, video_id, "video")).job
-        commit = await asyncio.to_thread(self.ledger.read_commit, job.clip_id)
-        content = await asyncio.to_thread(self.ledger.store.read, commit.video.key)
+        with missed_if_gone():
+            commit = await asyncio.to_thread(self.ledger.read_commit, job.clip_id)
+            content = await asyncio.to_thread(self.ledger.store.read, commit.video.key)
         size = commit.width, commit.height
         return SourceVideo(content, *size, commit.num_frames, job.request.fps, job.request)
 

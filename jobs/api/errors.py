@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request
@@ -14,6 +15,7 @@ from starlette.exceptions import HTTPException
 from jobs.api.wire import ApiError, ErrorBody
 
 RETRY_AFTER_S = 2
+_log = logging.getLogger("ray.serve")
 
 
 class UnavailableError(Exception):
@@ -51,17 +53,10 @@ def handle_errors(app: FastAPI) -> None:
     async def answer_desk_away(_: Request, __: UnavailableError) -> JSONResponse:
         return answer_unavailable()
 
-    @app.exception_handler(FileNotFoundError)
-    async def answer_gone(_: Request, __: FileNotFoundError) -> JSONResponse:
-        message = (
-            "it was made, but isn't in the endpoint's storage any more; "
-            "whoever runs the endpoint may have it again"
-        )
-        body = ErrorBody(message=message, type="invalid_request_error", code="content_missing")
-        return _answer(HTTPStatus.NOT_FOUND, body)
-
     @app.exception_handler(OSError)
-    async def answer_storage_away(_: Request, __: OSError) -> JSONResponse:
+    async def answer_storage_away(request: Request, error: OSError) -> JSONResponse:
+        asked = f"{request.method} {request.url.path}"
+        _log.warning("the storage gives no answer: %s", asked, exc_info=error)
         return answer_unavailable()
 
     @app.exception_handler(Exception)

@@ -13,7 +13,7 @@ from fastapi import APIRouter, FastAPI, Query, Request, Response
 from jobs.api import batches, files
 from jobs.api.body import ExtensionBody, RemixBody, VideoBody, read_body
 from jobs.api.call import Call
-from jobs.api.content import Variant, read_content
+from jobs.api.content import Variant, missed_if_gone, read_content
 from jobs.api.depends import At, IdempotencyKey, Owner, Receiving
 from jobs.api.endpoint import Endpoint, unknown_video
 from jobs.api.errors import RETRY_AFTER_S, handle_errors
@@ -141,10 +141,11 @@ async def download_content(
 ) -> Response:
     """Download a completed video, or its `thumbnail` or `spritesheet`."""
     state = await at.find_completed(owner, video_id)
-    commit = await asyncio.to_thread(at.ledger.read_commit, state.job.clip_id)
     asked = dict(request.headers)
-    async with at.decoding[owner] if variant == "spritesheet" else nullcontext():
-        return await asyncio.to_thread(read_content, at.ledger.store, commit, variant, asked)
+    with missed_if_gone():
+        commit = await asyncio.to_thread(at.ledger.read_commit, state.job.clip_id)
+        async with at.decoding[owner] if variant == "spritesheet" else nullcontext():
+            return await asyncio.to_thread(read_content, at.ledger.store, commit, variant, asked)
 
 
 @_routes.post(

@@ -56,6 +56,13 @@ def test_a_setting_that_is_no_good_is_named(
     assert str(told.value).endswith("; check the AWS configuration and login")
 
 
+def test_a_name_that_no_bucket_has_is_told_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nvalid bucket name") as told:
+        ObjectStore("s3://my bucket/a").probe(write=False)
+    assert "\n" not in str(told.value)
+    assert "AWS configuration" not in str(told.value)
+
+
 def test_a_configuration_that_cannot_be_read_is_named(settings: Path) -> None:
     settings.write_text("[x")
     for ask in (ObjectStore.probe, lambda store: store.locate_for_arrow("a")):

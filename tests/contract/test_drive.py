@@ -108,6 +108,8 @@ def test_a_clips_beginning_is_watched_by_what_the_gang_made_before(tmp_path: Pat
     assert asyncio.run(denoise("e", guidance_scale=1.0))[:2] == [20.0 * 4, 20.0 * 4]
     # A step may be a chunk of frames that is denoised so often.
     assert asyncio.run(denoise("f", guidance_scale=1.0, num_inference_steps=48))[0] == 20.0 * 3
+    most = asyncio.run(denoise("g", width=128, num_inference_steps=48_000))
+    assert most[0] == recipe.pool.start_timeout_s, "most families' steps are no chunks"
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -235,6 +235,12 @@ def test_an_address_of_a_kind_that_no_cluster_has(folder: Path, address: str) ->
     assert list_files(folder) == before
 
 
+@pytest.mark.parametrize("address", ["ray://head", "ray://:1", "ray://head:1/x"])
+def test_a_clients_address_without_host_or_port(folder: Path, address: str) -> None:
+    line = refuse("render", "ads.parquet", "-o", "out", "--address", address)
+    assert line.endswith(f"expected ray://HOST:PORT, got {address}")
+
+
 def test_the_address_may_be_in_rays_own_variable(
     folder: Path, silent_address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -128,7 +128,7 @@ def test_the_installed_command_renders_beside_modules_of_the_same_names(
     write_table(tmp_path / "ads.parquet", prompt=["one"], num_frames=[5])
     (tmp_path / "jobs").mkdir()
     for name in ("pipeline.py", "cluster.py", "jobs/__init__.py"):
-        (tmp_path / name).write_text("raise ImportError('this one is the user's own')\n")
+        (tmp_path / name).write_text("raise ImportError('not ours')\n")
     command = [sys.executable, installed / "bin" / "rushes"]
     run([*command, "render", "ads.parquet", "-o", "out", *QUICK], tmp_path, str(installed))
     (row,) = pq.read_table(tmp_path / "out" / "manifest").to_pylist()

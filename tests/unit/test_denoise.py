@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pipeline.errors import NotFiniteError
-from pipeline.handoff import Conditioning, Latents, unpack
+from pipeline.handoff import Conditioning, Latents, pack, unpack
 from pipeline.request import RenderRequest
 from tests.support.families import FAMILIES
 from tests.support.staged import Staged, assert_same, finish, request_of
@@ -87,6 +87,17 @@ def test_a_snapshot_needs_a_running_session(
         session.snapshot()
     again = staged.denoiser.start(request_, conditioning, first)
     assert_same(dict(finish(again).values), dict(expected.values))
+
+
+def test_a_snapshot_from_before_guiders_were_in_it_is_whole(
+    staged: Staged, request_: RenderRequest, conditioning: Conditioning, expected: Latents
+) -> None:
+    with staged.denoiser.start(request_, conditioning) as session:
+        session.advance(2)
+        kept = unpack(session.snapshot())
+    assert kept.pop("guiders") == {"guider": {}, "guider_2": {}}
+    resumed = staged.denoiser.start(request_, conditioning, pack(kept))
+    assert_same(dict(finish(resumed).values), dict(expected.values))
 
 
 def test_another_shapes_snapshot_is_refused(

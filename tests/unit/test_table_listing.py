@@ -190,6 +190,11 @@ def test_rejects_name_their_file_and_their_row_in_it(tmp_path: Path) -> None:
     ledger.open_output(IDENTITY)
     ledger.save_rows(table.name, table.rows, table.uri, table.locate)
     found = ledger.read_table(f"rejects/{table.name}.parquet").select(["source_file", "row"])
+    labelled = table.rows.append_column("source_file", table.rows["prompt"])
+    ledger.save_rows("b", labelled, table.uri, table.locate)
+    own = ledger.read_table("rejects/b.parquet")
+    assert own["_source_file"].to_pylist() == found["source_file"].to_pylist()
+    assert own["source_file"].to_pylist() == [None, None]
     files = [str(tmp_path / "ads" / name) for name in ("a.parquet", "b.parquet")]
     assert found.to_pylist() == [
         {"source_file": file, "row": row} for file, row in zip(files, (1, 2), strict=True)

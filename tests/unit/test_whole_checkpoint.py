@@ -78,6 +78,14 @@ def test_a_configuration_of_more_layers_than_there_are_weights(
         load_all(folder)
 
 
+def test_a_text_encoders_configuration_that_is_none(copy: Callable[[str], Path]) -> None:
+    folder = copy("wan21")
+    for wrong in ("four", None, {}):
+        change_json(folder / "text_encoder" / "config.json", num_layers=wrong)
+        with pytest.raises(UsageError, match="cannot load text_encoder"):
+            load_all(folder)
+
+
 @pytest.mark.parametrize(
     ("family", "part"), [("wan21", "tokenizer"), ("ltx2", "tokenizer"), ("ltx", "tokenizer")]
 )
