@@ -61,7 +61,7 @@ def handle_errors(app: FastAPI) -> None:
 
 def answer_unavailable() -> JSONResponse:
     """Return the answer to a call that nobody can answer at the moment."""
-    message = "the endpoint is starting anew; what was accepted is kept; try again"
+    message = "the endpoint is starting or ending; what was accepted is kept; try again"
     return _answer(
         HTTPStatus.SERVICE_UNAVAILABLE,
         ErrorBody(message=message, type="server_error", code="unavailable"),
