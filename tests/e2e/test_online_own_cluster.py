@@ -16,13 +16,19 @@ from openai import OpenAI
 from jobs.cli import ExitCode
 from tests.support.command import find_named, start_rushes, wait_until
 from tests.support.nodes import Nodes, start_nodes
-from tests.support.online import CLIP_S, READY_S
+from tests.support.online import CLIP_S
 
 pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning"),
 ]
 CPUS = 8
+UNFINISHED = (
+    b"POST /v1/videos HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
+    b"Content-Length: 1400\r\n\r\n{"
+)
+END_S = 20.0
+"""Longer than an end takes, and shorter than whoever never sends the rest would have."""
 QUICK, SLOW = {"num_inference_steps": "2"}, {"num_inference_steps": "100"}
 
 
@@ -74,8 +80,10 @@ def test_it_goes_to_no_gangs_and_back_and_its_command_may_die(tmp_path: Path) ->
                         told.add(answer.status_code)  # else it is of Serve's proxy, without a route
                 return command.poll() is not None
 
-            command.terminate()
-            wait_until(ask_until_its_end, READY_S, "its end")
+            with socket.create_connection(("127.0.0.1", port)) as slow:
+                slow.sendall(UNFINISHED)
+                command.terminate()
+                wait_until(ask_until_its_end, END_S, "its end")
             _, stderr = command.communicate()
         assert command.returncode == ExitCode.OK, stderr
         assert 503 in told <= {200, 429, 503}
