@@ -82,9 +82,10 @@ class ClipMaker:
             if last:
                 self._pass_on(last)
 
-    def is_ready(self) -> bool:
-        """Return whether a gang has its model loaded, or only waits for a clip to load it for."""
-        return self._gangs_up > 0
+    @property
+    def gangs_up(self) -> int:
+        """How many gangs have their model loaded, or only wait for a clip to load it for."""
+        return self._gangs_up
 
     def progress(self, clip_id: str) -> ClipProgress | None:
         """Return how far a clip is, from when a gang has it until it ends."""

@@ -16,7 +16,7 @@ import math
 import os
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -28,6 +28,7 @@ from cluster.client import join_pool
 from cluster.clip_maker import ClipMaker
 from cluster.door import Door
 from cluster.files import Files, cut_page
+from cluster.forecast import Forecast, UrgentClip
 from cluster.idempotency import IdempotencyKeys
 from cluster.pauses import pauses
 from cluster.rate import RateLimit
@@ -113,6 +114,7 @@ class Dispatcher:
         self._keys = IdempotencyKeys()
         self._under_way = Counter[str]()  # of each owner
         self._clips: dict[str, _Clip] = {}
+        self._forecast = Forecast()
         checkpoints = Checkpoints(store, spec.model_fingerprint, lease.epoch)
         join = partial(join_pool, spec.recipe, checkpoints)
         recipe = spec.recipe
@@ -183,7 +185,12 @@ class Dispatcher:
 
     async def find(self, owner: str, video_id: str) -> VideoState | None:
         """Return how an owner's video goes; None where they have none of that id."""
-        return self._describe(video_id) if self._is_owned(owner, video_id) else None
+        if not self._is_owned(owner, video_id):
+            return None
+        state = self._describe(video_id)
+        if state.status == "queued":
+            return replace(state, wait_s=self._find_wait_s(state.job.clip_id))
+        return state
 
     async def list(
         self, owner: str, after: str | None, limit: int, *, newest_first: bool
@@ -254,7 +261,7 @@ class Dispatcher:
     async def is_ready(self) -> bool:
         """Return whether a gang has its model loaded, or only waits for a clip to load it for."""
         self._door.check()
-        return self._maker.is_ready()
+        return self._maker.gangs_up > 0
 
     async def close(self) -> None:
         """Take no more calls, save what is under way, leave the pool and give the lease back."""
@@ -384,6 +391,18 @@ class Dispatcher:
             return VideoState(job, "queued", 0, None)
         left_s = now.left_s if now.step_s else None
         return VideoState(job, "in_progress", 99 * now.step // now.num_steps, left_s)
+
+    def _find_wait_s(self, clip_id: str) -> float:
+        """Return after how many seconds a gang may have a clip; 0 for a batch's own."""
+        urgent = {
+            key: UrgentClip(clip.request, clip.turn, self._maker.progress(key))
+            for key, clip in self._clips.items()
+            if clip.turn and not clip.is_made
+        }
+        if clip_id not in urgent:
+            return 0.0
+        gangs = self._maker.gangs_up
+        return self._forecast.find_wait_s(urgent[clip_id], urgent.values(), gangs)
 
 
 def _name(job: VideoJob) -> dict[str, str]:

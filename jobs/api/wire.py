@@ -124,7 +124,10 @@ def describe_video(state: VideoState) -> Video:
 
 
 def find_poll_ms(state: VideoState) -> int:
-    """Return after how many milliseconds it is worth to look again: when it should be done."""
+    """Return after how many milliseconds it is worth to look again.
+
+    That is when it should be done; of one that is queued, when a gang should have it.
+    """
     if state.left_s is None:
-        return UNKNOWN_POLL_MS
+        return min(max(round(1000 * state.wait_s), UNKNOWN_POLL_MS), MAX_POLL_MS)
     return min(max(round(1000 * state.left_s), MIN_POLL_MS), MAX_POLL_MS)
