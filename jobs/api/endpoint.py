@@ -153,7 +153,9 @@ class Endpoint:
             return repeated
         before = (await self.find(call.owner, video_id)).job
         kept = before.request.model_dump(exclude={"prompt", "width", "height", "opening"})
-        asked = {**kept, "size": before.size, "model": before.model, **fields}
+        # A name that it was asked for by may be none any more; an output is one model's throughout.
+        model = before.model if before.model in self.reader.models else self.recipe.name
+        asked = {**kept, "size": before.size, "model": model, **fields}
         return await self._take(call, asked, before)
 
     async def extend(self, call: Call, fields: Mapping[str, Any]) -> VideoState:
