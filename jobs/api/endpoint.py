@@ -184,7 +184,7 @@ class Endpoint:
         self, call: Call, fields: Mapping[str, Any], source: VideoJob | None = None
     ) -> VideoState:
         read = partial(self.reader.read, fields, source)
-        has_image = fields.get("input_reference") is not None
+        has_image = fields.get("input_reference") not in (None, "")
         async with self.decoding[call.owner] if has_image else nullcontext():
             if has_image:
                 await self._check_limits(call)

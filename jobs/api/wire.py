@@ -84,6 +84,8 @@ class ApiError(Exception):
         super().__init__(message)
         self.status = status
         self.headers: dict[str, str] = {}
+        if status == HTTPStatus.CONFLICT:  # which the official client would try again, for nothing
+            self.headers["x-should-retry"] = "false"
         kind = "server_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else _KINDS.get(status)
         self.body = ErrorBody(
             message=message, type=kind or "invalid_request_error", param=param, code=code

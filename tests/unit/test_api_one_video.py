@@ -44,3 +44,27 @@ def test_a_video_can_be_remixed_once_its_alias_is_gone(client: TestClient) -> No
     answer = client.post(f"/v1/videos/{VIDEO.id}/remix", json={"prompt": "a green ring"})
     assert answer.status_code == 200, answer.text
     assert (answer.json()["model"], answer.json()["prompt"]) == ("tiny-cpu", "a green ring")
+
+
+@pytest.mark.parametrize("kind", ["data", "json"])
+@pytest.mark.parametrize(
+    "name",
+    ["model", "seconds", "size", "seed", "priority", "metadata", "fps", "num_frames",
+     "num_inference_steps", "guidance_scale", "negative_prompt", "input_reference"],
+)  # fmt: skip
+def test_a_field_that_is_empty_is_one_that_is_not_given(
+    client: TestClient, kind: str, name: str
+) -> None:
+    sent: Any = {kind: {"prompt": "a ball", name: ""}}
+    answer = client.post("/v1/videos", **sent)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["model"] == "tiny-cpu"
+    assert answer.json()["size"] == "64x64"
+
+
+def test_a_call_that_comes_to_the_same_is_not_tried_again_by_the_official_client(
+    client: TestClient,
+) -> None:
+    refused = client.get(f"/v1/videos/{VIDEO.id}/content")
+    assert refused.status_code == 409
+    assert refused.headers["x-should-retry"] == "false"
