@@ -124,6 +124,8 @@ class VideoState:
     left_s: float | None
     """What its denoising will still take, in seconds, where a gang has it."""
     end: VideoEnd | None = None
+    wait_s: float = 0.0
+    """After how many seconds a gang may have it, where it is queued: no more than a forecast."""
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,8 @@ class ClipMaker:
         self._warned = 0
         self._admissions = defaultdict[str, Admission](lambda: Admission(room))  # by owner
         self._encodes = asyncio.Semaphore(BATCH_ENCODES)
+        self._joining: asyncio.Task[None] | None = None
+        self._is_closed = False
 
     async def open(self) -> None:
         """Enter the pool, which begins to load models."""
@@ -67,23 +69,30 @@ class ClipMaker:
         self._watcher = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
-        """Have what is under way saved, and leave the pool."""
+        """Have what is under way saved, and leave the pool: for good.
+
+        A pool that is being entered is left, too: its gangs would be held for nobody.
+        """
+        self._is_closed = True
         self._watcher.cancel()
+        if self._joining:
+            await asyncio.wait([self._joining])
         with suppress(RayError):
             last: PoolProgress | None = await self._pool.leave()
             if last:
                 self._pass_on(last)
 
-    def is_ready(self) -> bool:
-        """Return whether a gang has its model loaded, or only waits for a clip to load it for."""
-        return self._gangs_up > 0
+    @property
+    def gangs_up(self) -> int:
+        """How many gangs have their model loaded, or only wait for a clip to load it for."""
+        return self._gangs_up
 
     def progress(self, clip_id: str) -> ClipProgress | None:
         """Return how far a clip is, from when a gang has it until it ends."""
         return self._progress.get(clip_id)
 
     async def make(self, clip_id: str, request: RenderRequest, turn: Turn | None) -> VideoEnd:
-        """Return how a clip ends; what fails beside it is tried again.
+        """Return how a clip ends; what fails beside it is tried again, until this is closed.
 
         One that takes no `turn` is a batch's: it isn't urgent.
         """
@@ -109,7 +118,9 @@ class ClipMaker:
         for pause_s in islice(pauses(), TRIES if turn else BATCH_TRIES):
             try:
                 outcome = await self._take_through(clip_id, request, turn)
-            except Exception as error:  # noqa: BLE001 - a stage's process, the pool or the storage
+            except Exception as error:  # a stage's process, the pool or the storage
+                if self._is_closed:
+                    raise
                 _log.warning(
                     "clip %s is tried again: %s", clip_id[:16], error, extra={"clip_id": clip_id}
                 )
@@ -171,6 +182,13 @@ class ClipMaker:
 
     async def _join_again(self) -> None:
         """Enter the pool, or another: it has let this tenant go, or could make no gang."""
+        if self._is_closed:
+            return
+        if self._joining is None or self._joining.done():
+            self._joining = asyncio.create_task(self._enter())
+        await asyncio.shield(self._joining)
+
+    async def _enter(self) -> None:
         try:
             self._pool = await asyncio.to_thread(self._join)
         except Exception as error:  # noqa: BLE001 - the next look tries again

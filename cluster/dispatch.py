@@ -16,7 +16,7 @@ import math
 import os
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -26,13 +26,14 @@ from cluster.answers import Refusal, VideoState
 from cluster.batches import Batches, LineFormat
 from cluster.client import join_pool
 from cluster.clip_maker import ClipMaker
+from cluster.door import Door
 from cluster.files import Files, cut_page
+from cluster.forecast import Forecast, UrgentClip
 from cluster.idempotency import IdempotencyKeys
 from cluster.pauses import pauses
 from cluster.rate import RateLimit
 from cluster.schedule import Turn
 from cluster.stages import RenderSpec
-from cluster.unbroken import unbroken
 from cluster.webhook import Webhook, WebhookTarget
 from pipeline.batches import BatchLimits, BatchStore
 from pipeline.checkpoints import Checkpoints
@@ -65,7 +66,11 @@ class _Clip:
 
 
 class Dispatcher:
-    """Made by Ray Serve, once; every method is a coroutine on one event loop."""
+    """Made by Ray Serve, once; every method is a coroutine on one event loop.
+
+    Once it closes, every call that may write raises `cluster.door.DoorShutError`, and has done
+    nothing: what came in before is the next dispatcher's.
+    """
 
     async def __init__(
         self,
@@ -87,6 +92,7 @@ class Dispatcher:
         whose lines are read by `lines`, what `limits` say. How a video or a batch ends, `target`
         is told.
         """
+        self._door = Door()
         self._max_queued = max_queued
         self._rate = RateLimit(max_per_minute)
         await asyncio.to_thread(Ledger(store).open_output, identity)
@@ -108,6 +114,7 @@ class Dispatcher:
         self._keys = IdempotencyKeys()
         self._under_way = Counter[str]()  # of each owner
         self._clips: dict[str, _Clip] = {}
+        self._forecast = Forecast()
         checkpoints = Checkpoints(store, spec.model_fingerprint, lease.epoch)
         join = partial(join_pool, spec.recipe, checkpoints)
         recipe = spec.recipe
@@ -138,12 +145,14 @@ class Dispatcher:
                 if not is_under_way:  # else its end is still to come
                     self._webhook.tell(event)
 
-    @unbroken
     async def submit(self, job: VideoJob) -> VideoState | Refusal:
         """Take a job in; it is durable when this returns. Or refuse it, which counts for nothing.
 
         A job whose idempotency key its owner has used before is that earlier one, at any time.
         """
+        return await self._door.let_in(self._submit, job)
+
+    async def _submit(self, job: VideoJob) -> VideoState | Refusal:
         key = job.owner, job.idempotency_key
         if before := await self._keys.claim(*key, job.id, self._jobs):
             return self._describe(before)
@@ -176,7 +185,12 @@ class Dispatcher:
 
     async def find(self, owner: str, video_id: str) -> VideoState | None:
         """Return how an owner's video goes; None where they have none of that id."""
-        return self._describe(video_id) if self._is_owned(owner, video_id) else None
+        if not self._is_owned(owner, video_id):
+            return None
+        state = self._describe(video_id)
+        if state.status == "queued":
+            return replace(state, wait_s=self._find_wait_s(state.job.clip_id))
+        return state
 
     async def list(
         self, owner: str, after: str | None, limit: int, *, newest_first: bool
@@ -189,9 +203,11 @@ class Dispatcher:
         page = cut_page(ids, VIDEO_ID, after, limit, newest_first=newest_first)
         return page and ([self._describe(each) for each in page[0]], page[1])
 
-    @unbroken
     async def delete(self, owner: str, video_id: str) -> bool:
         """Forget an owner's video; what is under way for nobody else is given up."""
+        return await self._door.let_in(self._delete, owner, video_id)
+
+    async def _delete(self, owner: str, video_id: str) -> bool:
         if not self._is_owned(owner, video_id):
             return False
         job = self._jobs[video_id]
@@ -207,11 +223,11 @@ class Dispatcher:
 
     async def call_files(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Call a method of `cluster.files.Files`."""
-        return await getattr(self._files, method)(*args, **kwargs)
+        return await self._door.let_in(getattr(self._files, method), *args, **kwargs)
 
     async def call_batches(self, method: str, *args: Any) -> Any:
         """Call a method of `cluster.batches.Batches`."""
-        return await getattr(self._batches, method)(*args)
+        return await self._door.let_in(getattr(self._batches, method), *args)
 
     def find_end(self, video_id: str) -> VideoEnd | None:
         """Return how a video ended, where it has."""
@@ -244,10 +260,12 @@ class Dispatcher:
 
     async def is_ready(self) -> bool:
         """Return whether a gang has its model loaded, or only waits for a clip to load it for."""
-        return self._maker.is_ready()
+        self._door.check()
+        return self._maker.gangs_up > 0
 
     async def close(self) -> None:
-        """Save what is under way, leave the pool and give the lease back."""
+        """Take no more calls, save what is under way, leave the pool and give the lease back."""
+        await self._door.shut()
         self._measurer.cancel()
         await self._batches.close()
         for clip in self._clips.values():
@@ -373,6 +391,18 @@ class Dispatcher:
             return VideoState(job, "queued", 0, None)
         left_s = now.left_s if now.step_s else None
         return VideoState(job, "in_progress", 99 * now.step // now.num_steps, left_s)
+
+    def _find_wait_s(self, clip_id: str) -> float:
+        """Return after how many seconds a gang may have a clip; 0 for a batch's own."""
+        urgent = {
+            key: UrgentClip(clip.request, clip.turn, self._maker.progress(key))
+            for key, clip in self._clips.items()
+            if clip.turn and not clip.is_made
+        }
+        if clip_id not in urgent:
+            return 0.0
+        gangs = self._maker.gangs_up
+        return self._forecast.find_wait_s(urgent[clip_id], urgent.values(), gangs)
 
 
 def _name(job: VideoJob) -> dict[str, str]:

@@ -58,6 +58,9 @@ LOGGING = {"encoding": "JSON"}
 BATCHES = 1
 """How many `rushes render` a local cluster has room for beside the endpoint, at a time."""
 CLOSE_TIMEOUT_S = 30.0
+DRAIN_S, DRAIN_POLL_S = 5.0, 0.5
+"""How long calls that are under way have for their answers once the endpoint ends: whoever sends a
+body slowly, or not at all, is not waited for."""
 CLOSE_POLL_S = 0.5
 
 
@@ -160,6 +163,8 @@ def bind_endpoint(call: ServeCall) -> Any:
         cast(Any, serve.ingress)()(Ingress),
         name="Ingress",
         max_ongoing_requests=MANY,
+        graceful_shutdown_timeout_s=DRAIN_S,
+        graceful_shutdown_wait_loop_s=DRAIN_POLL_S,
         ray_actor_options=beside_encode(recipe, INGRESS_CPUS),
     )
     return ingress.bind(dispatcher, call, renderer)

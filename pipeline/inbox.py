@@ -94,7 +94,12 @@ class Inbox:
         self.store.put(_key(video_id, ".end"), end.model_dump_json().encode())
 
     def forget(self, video_id: str) -> None:
-        """Remove a job and its end; its clip stays, as others may have asked for it."""
+        """Remove a job and its end; its clip stays, as others may have asked for it.
+
+        Raises:
+            LeaseLostError: another run has taken over.
+        """
+        check_epoch(self.store, self._epoch)
         self.store.delete(_key(video_id))
         self.store.delete(_key(video_id, ".end"))
 

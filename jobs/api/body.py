@@ -63,7 +63,9 @@ class VideoReference(Body):
 
 
 class VideoBody(Body):
-    """What a call may say; what it doesn't comes from the recipe. Numbers may be text."""
+    """What a call may say; what it doesn't, or says empty, comes from the recipe. Numbers may be
+    text.
+    """
 
     prompt: str
     input_reference: ImageReference | None = None
@@ -264,7 +266,7 @@ def parse_request(fields: Mapping[str, Any], recipe: Recipe) -> RenderRequest:
     """
     check_names(fields, FIELDS)
     values = {name: fields[name] for name in ("prompt", "seconds", *SETTINGS) if name in fields}
-    if fields.get("size") is not None:
+    if fields.get("size") not in (None, ""):
         match = _SIZE.fullmatch(str(fields["size"]))
         if not match:
             raise invalid_value("size", f"got {str(fields['size'])[:40]!r}, expected WIDTHxHEIGHT")
@@ -304,7 +306,7 @@ def parse_priority(fields: Mapping[str, Any]) -> int:
         ApiError: it is no whole number from 0 to 9.
     """
     value: Any = fields.get("priority")
-    if value is None:
+    if value in (None, ""):
         return 0
     if str(value) in map(str, range(MAX_PRIORITY + 1)):
         return int(value)

@@ -154,7 +154,9 @@ class Endpoint:
             return repeated
         before = (await self.find(call.owner, video_id)).job
         kept = before.request.model_dump(exclude={"prompt", "width", "height", "opening"})
-        asked = {**kept, "size": before.size, "model": before.model, **fields}
+        # A name that it was asked for by may be none any more; an output is one model's throughout.
+        model = before.model if before.model in self.reader.models else self.recipe.name
+        asked = {**kept, "size": before.size, "model": model, **fields}
         return await self._take(call, asked, before)
 
     async def extend(self, call: Call, fields: Mapping[str, Any]) -> VideoState:
@@ -183,7 +185,7 @@ class Endpoint:
         self, call: Call, fields: Mapping[str, Any], source: VideoJob | None = None
     ) -> VideoState:
         read = partial(self.reader.read, fields, source)
-        has_image = fields.get("input_reference") is not None
+        has_image = fields.get("input_reference") not in (None, "")
         async with self.decoding[call.owner] if has_image else nullcontext():
             if has_image:
                 await self._check_limits(call)

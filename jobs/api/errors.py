@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request
@@ -67,14 +68,14 @@ def handle_errors(app: FastAPI) -> None:
         )
 
 
-def answer_unavailable() -> JSONResponse:
-    """Return the answer to a call that nobody can answer at the moment."""
-    message = "the endpoint is starting anew, or its storage is away; what was accepted is kept; "
-    message += "try again"
+def answer_unavailable(headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """Return the answer to a call that nobody can answer at the moment, with further headers."""
+    message = "the endpoint is starting or ending, or its storage is away; what was accepted is "
+    message += "kept; try again"
     return _answer(
         HTTPStatus.SERVICE_UNAVAILABLE,
         ErrorBody(message=message, type="server_error", code="unavailable"),
-        {"retry-after": str(RETRY_AFTER_S)},
+        {"retry-after": str(RETRY_AFTER_S), **(headers or {})},
     )
 
 

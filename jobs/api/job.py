@@ -45,7 +45,7 @@ class JobReader:
         Raises:
             ApiError: there is no such model.
         """
-        if name is not None and name not in self.models:
+        if name not in (None, "", *self.models):
             raise ApiError(
                 HTTPStatus.NOT_FOUND,
                 f"model: got {str(name)[:64]!r}, expected {' or '.join(map(repr, self.models))}",
@@ -70,7 +70,7 @@ class JobReader:
         if source:
             asked = asked.model_copy(update={"opening": source.request.opening})
             said |= {"remixed_from": source.id}
-        elif fields.get("input_reference") is not None:
+        elif fields.get("input_reference") not in (None, ""):
             asked = self.openings.add_image(asked, fields["input_reference"])
         seconds = source.seconds if source else fields.get("seconds")
         return self._make(asked, model, seconds, **said, **known)

@@ -23,6 +23,7 @@ from pipeline.batches import BatchLimits
 IMPORT_PATH = "jobs.api.proxy:make_middlewares"
 """What `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` is to be for a proxy to use it."""
 _SERVES_OWN = "/-/"
+_REQUEST_ID = "x-request-id"
 _MOST_BYTES = {"/v1/files": BatchLimits().max_file_bytes + FORM_BYTES}
 """Of bodies that may be larger than others."""
 
@@ -72,7 +73,8 @@ class ProxyErrors:
 
         await self._app(scope, receive_some, send_on)
         if not is_begun:  # or there was no answer at all: the replica died
-            await answer_unavailable()(scope, receive, send)
+            known = Headers(scope=scope).get(_REQUEST_ID)  # Serve's proxy has put it there
+            await answer_unavailable({_REQUEST_ID: known} if known else None)(scope, receive, send)
 
 
 def _is_proxys(start: Message) -> bool:

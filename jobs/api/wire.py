@@ -84,6 +84,8 @@ class ApiError(Exception):
         super().__init__(message)
         self.status = status
         self.headers: dict[str, str] = {}
+        if status == HTTPStatus.CONFLICT:  # which the official client would try again, for nothing
+            self.headers["x-should-retry"] = "false"
         kind = "server_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else _KINDS.get(status)
         self.body = ErrorBody(
             message=message, type=kind or "invalid_request_error", param=param, code=code
@@ -124,7 +126,10 @@ def describe_video(state: VideoState) -> Video:
 
 
 def find_poll_ms(state: VideoState) -> int:
-    """Return after how many milliseconds it is worth to look again: when it should be done."""
+    """Return after how many milliseconds it is worth to look again.
+
+    That is when it should be done; of one that is queued, when a gang should have it.
+    """
     if state.left_s is None:
-        return UNKNOWN_POLL_MS
+        return min(max(round(1000 * state.wait_s), UNKNOWN_POLL_MS), MAX_POLL_MS)
     return min(max(round(1000 * state.left_s), MIN_POLL_MS), MAX_POLL_MS)

@@ -1,7 +1,7 @@
 // A client of this endpoint's own API, /v1, and of nothing else. What anybody has written is shown
 // as text, never as markup. The key is in this tab's session storage and in a header, nowhere else.
 
-const MOST_MS = 1000; // between two looks at a video: who watches wants to see steps
+const MOST_MS = 1000; // between two looks at a video that is made: who watches wants to see steps
 const REFRESH_MS = 10_000; // what other programs ask for with the same key
 const STORED = "rushes-key";
 const find = (id) => document.getElementById(id);
@@ -204,7 +204,8 @@ function look(card, afterMs) {
       const video = await answer.json();
       if (!cards.has(video.id)) return;
       card.timer = null;
-      const nextMs = Math.min(Number(answer.headers.get("openai-poll-after-ms")) || MOST_MS, MOST_MS);
+      const saidMs = Number(answer.headers.get("openai-poll-after-ms")) || MOST_MS;
+      const nextMs = video.status === "queued" ? saidMs : Math.min(saidMs, MOST_MS);
       if (video.status === "queued" || video.status === "in_progress") look(card, nextMs);
       show(video);
     } catch (error) {

@@ -63,14 +63,18 @@ def test_an_end_without_its_job_is_passed_over(inbox: Inbox) -> None:
     assert inbox.load() == []
 
 
-def test_who_was_taken_over_accepts_nothing(store: ObjectStore) -> None:
+def test_who_was_taken_over_accepts_and_removes_nothing(store: ObjectStore) -> None:
     lease = Lease.acquire(store, 60)
     old = Inbox(store, lease.epoch)
+    kept = make_job()
+    old.accept(kept)
     lease.release()
     Lease.acquire(store, 60)
     with pytest.raises(LeaseLostError):
         old.accept(make_job())
-    assert list(store.list(FOLDER)) == []
+    with pytest.raises(LeaseLostError):
+        old.forget(kept.id)
+    assert old.load() == [(kept, None)]
 
 
 def test_ids_sort_by_time_and_differ() -> None:

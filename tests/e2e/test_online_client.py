@@ -228,6 +228,9 @@ def test_a_key_that_has_too_many_under_way_is_told_to_wait(server: Server, video
             others.videos.create(prompt=f"queued {n}", extra_body=LONG) for n in range(MAX_QUEUED)
         ]
         ids = [each.id for each in slow]
+        last = others.videos.with_raw_response.retrieve(ids[-1])
+        assert last.parse().status == "queued"
+        assert int(last.headers["openai-poll-after-ms"]) > 2000, "it may ask later than others"
         with pytest.raises(openai.RateLimitError) as refused:
             others.videos.create(prompt="one too many")
         assert refused.value.code == "too_many_videos"

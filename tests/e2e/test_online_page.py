@@ -6,6 +6,7 @@ import re
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,17 +14,19 @@ import numpy as np
 import pytest
 import uvicorn
 
-from cluster.answers import Refusal
+from cluster.answers import Refusal, VideoState
 from jobs.api.endpoint import Endpoint
 from jobs.api.keys import ApiKeys
 from jobs.api.routes import make_app
 from jobs.recipes import find_recipe
+from pipeline.inbox import VideoJob, new_video_id
 from pipeline.ledger import Ledger
 from pipeline.probe import read_frames
 from pipeline.store import ObjectStore
 from tests.support.accessible import check_accessible
 from tests.support.media import make_image
 from tests.support.online import CLIP_S, LONG, MINE, OTHERS, PROMPT, Server
+from tests.support.outputs import A, draft
 
 pytestmark = [
     pytest.mark.timeout(600),
@@ -266,13 +269,32 @@ class EmptyDesk:
     submit = find_refusal
 
 
+class WaitingDesk(EmptyDesk):
+    """Has one video, which waits."""
+
+    state = VideoState(
+        VideoJob(id=new_video_id(), owner="", clip_id=A, request=draft(A).request, model="tiny-cpu",
+                 seconds="2", size="64x64"),
+        "queued", 0, None, wait_s=8.0,
+    )  # fmt: skip
+
+    async def list(self, *_: Any, **__: Any) -> tuple[list[Any], bool]:
+        return [self.state], False
+
+    async def find(self, *_: Any) -> VideoState:
+        return self.state
+
+
 @pytest.fixture
-def keyless(tmp_path: Path) -> Iterator[str]:
+def desk() -> EmptyDesk:
+    return EmptyDesk()
+
+
+@pytest.fixture
+def keyless(tmp_path: Path, desk: EmptyDesk) -> Iterator[str]:
     """An endpoint's page that asks for no key."""
     keys = ApiKeys.read(None, "", insecure=True)
-    at = Endpoint(
-        cast(Any, EmptyDesk()), find_recipe(), "0" * 64, Ledger(ObjectStore(tmp_path)), keys
-    )
+    at = Endpoint(cast(Any, desk), find_recipe(), "0" * 64, Ledger(ObjectStore(tmp_path)), keys)
     served = uvicorn.Server(uvicorn.Config(make_app(at), log_level="error"))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=served.run, args=([listening],))
@@ -309,6 +331,25 @@ def test_a_page_that_comes_before_its_endpoint_opens_later(context: Any, keyless
     page.clock.run_for(6000)
     page.get_by_text("None yet.").wait_for()
     assert alert.text_content() == ""
+
+
+@pytest.mark.parametrize("desk", [WaitingDesk()])
+def test_what_waits_is_looked_at_when_its_turn_may_come(
+    context: Any, keyless: str, desk: WaitingDesk
+) -> None:
+    page = context.new_page()
+    page.clock.install()
+    with page.expect_response("**/v1/videos/video_*") as first:
+        page.goto(keyless)
+        page.get_by_text("Queued", exact=True).wait_for()
+        page.clock.run_for(500)
+    assert first.value.headers["openai-poll-after-ms"] == "8000"
+    first.value.finished()
+    desk.state = replace(desk.state, status="in_progress", progress=50)
+    page.clock.run_for(7000)
+    assert page.get_by_text("Queued", exact=True).count() == 1
+    page.clock.run_for(1500)
+    page.get_by_text("Rendering, 50 %").wait_for()
 
 
 def test_where_there_are_none_its_own_page_may_ask_and_no_other(context: Any, keyless: str) -> None:

@@ -69,9 +69,9 @@ def test_what_the_model_cannot_do_is_refused_with_what_it_can(
 
 
 def test_a_priority_is_a_digit() -> None:
-    given = [{}, {"priority": None}, {"priority": 9}, {"priority": "3"}]
-    assert [parse_priority(each) for each in given] == [0, 0, 9, 3]
-    for wrong in (-1, 10, 1.5, "high", True, "", [1]):
+    given = [{}, {"priority": None}, {"priority": ""}, {"priority": 9}, {"priority": "3"}]
+    assert [parse_priority(each) for each in given] == [0, 0, 0, 9, 3]
+    for wrong in (-1, 10, 1.5, "high", True, [1]):
         with pytest.raises(ApiError) as refused:
             parse_priority({"priority": wrong})
         assert refused.value.body.param == "priority"

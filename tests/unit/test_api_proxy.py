@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any, cast
 
 import pytest
+from ray.serve._private.http_util import (
+    _apply_middlewares,  # pyright: ignore[reportPrivateUsage]
+)
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
@@ -49,6 +54,19 @@ def test_what_the_endpoint_answers_stays(client: TestClient, kind: str, status: 
 
 def test_serves_own_health_stays(client: TestClient) -> None:
     assert client.get("/-/text/503").text == NO_ROUTE
+
+
+def test_such_a_call_has_its_requests_id_too() -> None:
+    """Wrapped as Serve wraps its proxy: what gives calls their ids is innermost."""
+
+    async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+        known.append(Headers(scope=scope)["x-request-id"])
+        await PlainTextResponse(NO_ROUTE, 404)(scope, receive, send)
+
+    known: list[str] = []
+    told = TestClient(_apply_middlewares(refuse, cast(Any, make_middlewares()))).get("/v1/videos")
+    assert told.status_code == 503
+    assert [told.headers["x-request-id"]] == known
 
 
 def test_where_a_replica_dies_the_call_is_answered_too() -> None:
