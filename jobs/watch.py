@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from rich.console import Console
@@ -25,7 +26,9 @@ Look = tuple[OutputStatus, LeaseRecord | None]
 def watch_output(
     ledger: Ledger, console: Console, every_s: float, say: Callable[[str], None], *, as_json: bool
 ) -> None:
-    """Show an output's counts until no row remains; a look waits as long as the last one took.
+    """Show an output's counts until no row remains and no run writes it, or may be about to.
+
+    A look waits as long as the last one took.
 
     An output that isn't there yet, or has no rows yet, is waited for, and so is a storage that goes
     away: a terminal shows it, elsewhere `say` is told.
@@ -72,12 +75,13 @@ def _show_live(ledger: Ledger, console: Console, every_s: float) -> None:
 
 
 def _look_on(ledger: Ledger, every_s: float) -> Iterator[Look | str]:
-    """Yield look after look until no row remains; of one that shows nothing, why.
+    """Yield look after look until all is at its end; of one that shows nothing, why.
 
     Raises:
         UsageError: the place can't be read at the first look.
     """
     away, longer, is_first = "", pauses(), True
+    writer = _Writer()
     while True:
         began = time.monotonic()
         try:
@@ -92,10 +96,30 @@ def _look_on(ledger: Ledger, every_s: float) -> Iterator[Look | str]:
             time.sleep(next(longer))
             continue
         yield look
-        if not isinstance(look, str) and look[0].rows and not look[0].remaining:
-            return
+        if not isinstance(look, str):
+            is_written = writer.is_there(look[1])
+            if look[0].rows and not look[0].remaining and not is_written:
+                return
         away, longer, is_first = "", pauses(), False
         _pause(began, every_s)
+
+
+@dataclass
+class _Writer:
+    """Whether a run writes the output: it may have rows to save yet, or may try some again."""
+
+    signs: tuple[int, int] = (0, 0)
+    """The last epoch and sign of life that were seen."""
+    heard_at: float = 0.0
+
+    def is_there(self, lease: LeaseRecord | None) -> bool:
+        """Return whether the holder of a lease, as it was just read, is to be reckoned with."""
+        if lease is None or lease.is_over():
+            return False
+        signs = lease.epoch, lease.signs
+        if signs != self.signs:
+            self.signs, self.heard_at = signs, time.monotonic()
+        return time.monotonic() < self.heard_at + lease.limit_s
 
 
 def _pause(began: float, every_s: float) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import secrets
 import time
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Annotated, Any, Literal, TypeVar
@@ -43,6 +43,8 @@ class OutputIdentity(Document):
     format: int = FORMAT
     model: str
     model_fingerprint: str
+    loading: dict[str, Any] | None = None
+    """How the recipe loads the model, a part of its fingerprint; an earlier version didn't say."""
     finish: dict[str, Any]
     recipe: str
     versions: dict[str, str] = {}
@@ -156,6 +158,7 @@ def describe_output(recipe: Recipe, model_fingerprint: str) -> OutputIdentity:
     return OutputIdentity(
         model=recipe.model.checkpoint,
         model_fingerprint=model_fingerprint,
+        loading=recipe.model.loading,
         finish=recipe.finish.model_dump(),
         recipe=recipe.name,
         versions=versions,
@@ -172,11 +175,24 @@ def tell_apart(found: OutputIdentity, wanted: OutputIdentity) -> list[str]:
             f"model fingerprint is {found.model_fingerprint} ({found.model}), "
             f"this run's is {wanted.model_fingerprint} ({wanted.model})"
         )
+        differing += _tell_loadings_apart(found.loading, wanted.loading)
     for key in sorted(found.finish.keys() | wanted.finish.keys()):
         there, here = found.finish.get(key), wanted.finish.get(key)
         if there != here:
             differing.append(f"finish.{key} is {there!r}, this run's is {here!r}")
     return differing
+
+
+def _tell_loadings_apart(
+    found: dict[str, Any] | None, wanted: dict[str, Any] | None
+) -> Iterator[str]:
+    if found is None or wanted is None:
+        return
+    keys = [key for key in wanted if found.get(key) != wanted[key]]
+    for key in keys:
+        yield f"model.{key} is {found.get(key)!r}, this run's is {wanted[key]!r}"
+    if not keys:
+        yield "the model's files are others"
 
 
 def new_attempt() -> str:

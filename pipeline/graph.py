@@ -230,7 +230,10 @@ def _resolve(blocks: Blocks, given: set[str], name: str) -> Blocks:
         raise UsageError(f"model.checkpoint: the blocks of {name} make no videos")
     missing = sorted({each.name for each in resolved.inputs if each.required} - given)
     if missing:
-        raise UsageError(f"model.checkpoint: {name} also needs {', '.join(missing)} for a clip")
+        raise UsageError(
+            f"model.checkpoint: {name} also needs {', '.join(missing)} for a clip; "
+            "expected one that renders from text"
+        )
     return resolved
 
 

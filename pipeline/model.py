@@ -106,8 +106,7 @@ def fingerprint_model(model: ModelSpec, checkpoint: Path) -> str:
             f"model.checkpoint: {checkpoint} holds no *.safetensors weights in its components' "
             "folders; only safetensors checkpoints in diffusers format are loaded"
         )
-    settings = model.model_dump(include={"dtype", "dtypes", "blocks", "configs", "components"})
-    return digest({"files": _map_files(checkpoint, _hash_file), "load": settings})
+    return digest({"files": _map_files(checkpoint, _hash_file), "load": model.loading})
 
 
 def _find(model: ModelSpec, files: Sequence[str]) -> Path:

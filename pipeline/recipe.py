@@ -48,6 +48,11 @@ class ModelSpec(_Section):
     """Settings of a scheduler or guider that differ from the checkpoint's: `{scheduler =
     {flow_shift = 5.0}}`. A guider whose `guidance_scale` is here doesn't take the request's."""
 
+    @property
+    def loading(self) -> dict[str, Any]:
+        """How a checkpoint's files are loaded: with them, what the model is."""
+        return self.model_dump(include={"dtype", "dtypes", "blocks", "configs", "components"})
+
 
 class RequestDefaults(_Section):
     """[request]: the values a row gets where its table has none."""

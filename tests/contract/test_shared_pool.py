@@ -212,7 +212,8 @@ def test_gangs_sleep_while_no_clip_waits(no_leaks: None, tmp_path: Path, short: 
 
 def test_a_pool_that_no_process_can_run_is_told_of_at_once(tmp_path: Path) -> None:
     began = time.monotonic()
-    unreadable = Unreadable.model_validate(RECIPE.model_dump())
+    of_its_own = find_recipe(overrides=["pool.tenant_limit_s=601"])  # the others' is there already
+    unreadable = Unreadable.model_validate(of_its_own.model_dump())
     with pytest.raises(ActorDiedError, match="no such module"), tenancy(tmp_path, unreadable):
         pass
     assert time.monotonic() - began < JOIN_TIMEOUT_S / 2

@@ -154,7 +154,9 @@ def test_other_stages_models_are_skeletons(checkpoint_of: Callable[[str], Path])
 
 
 def test_a_family_that_needs_an_image_says_so(checkpoint_of: Callable[[str], Path]) -> None:
-    assert "also needs image_embeds" in error_of(checkpoint_of("wan_i2v"))
+    assert "also needs image_embeds for a clip; expected one that renders from text" in error_of(
+        checkpoint_of("wan_i2v")
+    )
 
 
 def test_an_unknown_blocks_class(wan: Path) -> None:

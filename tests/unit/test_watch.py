@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from jobs.cli import ExitCode, app
 from jobs.watch import watch_output
+from pipeline.lease import Lease
 from pipeline.ledger import Ledger
 from pipeline.store import ObjectStore
 from tests.support.outputs import IDENTITY, A, B, C, failure, plan_rows
@@ -169,6 +170,39 @@ def test_an_interrupt_ends_it(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("jobs.watch.time.sleep", interrupt)
     code, lines = call(ledger.store.uri, "--watch")
     assert (code, len(lines)) == (ExitCode.INTERRUPTED, 1)
+
+
+def test_a_run_that_writes_is_waited_for_though_no_row_remains(
+    ledger: Ledger, patch_sleep: PatchSleep
+) -> None:
+    """It may have rows that it hasn't saved yet, or try again what has failed."""
+    write_commit(ledger.store, A, 1)
+    ledger.save_rows("ads", plan_rows((A, None)))
+    lease = Lease.acquire(ledger.store, 60.0)
+
+    def finish() -> None:
+        write_commit(ledger.store, B, 1)
+        lease.release()
+
+    patch_sleep(
+        lambda: None, lambda: ledger.save_rows("ads", plan_rows((A, None), (B, None))), finish
+    )
+    code, lines = call(ledger.store.uri, "--watch")
+    assert code == ExitCode.OK
+    assert [line.split()[-2] for line in lines] == ["0", "1", "0"]
+
+
+def test_a_run_that_gives_no_sign_of_life_is_not_waited_for(
+    ledger: Ledger, patch_sleep: PatchSleep
+) -> None:
+    write_commit(ledger.store, A, 1)
+    ledger.save_rows("ads", plan_rows((A, None)))
+    lease = Lease.acquire(ledger.store, 0.2)  # and never renews it
+    slept = patch_sleep(*[lambda: time.sleep(0.05)] * 40)
+    code, lines = call(ledger.store.uri, "--watch")
+    assert (code, len(lines)) == (ExitCode.OK, 1)
+    assert len(slept) >= 3
+    lease.release()
 
 
 def test_an_output_and_its_rows_may_come_after_the_watch(patch_sleep: PatchSleep) -> None:
