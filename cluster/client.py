@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import ray
 from ray._common.constants import HEAD_NODE_RESOURCE_NAME
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, GetTimeoutError
 
 from cluster.answers import PoolClosedError
 from cluster.pool import GangPool
@@ -65,18 +65,26 @@ class PoolClient:
         return self.actor.leave.remote(self.checkpoints)
 
 
+def name_pool(recipe: Recipe, model_fingerprint: str) -> str:
+    """Return the name of the pool that runs of a recipe share, by what it does for them alike.
+
+    Which gang takes a clip is among it, and so is what counts its tokens.
+    """
+    shared = recipe.model_dump(include={"model", "gangs", "pool", "checkpoint"}, mode="json")
+    counted = recipe.limits.model_dump(include={"size_multiple", "frame_multiple"})
+    return f"pool-{digest({'model': model_fingerprint, 'recipe': shared, 'limits': counted})[:16]}"
+
+
 def join_pool(recipe: Recipe, checkpoints: Checkpoints) -> PoolClient:
     """Enter the pool that this cluster has for a recipe; if it has none, make it.
 
-    Runs share one where model, gangs, `[pool]` and `[checkpoint]` are the same. Ray starts it anew
-    where its process dies.
+    Ray starts it anew where its process dies.
 
     Raises:
         ActorDiedError: its process can't run it, and says why.
-        TimeoutError: Ray can't start it.
+        TimeoutError: Ray can't start it, or it gives no answer.
     """
-    shared = recipe.model_dump(include={"model", "gangs", "pool", "checkpoint"}, mode="json")
-    name = f"pool-{digest({'model': checkpoints.model_fingerprint, 'recipe': shared})[:16]}"
+    name = name_pool(recipe, checkpoints.model_fingerprint)
     options = cast(Any, ray.remote(GangPool)).options(
         name=name,
         namespace=NAMESPACE,
@@ -98,5 +106,10 @@ def join_pool(recipe: Recipe, checkpoints: Checkpoints) -> PoolClient:
             if is_unable or time.monotonic() > deadline:
                 raise
             time.sleep(RETRY_S)
+        except GetTimeoutError as error:
+            raise TimeoutError(
+                f"pool {name} gives no answer within {JOIN_TIMEOUT_S:.0f} s; where `ray list "
+                "actors` has it as ALIVE, end its process: Ray starts it anew"
+            ) from error
         else:
             return PoolClient(actor, checkpoints)

@@ -152,7 +152,8 @@ class Drive:
             chunks.close()
         tenant.note_save(key.clip_id)
         timeout_s = max(chunks.timeout_s, STORE_TIMEOUT_S)
-        latents, wrong = await gang.finish(key, tenant.checkpoints, spent(), timeout_s)
+        drop_s = self.recipe.pool.step_timeout_min_s
+        latents, wrong = await gang.finish(key, tenant.checkpoints, spent(), timeout_s, drop_s)
         tenant.warn(wrong)
         return Finished(latents, spent())
 

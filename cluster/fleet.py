@@ -12,6 +12,7 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 
 from cluster import metrics
@@ -277,6 +278,8 @@ class Fleet:
             if not job.over:
                 await self._queue.put(job)
             if gang in self._leaving:
+                with suppress(GangDiedError):  # a save may be under way, of one that gave way
+                    await gang.settle(STORE_TIMEOUT_S)
                 raise
             await gang.drop(job.task.key, self._recipe.pool.step_timeout_min_s)
             await gang.settle(STORE_TIMEOUT_S)

@@ -99,13 +99,14 @@ class Gang:
         model, timeout_s = recipe.model, recipe.pool.start_timeout_s
         what = "place"
         try:
+            asked = f"{name}: resources {ranks} x {bundle}, {shape.placement}"
+            asked += f", {shape.label_selector}" if shape.label_selector else ""
             try:
-                asked = f"{name}: resources {ranks} x {bundle}, {shape.placement}"
-                asked += f", {shape.label_selector}" if shape.label_selector else ""
                 await _wait(group.ready(), timeout_s, asked)
             except GangDiedError as error:
                 if isinstance(error.__cause__, TimeoutError):
-                    raise NoPlaceError(str(error)) from error
+                    waited = f"no node has room for them; waited {timeout_s:g} s"
+                    raise NoPlaceError(f"{asked}: {waited}") from error
                 raise
             gang.held_since = time.monotonic()
             places = enumerate(_order_by_node(group, ranks))
@@ -177,16 +178,18 @@ class Gang:
         checkpoints: Checkpoints,
         spent: Spent,
         timeout_s: float,
+        drop_s: float,
     ) -> tuple[Any, str]:
         """Return a reference to the packed latents of a finished clip, once they are saved.
 
-        With it, what went wrong with saving, if anything.
+        With it, what went wrong with saving, if anything. `timeout_s` is for saving; then every
+        rank has `drop_s` to forget the clip.
         """
         finish = self._ranks[0].finish.options(num_returns=2)
         latents, call = finish.remote(key, checkpoints, spent)
         wrong = await _wait(call, timeout_s, f"{self.name}: finish")
         try:
-            await self.drop(key, timeout_s)
+            await self.drop(key, drop_s)
         except (GangDiedError, ClipError) as error:  # the clip is made; the next ping tells
             wrong = wrong or str(error)
         return latents, wrong

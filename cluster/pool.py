@@ -106,7 +106,7 @@ class GangPool:
         key = ClipKey(tenant.output, clip_id)
         shape = self._recipe.find_gang(request.width, request.height, request.num_frames)
         if shape is None:
-            raise ValueError(f"{clip_id}: too large for every gang; plan it first")
+            raise NoGangError(f"clip {clip_id[:16]} is too large for every gang")
         if same := self._queue.find(key):
             same.is_patient = is_patient
             return await asyncio.shield(same.result)
@@ -234,9 +234,13 @@ class GangPool:
         limit_s = self._recipe.pool.tenant_limit_s
         why = f"the pool has heard nothing of this run for {limit_s:.0f} s"
         while True:
+            due = time.monotonic() + TENANTS_POLL_S
             await asyncio.sleep(TENANTS_POLL_S)
             now = time.monotonic()
+            late_s = now - due  # what was heard of while this process was stopped waits to be read
+            self._alone_since += late_s
             for tenant in list(self._tenants.values()):
+                tenant.seen_at += late_s
                 if now - tenant.seen_at > limit_s:
                     await self._let_go(tenant, why)
             if not self._fleet.is_started and now - self._alone_since > limit_s:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 POLL_S = 0.5
 PROGRESS_TIMEOUT_S, STOP_TIMEOUT_S = 10.0, 30.0
+SILENT_S = 30.0
+"""After so long without an answer of the pool it is told of."""
 
 
 class RunBrokenError(Exception):
@@ -168,10 +171,17 @@ def _pool(
         warned = now.warned
 
     def watch() -> None:
+        silent_s = 0.0
         while not ended.wait(POLL_S):
-            with suppress(RayError, TimeoutError):
+            began = time.monotonic()
+            try:
                 now: PoolProgress = ray.get(pool.progress(), timeout=PROGRESS_TIMEOUT_S)
                 tell(now)
+                silent_s = 0.0
+            except (RayError, TimeoutError):
+                before, silent_s = silent_s, silent_s + POLL_S + time.monotonic() - began
+                if before < SILENT_S <= silent_s:
+                    reporter.noted(f"the pool of gangs gives no answer since {silent_s:.0f} s")
 
     watcher = threading.Thread(target=watch, name="progress", daemon=True)
     watcher.start()

@@ -98,7 +98,7 @@ class StageSpec(_Section):
 
     workers: Positive = 1
     num_cpus: Annotated[float, Field(ge=0)] = 1.0
-    num_gpus: Annotated[float, Field(ge=0)] = 0.0
+    num_gpus: Annotated[float, Field(ge=0, le=1)] = 0.0
     threads: Positive = 1
     """Threads that torch may use in one actor."""
     label_selector: Mapping[str, str] = {}
@@ -139,7 +139,7 @@ class GangShape(_Section):
     """The largest clip that a gang of this shape takes; a clip goes to the smallest that takes it.
     See `Limits.count_tokens`. None: any."""
     num_cpus: Annotated[float, Field(gt=0)] = 1.0
-    num_gpus: Annotated[float, Field(ge=0)] = 0.0
+    num_gpus: Annotated[float, Field(ge=0, le=1)] = 0.0
     threads: Positive = 1
     label_selector: Mapping[str, str] = {}
     """Labels of the nodes that its ranks may be on; as a stage's. Ray packs: without them, gangs of

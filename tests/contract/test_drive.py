@@ -13,7 +13,7 @@ import ray
 
 from cluster import drive as drive_module
 from cluster.answers import ClipKey, Rendered, Spent
-from cluster.drive import Drive, HaltedError
+from cluster.drive import STORE_TIMEOUT_S, Drive, HaltedError
 from cluster.gang import Gang
 from cluster.job import Job
 from cluster.rank import Progress
@@ -67,6 +67,7 @@ class TimedGang(Gang):
     async def finish(self, *given: Any) -> tuple[Any, str]:
         """Make nothing, and keep what it has taken."""
         self.told = [each for each in given if isinstance(each, Spent)]
+        self.limits_s.extend(given[-2:])
         return None, ""
 
 
@@ -99,7 +100,8 @@ def test_a_clips_beginning_is_watched_by_what_the_gang_made_before(tmp_path: Pat
         await Drive(recipe, gang, task, tenant, None, lambda: "", lambda: None).run()
         return gang.limits_s
 
-    start, first, *later = asyncio.run(denoise("a"))
+    start, first, *later, save, drop = asyncio.run(denoise("a"))
+    assert (save, drop) == (STORE_TIMEOUT_S, 30.0), "ranks that forget a clip wait for no store"
     assert start == first == recipe.pool.start_timeout_s, "weights may still be on their way"
     assert set(later) == {30.0}
     assert asyncio.run(denoise("b"))[:2] == [30.0, 30.0]

@@ -74,7 +74,7 @@ async def give_ahead(conditioning: bytes) -> None:
         return Chunks(gang, key, now, chunk_s, lambda _: STEP_S, START_S)
 
     async def finish(chunks: Chunks) -> bytes:
-        latents, wrong = await gang.finish(chunks.key, saves, SPENT, STEP_S)
+        latents, wrong = await gang.finish(chunks.key, saves, SPENT, STEP_S, STEP_S)
         assert not wrong
         return ray.get(latents)
 
@@ -145,7 +145,7 @@ async def lose_a_rank(conditioning: bytes) -> None:
         second = ray.get_actor(f"{gang.title}/1")
         pid = await second.__ray_call__.remote(lambda _: os.getpid())
         os.kill(pid, signal.SIGKILL)
-        latents, wrong = await gang.finish(key, saves, SPENT, STEP_S)
+        latents, wrong = await gang.finish(key, saves, SPENT, 10 * STEP_S, STEP_S)
         assert ray.get(latents)
         assert "pair-0: drop: " in wrong
         lost = await find_loss(gang, "ActorDiedError")

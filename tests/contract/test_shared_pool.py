@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 import torch
@@ -16,7 +17,7 @@ from ray.exceptions import ActorDiedError
 from ray.util import placement_group_table
 
 from cluster.answers import PoolBrokenError
-from cluster.client import JOIN_TIMEOUT_S, join_pool
+from cluster.client import JOIN_TIMEOUT_S, join_pool, name_pool
 from jobs.recipes import find_recipe
 from pipeline.checkpoints import Checkpoints
 from pipeline.denoise import Denoiser
@@ -30,7 +31,7 @@ from pipeline.recipe import Recipe
 from pipeline.store import ObjectStore
 from tests.support.command import wait_until
 from tests.support.leaks import check_leaks
-from tests.support.pools import WAIT_S, Clip, Tenant, Unreadable, make_clip
+from tests.support.pools import WAIT_S, Clip, Tenant, Unreadable, find_pid, make_clip
 
 STEPS, FEW = 48, 4
 RECIPE = find_recipe(overrides=["gangs.0.count=1", "pool.chunk_s=0.05", "pool.tenant_limit_s=600"])
@@ -183,6 +184,27 @@ def test_who_is_not_heard_of_is_let_go_and_the_last_one_ends_the_pool(
         with tenancy(tmp_path / "silent", recipe=STRICT) as again:
             assert again.look().gangs == 1
             wait_until(lambda: find_pools() == others, WAIT_S, "nobody is heard of any more")
+
+
+def test_a_pool_that_was_stopped_itself_lets_nobody_go(no_leaks: None, tmp_path: Path) -> None:
+    """As by a machine that is paused: what was said meanwhile it reads only afterwards."""
+    with tenancy(tmp_path, recipe=STRICT) as tenant:
+        process = psutil.Process(ray.get(tenant.client.actor.__ray_call__.remote(find_pid)))
+        process.suspend()
+        said = tenant.client.progress()
+        time.sleep(LIMIT_S + 2)
+        process.resume()
+        assert ray.get(said, timeout=WAIT_S).gangs == 1
+        assert tenant.look().gangs == 1
+
+
+def test_runs_that_count_tokens_otherwise_share_no_pool() -> None:
+    """Which gang takes a clip, a plan tells by its own recipe's count."""
+    names = {
+        name_pool(find_recipe(overrides=[f"limits.{name}"]), "f" * 64)
+        for name in ("size_multiple=16", "size_multiple=32", "frame_multiple=8", "max_steps=150")
+    }
+    assert len(names) == 3
 
 
 def test_gangs_sleep_while_no_clip_waits(no_leaks: None, tmp_path: Path, short: Clip) -> None:

@@ -169,7 +169,8 @@ BAD_CALLS = {
     "memory": BadCall("ads.parquet -o memory://out", "memory:// is of one process"),
     "unknown storage": BadCall("ads.parquet -o ftp://host/out", "no storage of the kind ftp://"),
     "GPUs that aren't here": BadCall(
-        "ads.parquet -o out --set gangs.0.num_gpus=999", "1998 GPUs at least, this machine has "
+        "ads.parquet -o out --set gangs.0.count=999 --set gangs.0.num_gpus=1",
+        "999 GPUs at least, this machine has ",
     ),
     "no bucket": BadCall("ads.parquet -o s3://", "no bucket; expected s3://BUCKET"),
 }

@@ -153,3 +153,8 @@ class Unreadable(Recipe):
 def fail() -> None:
     """Fail as an import would."""
     raise ImportError("no such module")
+
+
+def find_pid(_: object) -> int:
+    """Return the process id of an actor that is asked for it."""
+    return os.getpid()

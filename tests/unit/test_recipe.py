@@ -172,6 +172,11 @@ def test_devices_follow_resources() -> None:
     assert StageSpec(num_gpus=0.25).device == "cuda"
     assert GangShape(name="x").device == "cpu"
     assert GangShape(name="x", num_gpus=1).device == "cuda"
+    for wrong in (1.5, 2):  # a process uses one
+        with pytest.raises(ValidationError, match="less than or equal to 1"):
+            GangShape(name="x", num_gpus=wrong)
+        with pytest.raises(ValidationError, match="less than or equal to 1"):
+            StageSpec(num_gpus=wrong)
 
 
 def test_gangs_that_a_model_cannot_be_cut_for_are_refused_before_its_weights_are_fetched(
