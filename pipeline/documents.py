@@ -88,6 +88,8 @@ class Commit(CommitDraft):
     video: Artifact
     poster: Artifact
     committed_at: datetime
+    epoch: int | None = None
+    """Of the run that committed it; None where an earlier version did, or no run's."""
 
 
 class Failure(Document):

@@ -168,6 +168,7 @@ class Ledger:
             "poster": self._upload(f"{stem}.jpg", poster),
         }
         fields: dict[str, Any] = {**dict(draft), **artifacts, "committed_at": datetime.now(UTC)}
+        fields["epoch"] = self.epoch
         fields["timings"] = {**draft.timings, "upload": time.monotonic() - started}
         commit = Commit(**fields)
         self.check_epoch()

@@ -53,7 +53,7 @@ def collect_report(store: ObjectStore, by: Sequence[str], price: Price) -> Colle
     identity = ledger.read_output()
     records, lease = read_runs(store), read_lease(store)
     breaker = Breaker(ledger, by)
-    tally = Tally(ledger, [each.started_at for each in records], breaker)
+    tally = Tally(ledger, records, breaker)
     for name, parts in ledger.load_rows():
         for part in parts:
             tally.add_part(name, part)

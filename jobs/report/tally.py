@@ -15,7 +15,6 @@ from array import array
 from bisect import bisect
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from datetime import datetime
 from itertools import accumulate
 
 import pyarrow as pa
@@ -28,6 +27,7 @@ from pipeline.counts import RowCounter
 from pipeline.documents import Commit, Status, row_status
 from pipeline.ledger import Ledger
 from pipeline.plan import name_row
+from pipeline.runs import RunRecord
 
 CLIPS_SHOWN = 10
 
@@ -52,8 +52,8 @@ class _Top:
 class Tally:
     """Counts an output's rows, a table's part at a time, in the order of the tables."""
 
-    def __init__(self, ledger: Ledger, starts: Sequence[datetime], breaker: Breaker) -> None:
-        """List what the output holds; `starts` are its runs', the first one first."""
+    def __init__(self, ledger: Ledger, runs: Sequence[RunRecord], breaker: Breaker) -> None:
+        """List what the output holds; `runs` are its own, the first one first."""
         self.failures, self.rejects = Reasons(), Reasons()
         self.num_retried = 0
         self.device_seconds, self.video_s = array("d"), array("d")
@@ -63,14 +63,15 @@ class Tally:
         self.stage_s = {stage: array("d") for stage in STAGES}
         """NaN where a clip's commit says nothing of a stage."""
         self.run_clips = Counter[int]()
-        """Commits by the place of their run in `starts`; of none of them: -1."""
+        """Commits by the place of their run in `runs`; of none of them: -1."""
         self.run_device_seconds = defaultdict[int, float](float)
         self._slowest, self._retried = _Top(), _Top()
         self._ledger, self._breaker = ledger, breaker
         self._committed, self._failed = ledger.committed_ids(), ledger.failed_ids()
         self.rows = RowCounter(self._committed)
         self._earlier = ledger.count_attempts(self._committed & self._failed)
-        self._starts = list(accumulate((each.timestamp() for each in starts), max))
+        self._places = {each.epoch: place for place, each in enumerate(runs)}
+        self._starts = list(accumulate((each.started_at.timestamp() for each in runs), max))
 
     @property
     def slowest(self) -> tuple[ClipNumbers, ...]:
@@ -142,6 +143,8 @@ class Tally:
             self._retried.add((clip.attempts, clip.device_seconds), clip)
 
     def _add_to_run(self, commit: Commit) -> None:
-        run = bisect(self._starts, commit.committed_at.timestamp()) - 1
+        run = self._places.get(commit.epoch) if commit.epoch is not None else None
+        if run is None:  # clocks differ from machine to machine
+            run = bisect(self._starts, commit.committed_at.timestamp()) - 1
         self.run_clips[run] += 1
         self.run_device_seconds[run] += commit.device_seconds

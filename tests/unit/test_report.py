@@ -196,6 +196,17 @@ def test_runs_and_what_they_used(night: ObjectStore) -> None:
     }  # fmt: skip
 
 
+def test_a_run_has_what_it_committed_whatever_its_machines_clock_said(store: ObjectStore) -> None:
+    ledger = Ledger(store)
+    ledger.open_output(IDENTITY)
+    ledger.save_rows("ads", plan_rows([(each, None, None) for each in (A, B, F)]))
+    for epoch, clip_id, hours in ((1, A, 30), (2, B, 1), (3, F, 2)):  # the first one's is ahead
+        started_at = at(hours - 0.5)
+        put_run(store, RunRecord(epoch=epoch, clips=1, recipe="tiny-cpu", started_at=started_at))
+        write_commit(store, clip_id, hours, epoch=epoch)
+    assert [run.committed for run in collect(store).runs] == [1, 1, 1]
+
+
 def test_a_run_that_writes_now_is_told_from_one_that_died(night: ObjectStore) -> None:
     put_run(night, RunRecord(epoch=4, clips=1, recipe="tiny-cpu", started_at=at(5)))
     for _ in range(4):
