@@ -43,7 +43,16 @@ ROWS: list[dict[str, Any]] = [
 ]
 REFUSED = {6: "encode", 7: "denoise", 8: "denoise", 9: "encode"}
 NUM_COMMITTED, NUM_CLIPS = 5, 4
-CHANGING = {"attempt", "timings", "gang", "device_seconds", "committed_at", "video", "poster"}
+CHANGING = {
+    "attempt",
+    "epoch",
+    "timings",
+    "gang",
+    "device_seconds",
+    "committed_at",
+    "video",
+    "poster",
+}
 """The fields of a commit that differ between two renders of one clip; of its files, the keys."""
 
 
