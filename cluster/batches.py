@@ -27,7 +27,6 @@ from cluster.answers import BatchState, Refusal
 from cluster.files import Files, cut_page
 from cluster.idempotency import IdempotencyKeys
 from cluster.pauses import pauses
-from cluster.unbroken import unbroken
 from cluster.webhook import Webhook
 from pipeline.batches import (
     BatchEnd,
@@ -139,7 +138,6 @@ class Batches:
                 batch.called_off.set()
             self._begin(batch)
 
-    @unbroken
     async def create(self, job: BatchJob) -> BatchState | Refusal | None:
         """Take a batch in; it is durable when this returns. None: its owner has no such file.
 
@@ -192,7 +190,6 @@ class Batches:
         page = cut_page(mine, BATCH_ID, after, limit, newest_first=True)
         return page and ([self._describe(each) for each in page[0]], page[1])
 
-    @unbroken
     async def cancel(self, owner: str, batch_id: str) -> BatchState | None:
         """Call an owner's batch off, durably, where that is still to be done; return how it goes.
 

@@ -15,7 +15,7 @@ READ_CPUS = 1.0
 CLIENT_CPUS = 0.01
 """What a batch's one client of the pool asks for, where it may be on any node."""
 INGRESS_CPUS = 0.1
-"""What the endpoint's ingress asks for there."""
+"""What the endpoint's ingress asks for, where it may be on any node."""
 SPARE_CPUS = 2.0
 """Logical CPUs of a local cluster for that, and for what asks for a fraction of one."""
 _Resource: TypeAlias = Literal["num_cpus", "num_gpus"]

@@ -1,4 +1,8 @@
-"""`Door`: lets calls in until it is shut, and tells when those that are in are through."""
+"""`Door`: lets calls in until it is shut, and tells when those that are in are through.
+
+Ray Serve cancels a call, and those that it has made, once an HTTP client has gone away. What writes
+to the store and then remembers that it did must not be cut off between the two.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +37,7 @@ class Door:
     async def let_in(
         self, call: Callable[..., Coroutine[Any, Any, _T]], *args: Any, **kwargs: Any
     ) -> _T:
-        """Return what a call returns; it goes through to its end, as by `unbroken`.
+        """Return what a call returns; it goes through to its end, whoever has asked for it.
 
         Raises:
             DoorShutError: it was not begun.

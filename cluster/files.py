@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable
 
 from cluster.answers import Refusal
-from cluster.unbroken import unbroken
 from pipeline.uploads import FILE_ID, FileRecord, Uploads
 
 FULL_RETRY_S = 60
@@ -29,7 +28,6 @@ class Files:
         for record in await asyncio.to_thread(self.uploads.load):
             self._records[record.id] = record
 
-    @unbroken
     async def add(self, record: FileRecord) -> FileRecord | Refusal:
         """Make an uploaded content a file; it is durable when this returns. Or refuse it."""
         owned = (each for each in self._records.values() if each.owner == record.owner)
@@ -67,7 +65,6 @@ class Files:
         page = cut_page(mine, FILE_ID, after, limit, newest_first=newest_first)
         return page and ([self._records[each] for each in page[0]], page[1])
 
-    @unbroken
     async def delete(self, owner: str, file_id: str) -> bool:
         """Remove an owner's file; return whether there was one."""
         if await self.find(owner, file_id) is None:

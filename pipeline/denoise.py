@@ -90,7 +90,7 @@ class _Snapshot:
     schedulers: Mapping[str, Mapping[str, Any]]
     generator_state: torch.Tensor
     guiders: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict[str, Any])
-    """What guiders have kept; of before 2026-12, none."""
+    """What guiders have kept; an earlier version didn't say."""
 
 
 class DenoiseSession:

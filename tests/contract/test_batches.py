@@ -14,6 +14,7 @@ import pytest
 
 from cluster.answers import Refusal
 from cluster.batches import ROOM
+from cluster.door import Door
 from pipeline.batches import FOLDER, WINDOW, BatchLimits, name_video
 from pipeline.inbox import VideoEnd
 from pipeline.store import ObjectStore
@@ -124,12 +125,13 @@ def test_an_idempotency_key_makes_one_batch(store: ObjectStore) -> None:
 
 def test_a_batch_whose_caller_goes_away_is_taken_in_whole(store: ObjectStore) -> None:
     """Serve cancels a call whose client is gone: what is in the store is known, by its key too."""
-    endpoint = Endpoint(store)
+    endpoint, door = Endpoint(store), Door()
 
     async def run() -> None:
         async with endpoint.desk() as desk:
             file = await desk.upload(prompts("one"))
-            call = asyncio.create_task(desk.create(file.id, once="order 66"))
+            calling = door.let_in(desk.create, file.id, once="order 66")
+            call = asyncio.create_task(calling)
             await asyncio.sleep(0)  # it has begun
             await asyncio.sleep(0)
             call.cancel()

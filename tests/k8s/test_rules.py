@@ -102,10 +102,6 @@ def encode_on_any_node(documents: list[Document]) -> None:
     edit_recipe(documents, recipe, "threads = 6")
 
 
-def encode_with_every_cpu(documents: list[Document]) -> None:
-    edit_recipe(documents, "num_cpus = 6", "num_cpus = 7")
-
-
 def encode_with_more_cpus(documents: list[Document]) -> None:
     edit_recipe(documents, "num_cpus = 6", "num_cpus = 60")
 
@@ -273,8 +269,6 @@ def keep_half_the_encoders(documents: list[Document]) -> None:
 
 SHARED = (
     (rules.gangs_have_room, forget_the_other_tenant),
-    (rules.gangs_have_room, encode_with_every_cpu),
-    (rules.endpoints_have_room_by_day, encode_with_every_cpu),
     (rules.endpoints_have_room_by_day, keep_a_gang_alone),
     (rules.endpoints_have_room_by_day, keep_half_the_encoders),
     (rules.proxies_answer_as_the_endpoint, leave_a_proxy_to_itself),

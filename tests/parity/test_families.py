@@ -16,7 +16,15 @@ from pipeline.probe import read_frames
 from pipeline.recipe import FinishSpec
 from pipeline.request import RenderRequest
 from tests.support.families import FAMILIES
-from tests.support.staged import Staged, assert_same, finish, quantized, read, request_of
+from tests.support.staged import (
+    Staged,
+    assert_same,
+    finish,
+    quantized,
+    read,
+    request_of,
+    save_all_along,
+)
 
 AAC_FRAME = 1024
 LUMA = np.array([0.2126, 0.7152, 0.0722])
@@ -87,10 +95,7 @@ def test_a_clip_resumes_to_the_same_bits_elsewhere(
 ) -> None:
     request, conditioning = clip
     session = staged.denoiser.start(request, conditioning)
-    snapshots: list[bytes] = []
-    while not session.done:
-        snapshots.append(session.snapshot())
-        session.advance(1)
+    snapshots = save_all_along(session)
     expected = dict(finish(session).values)
 
     elsewhere = Denoiser(staged.graph)

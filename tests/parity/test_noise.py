@@ -19,7 +19,7 @@ from pipeline.parallel.place import Place
 from tests.support.families import FAMILIES
 from tests.support.layouts import PAIRS, STEPS, denoise, difference
 from tests.support.ranks import run_ranks
-from tests.support.staged import Staged, assert_same, finish, request_of
+from tests.support.staged import Staged, assert_same, finish, request_of, save_all_along
 
 BOUND = 1e-5
 """What ranks may differ by: as in `test_layouts`."""
@@ -60,10 +60,7 @@ def test_a_clip_is_the_same_again_and_resumed(
     request = request_of(staged.family, num_inference_steps=STEPS)
     conditioning = staged.encode(request)
     session = staged.denoiser.start(request, conditioning)
-    snapshots: list[bytes] = []
-    while not session.done:
-        snapshots.append(session.snapshot())
-        session.advance(1)
+    snapshots = save_all_along(session)
     expected = dict(finish(session).values)
     elsewhere = Denoiser(staged.graph)
     for snapshot in (None, *snapshots):

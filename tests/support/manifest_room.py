@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from cluster.demand import CLIENT_CPUS, INGRESS_CPUS, READ_CPUS
+from cluster.demand import READ_CPUS
 from pipeline.recipe import GangShape, Recipe
 from tests.support.manifests import (
     Document,
@@ -33,9 +33,9 @@ def gangs_have_room(documents: list[Document]) -> Iterator[str]:
         yield from _place_gangs(whose, recipe, free, lambda shape: shape.count)
         batches = 1 if whose == "RayJob" else _count_joining(documents)
         if whose == "RayService":
-            yield from _place_stages(whose, recipe, free, INGRESS_CPUS)
+            yield from _place_stages(whose, recipe, free)
         for _ in range(batches):
-            yield from _place_stages(whose, recipe, free, CLIENT_CPUS)
+            yield from _place_stages(whose, recipe, free)
             if not _take(free, 0, READ_CPUS, {}):
                 yield f"{whose}: no room to read a table"
 
@@ -47,7 +47,7 @@ def endpoints_have_room_by_day(documents: list[Document]) -> Iterator[str]:
         if whose == "RayService":
             free = _list_nodes(cluster, "minReplicas")
             yield from _place_gangs(whose, recipe, free, _count_kept)
-            yield from _place_stages(whose, recipe, free, INGRESS_CPUS)
+            yield from _place_stages(whose, recipe, free)
 
 
 def gangs_have_nodes_of_their_own(documents: list[Document]) -> Iterator[str]:
@@ -111,15 +111,11 @@ def _place_gangs(
                 yield f"{whose}: no room for gang {shape.name}-{number}"
 
 
-def _place_stages(
-    whose: str, recipe: Recipe, free: list[_Node], beside_encode: float
-) -> Iterator[str]:
+def _place_stages(whose: str, recipe: Recipe, free: list[_Node]) -> Iterator[str]:
     for stage in (recipe.encode, recipe.develop):
         for _ in range(stage.workers):
             if not _take(free, stage.num_gpus, stage.num_cpus, stage.label_selector):
                 yield f"{whose}: no room for a worker of {stage}"
-    if not _take(free, 0, beside_encode, recipe.encode.label_selector):
-        yield f"{whose}: no room for {beside_encode} CPUs beside encode"
 
 
 @dataclass

@@ -78,6 +78,15 @@ def finish(session: DenoiseSession) -> Latents:
     return Latents.from_bytes(session.latents().to_bytes())
 
 
+def save_all_along(session: DenoiseSession) -> list[bytes]:
+    """Make all steps of a session; return its snapshot before each."""
+    snapshots: list[bytes] = []
+    while not session.done:
+        snapshots.append(session.snapshot())
+        session.advance(1)
+    return snapshots
+
+
 def read(decoded: Decoded) -> NDArray[np.uint8]:
     """Return all frames of a clip."""
     return np.concatenate(list(decoded.frames))

@@ -15,22 +15,10 @@ from jobs.api.routes import make_app
 from jobs.recipes import find_recipe
 from pipeline.inbox import VideoJob
 from pipeline.ledger import Ledger
-from pipeline.request import RenderRequest
 from pipeline.store import ObjectStore
-from tests.support.outputs import A
+from tests.support.outputs import A, draft
 
 VIDEO = f"video_{'0' * 44}"
-REQUEST = RenderRequest(
-    prompt="a ball",
-    negative_prompt="",
-    width=64,
-    height=64,
-    num_frames=5,
-    fps=8.0,
-    seed=1,
-    num_inference_steps=2,
-    guidance_scale=1.0,
-)
 
 
 class OldDesk:
@@ -41,7 +29,7 @@ class OldDesk:
             id=VIDEO,
             owner=owner,
             clip_id=A,
-            request=REQUEST,
+            request=draft(A).request,
             model="tiny-cpu",
             seconds="0.625",
             size="64x64",
