@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
 import ray
 from ray._common.constants import HEAD_NODE_RESOURCE_NAME
-from ray.exceptions import ActorDiedError, GetTimeoutError
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
 
 from cluster.answers import PoolClosedError
 from cluster.pool import GangPool
@@ -24,6 +25,10 @@ NAMESPACE = "rushes"
 POOL_RESTARTS = 10
 JOIN_TIMEOUT_S = 300.0
 RETRY_S = 0.2
+LOOK_TIMEOUT_S = 10.0
+"""For a pool's `progress`, which it tells at once."""
+HUNG_LOOKS = 12
+"""After so many in a row without an answer the pool's process hangs."""
 ON_HEAD_NODE = {HEAD_NODE_RESOURCE_NAME: 0.001}
 """What an actor asks for that belongs on the one node that no spot market takes back."""
 
@@ -63,6 +68,14 @@ class PoolClient:
     def leave(self) -> Any:
         """Have all that is under way saved, and leave; the last `PoolProgress`, or None."""
         return self.actor.leave.remote(self.checkpoints)
+
+    def restart(self) -> None:
+        """End the process of a pool that hangs: Ray starts it anew and asks it again.
+
+        Clips go on from where they were last saved.
+        """
+        with suppress(RayError):  # of a cluster that is itself away
+            ray.kill(self.actor, no_restart=False)
 
 
 def name_pool(recipe: Recipe, model_fingerprint: str) -> str:

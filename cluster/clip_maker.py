@@ -17,7 +17,7 @@ from ray.exceptions import ActorDiedError, RayError
 
 from cluster.admission import Admission
 from cluster.answers import ClipProgress, PoolBrokenError, PoolClosedError, PoolProgress
-from cluster.client import PoolClient
+from cluster.client import HUNG_LOOKS, LOOK_TIMEOUT_S, PoolClient
 from cluster.pauses import pauses
 from cluster.schedule import Turn
 from cluster.stages import denoise
@@ -58,6 +58,7 @@ class ClipMaker:
         self._progress: dict[str, ClipProgress] = {}
         self._gangs_up = 0
         self._warned = 0
+        self._silent = 0  # looks in a row
         self._admissions = defaultdict[str, Admission](lambda: Admission(room))  # by owner
         self._encodes = asyncio.Semaphore(BATCH_ENCODES)
         self._joining: asyncio.Task[None] | None = None
@@ -163,13 +164,20 @@ class ClipMaker:
 
     async def _look(self) -> None:
         try:
-            now: PoolProgress = await self._pool.progress()
+            now: PoolProgress = await asyncio.wait_for(self._pool.progress(), LOOK_TIMEOUT_S)
+        except TimeoutError:
+            self._gangs_up = 0
+            self._silent += 1
+            if self._silent % HUNG_LOOKS == 0:
+                _log.warning("the pool hangs: its process is ended and starts anew")
+                self._pool.restart()
         except _LET_GO:
             self._gangs_up = 0
             await self._join_again()
         except RayError:  # it is starting anew
             self._gangs_up = 0
         else:
+            self._silent = 0
             self._gangs_up = now.gangs_ready + now.gangs_asleep
             self._progress |= {key: at for key, at in now.clips.items() if key in self._under_way}
             self._pass_on(now)

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 
@@ -18,7 +19,8 @@ from pipeline.documents import Checkpoint
 from pipeline.errors import LeaseLostError
 
 WARNINGS_KEPT = 50
-LOAD_TRIES = 4
+LOAD_TRIES, LOAD_TIMEOUT_S = 4, 120.0
+STORE_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Tenant:
         self.steps = 0
         """Steps made so far, of all its clips."""
         self.told = Told(0, 0.0, rebuilds)
+        self._threads = ThreadPoolExecutor(STORE_THREADS)  # its own: its store may hang
         self._begin(checkpoints)
 
     def _begin(self, checkpoints: Checkpoints) -> None:
@@ -52,7 +55,7 @@ class Tenant:
         """How clips have lost gangs, each time, by their ids."""
         self.seen_at = time.monotonic()
         self._saved = set[str]()
-        self._listing: asyncio.Task[set[str]] | None = None
+        self._listing: asyncio.Future[set[str]] | None = None
 
     @property
     def epoch(self) -> int:
@@ -81,7 +84,9 @@ class Tenant:
     async def open(self) -> None:
         """Find out, once, which clips something is saved of."""
         if self._listing is None:
-            self._listing = asyncio.create_task(asyncio.to_thread(self.checkpoints.clip_ids))
+            self._listing = asyncio.get_running_loop().run_in_executor(
+                self._threads, self.checkpoints.clip_ids
+            )
         listing = self._listing
         try:
             self._saved |= await asyncio.shield(listing)
@@ -97,16 +102,19 @@ class Tenant:
     async def load(self, clip_id: str) -> tuple[Checkpoint, bytes] | None:
         """Return what is saved of a clip; asks the store only where something may be.
 
-        An hour's work may be in it: a store that errs is asked again.
+        An hour's work may be in it: a store that errs or hangs is asked again.
         """
         if clip_id not in self._saved:
             return None
         wrong = ""
         for pause_s in (*islice(pauses(), LOAD_TRIES - 1), 0.0):
             try:
-                return await asyncio.to_thread(self.checkpoints.load, clip_id, self.warn)
-            except OSError as error:
-                wrong = str(error)
+                loading = asyncio.get_running_loop().run_in_executor(
+                    self._threads, self.checkpoints.load, clip_id, self.warn
+                )
+                return await asyncio.wait_for(loading, LOAD_TIMEOUT_S)
+            except OSError as error:  # as is a TimeoutError
+                wrong = str(error) or f"no answer within {LOAD_TIMEOUT_S:.0f} s"
                 await asyncio.sleep(pause_s)
         self.warn(f"clip {clip_id[:16]} starts anew: {wrong}")
         return None
@@ -114,7 +122,9 @@ class Tenant:
     async def discard(self, clip_id: str) -> None:
         """Remove what is saved of a clip and of no use to anybody; what can't be, `clean` will."""
         try:
-            await asyncio.to_thread(self.checkpoints.discard, clip_id)
+            await asyncio.get_running_loop().run_in_executor(
+                self._threads, self.checkpoints.discard, clip_id
+            )
         except OSError as error:
             self.warn(f"clip {clip_id[:16]}: what is saved of it is left: {error}")
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -31,9 +30,9 @@ if TYPE_CHECKING:
     from jobs.render import Reporter
 
 POLL_S = 0.5
-PROGRESS_TIMEOUT_S, STOP_TIMEOUT_S = 10.0, 30.0
-SILENT_S = 30.0
-"""After so long without an answer of the pool it is told of."""
+STOP_TIMEOUT_S = 30.0
+SILENT_LOOKS = 3
+"""After so many looks at the pool without an answer it is told of."""
 
 
 class RunBrokenError(Exception):
@@ -149,7 +148,7 @@ def _pool(
     import ray
     from ray.exceptions import RayError
 
-    from cluster.client import join_pool
+    from cluster.client import HUNG_LOOKS, LOOK_TIMEOUT_S, join_pool
     from cluster.loss import UNSAVED, hear
 
     recipe = call.recipe
@@ -171,17 +170,23 @@ def _pool(
         warned = now.warned
 
     def watch() -> None:
-        silent_s = 0.0
+        silent = 0
         while not ended.wait(POLL_S):
-            began = time.monotonic()
             try:
-                now: PoolProgress = ray.get(pool.progress(), timeout=PROGRESS_TIMEOUT_S)
-                tell(now)
-                silent_s = 0.0
-            except (RayError, TimeoutError):
-                before, silent_s = silent_s, silent_s + POLL_S + time.monotonic() - began
-                if before < SILENT_S <= silent_s:
+                now: PoolProgress = ray.get(pool.progress(), timeout=LOOK_TIMEOUT_S)
+            except TimeoutError:
+                silent += 1
+                if silent == SILENT_LOOKS:
+                    silent_s = silent * LOOK_TIMEOUT_S
                     reporter.noted(f"the pool of gangs gives no answer since {silent_s:.0f} s")
+                if silent % HUNG_LOOKS == 0:
+                    reporter.noted("the pool of gangs hangs: its process is ended and starts anew")
+                    pool.restart()
+            except RayError:
+                continue  # what it is, the clips' calls tell
+            else:
+                tell(now)
+                silent = 0
 
     watcher = threading.Thread(target=watch, name="progress", daemon=True)
     watcher.start()
@@ -197,7 +202,7 @@ def _pool(
     finally:
         ended.set()
         leaving = pool.leave()
-        watcher.join(PROGRESS_TIMEOUT_S)
+        watcher.join(LOOK_TIMEOUT_S)
         last: PoolProgress | None = hear(leaving, recipe.checkpoint.grace_s + STOP_TIMEOUT_S)
         if last:
             tell(last)

@@ -1,8 +1,10 @@
-"""Whose the gangs' time is, and which run of an output is its newest."""
+"""Whose the gangs' time is, which run of an output is its newest, and what a store may do to it."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -116,6 +118,37 @@ def test_what_is_saved_is_asked_for_again_where_the_store_errs(
     errors += [OSError("503 SlowDown")] * tenants.LOAD_TRIES
     assert asyncio.run(tenant.load(clip)) is None
     assert "starts anew: 503 SlowDown" in tenant.warnings[-1]
+
+
+def test_a_store_that_hangs_keeps_its_own_tenant_for_a_while_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading a named pipe that nobody writes to waits, as a network folder that is away does."""
+    monkeypatch.setattr(tenants, "pauses", lambda: repeat(0.0))
+    monkeypatch.setattr(tenants, "LOAD_TIMEOUT_S", 0.2)
+    clip = "a" * 64
+    hanging, well = (Checkpoints(ObjectStore(tmp_path / name), "f" * 64) for name in ("a", "b"))
+    well.save(clip, "snapshot", 4, b"an hour's work")
+    saved = tmp_path / "a" / hanging.save(clip, "snapshot", 4, b"").payload.key
+    saved.unlink()
+    os.mkfifo(saved)
+    tenant, other = Tenant(hanging, 0), Tenant(well, 0)
+
+    async def find() -> Any:
+        # The loop's own threads, of which asyncio takes four more than there are cores.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        await tenant.open()
+        await other.open()
+        waiting = asyncio.create_task(tenant.load(clip))
+        await asyncio.sleep(0)  # until it waits
+        found = await other.load(clip), await waiting
+        saved.open("w").close()  # lets all readers go
+        return found
+
+    (_, payload), nothing = asyncio.run(find())
+    assert payload == b"an hour's work"
+    assert nothing is None
+    assert "starts anew: no answer within" in tenant.warnings[-1]
 
 
 @pytest.mark.parametrize(
