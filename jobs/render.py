@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -28,6 +29,11 @@ from pipeline.plan import Plan
 from pipeline.recipe import Recipe
 from pipeline.request import RenderRequest
 from pipeline.store import ObjectStore
+
+SLOW_S = 5.0
+_PLANNING = (
+    "planning: reading the tables and all of the model's files, whose content names the clips"
+)
 
 
 class Reporter(Protocol):
@@ -106,7 +112,8 @@ def render_tables(
     began = time.monotonic()
     store = ObjectStore(output)
     store.locate_for_arrow("run.json")
-    call = plan_call(tables, recipe)
+    with _told_if_slow(reporter.noted):
+        call = plan_call(tables, recipe)
     names = {table.name for table in call.plan.tables}
     requests = call.remaining(find_done(call, Ledger(store)), limit)
     if requests:
@@ -193,6 +200,18 @@ def _add_reasons(reasons: Reasons, failures: Iterable[Failure], plan: Plan) -> N
     found = {failure.clip_id: failure for failure in failures}
     for clip_id, row in plan.find_rows(found):
         reasons.add(found[clip_id].stage, found[clip_id].reason, row.name)
+
+
+@contextmanager
+def _told_if_slow(say: Callable[[str], None]) -> Generator[None]:
+    """Say what is done, where it takes long: large weights are read in minutes."""
+    slow = threading.Timer(SLOW_S, say, (_PLANNING,))
+    slow.daemon = True
+    slow.start()
+    try:
+        yield
+    finally:
+        slow.cancel()
 
 
 @contextmanager

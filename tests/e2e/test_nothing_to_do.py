@@ -18,6 +18,27 @@ from tests.support.reporters import Silent
 ROWS = 5
 
 
+class Noting(Silent):
+    """A reporter that keeps what it is told beside the clips."""
+
+    def __init__(self) -> None:
+        self.notes = list[str]()
+
+    def noted(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.mark.parametrize(("slow_s", "notes"), [(0.0, 1), (60.0, 0)])
+def test_planning_that_takes_long_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow_s: float, notes: int
+) -> None:
+    monkeypatch.setattr("jobs.render.SLOW_S", slow_s)
+    table, reporter = write_table(tmp_path / "ads.parquet", prompt=[""]), Noting()
+    render_tables([table], str(tmp_path / "out"), find_recipe(), reporter)
+    assert len(reporter.notes) == notes
+    assert all(note.startswith("planning: ") for note in reporter.notes)
+
+
 def test_the_page_shows_as_many_rows_as_a_browser_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
