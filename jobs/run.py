@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jobs.meter import RunMeter
-from jobs.stop import StopSignal, find_stop
+from jobs.stop import StopSignal, break_off, find_stop
 from pipeline.checkpoints import Checkpoints
 from pipeline.documents import Commit, Failure, new_attempt
 from pipeline.errors import UsageError
@@ -92,7 +92,11 @@ def run_on_ray(
             if short or (address and (short := describe_wait(call.recipe))):
                 reporter.noted(short)
             meter = RunMeter(requests)
-            with meter.told(), _pool(call, ledger, reporter, use, meter) as pool:
+            with (
+                _unless_lost(reporter),
+                meter.told(),
+                _pool(call, ledger, reporter, use, meter) as pool,
+            ):
                 spec = RenderSpec(call.recipe, call.model_fingerprint)
                 try:
                     with closing(run_batch(spec, ledger, pool, work_key)) as outcomes:
@@ -141,6 +145,34 @@ _ERROR_LINE = re.compile(r"[A-Za-z_][\w.]*(: |$)")
 
 
 @contextmanager
+def _unless_lost(reporter: Reporter) -> Generator[None]:
+    """Break the block off where its cluster is lost.
+
+    Raises:
+        RunBrokenError: it is.
+    """
+    from cluster.loss import is_gone, wait_for_loss
+
+    ended = threading.Event()
+
+    def watch() -> None:
+        if wait_for_loss(reporter.noted, ended) and not find_stop():
+            break_off()
+
+    watcher = threading.Thread(target=watch, name="loss", daemon=True)
+    watcher.start()
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        if is_gone() and not find_stop():
+            raise RunBrokenError("the run broke: its Ray has ended, or gives no answer") from error
+        raise
+    finally:
+        ended.set()
+        watcher.join()
+
+
+@contextmanager
 def _pool(
     call: PlannedCall, ledger: Ledger, reporter: Reporter, use: PoolUse, meter: RunMeter
 ) -> Generator[PoolClient]:
@@ -149,7 +181,7 @@ def _pool(
     from ray.exceptions import RayError
 
     from cluster.client import HUNG_LOOKS, LOOK_TIMEOUT_S, join_pool
-    from cluster.loss import UNSAVED, hear
+    from cluster.loss import UNSAVED, hear, is_gone
 
     recipe = call.recipe
     checkpoints = Checkpoints(ledger.store, call.model_fingerprint, ledger.epoch)
@@ -194,6 +226,8 @@ def _pool(
     try:
         yield pool
     except KeyboardInterrupt:
+        if is_gone():
+            raise
         is_stopped = True
         reporter.noted(
             f"stopping: saving what is unfinished, up to {recipe.checkpoint.grace_s:.0f} s"

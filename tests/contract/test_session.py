@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Generator
@@ -19,11 +20,9 @@ from pipeline.errors import UsageError
 from tests.conftest import NUM_CPUS
 from tests.support.command import (
     find_children,
-    find_name,
     find_program,
     is_alive,
     make_environment,
-    wait_until,
 )
 
 
@@ -119,17 +118,25 @@ def test_whose_raylet_dies_hears_of_it_and_leaves_no_actor_behind() -> None:
         assert not [each for each in left if is_alive(each)]
 
 
-def test_whose_gcs_dies_is_told_before_ray_ends_it() -> None:
-    haste = {"RAY_gcs_rpc_server_reconnect_timeout_s": f"{SILENCE_S + 5:.0f}"}
-    with _running(_WAITS, **haste) as (process, left):
+def test_whose_gcs_dies_hears_of_it_before_ray_ends_it() -> None:
+    with _running(_WAITS) as (process, left):
         gcs = find_program(process.pid, "gcs_server")
         assert gcs
         gcs.kill()
-        assert "head gives no answer" in process.communicate(timeout=60)[0]
-        assert process.returncode
-        # An agent of Ray's that holds nothing lives on for another minute.
-        actors = [each for each in left if find_name(each) != "ray::RuntimeEnvAgent"]
-        wait_until(lambda: not any(map(is_alive, actors)), 30, "all actors are gone")
+        assert process.communicate(timeout=60)[0] == "lost\n"
+        assert not [each for each in left if is_alive(each)]
+
+
+def test_a_head_that_gives_no_answer_is_told_of_then_given_up() -> None:
+    script = f"import cluster.loss; cluster.loss.LOST_S = {SILENCE_S + 1}\n{_WAITS}"
+    with _running(script) as (process, left):
+        gcs = find_program(process.pid, "gcs_server")
+        assert gcs
+        gcs.suspend()
+        assert re.fullmatch(
+            r"Ray's head gives no answer.*\nlost\n", process.communicate(timeout=60)[0]
+        )
+        assert not [each for each in left if is_alive(each)]
 
 
 _ASKS = """
