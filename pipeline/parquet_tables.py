@@ -28,7 +28,8 @@ def read_parquet(data: Any, shown: str) -> ParquetTable:
         ArrowException, OSError: it can't read the file.
     """
     try:
-        file = pq.ParquetFile(data)
+        # INT96, as Spark writes times: of nanoseconds, years beyond 2262 would become others.
+        file = pq.ParquetFile(data, coerce_int96_timestamp_unit="us")
     except pa.ArrowNotImplementedError as error:  # of which column, nobody can say
         raise UsageError(
             f"{shown} has a column of a type that can't be read: {_shorten(error)}; make it "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import tempfile
 import time
 from collections.abc import Generator, Mapping
@@ -19,6 +20,8 @@ from pipeline.inputs import Inputs
 from pipeline.ledger import Ledger
 from pipeline.recipe import Recipe
 from pipeline.request import RenderRequest
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def _blaming_store() -> Generator[None]:
     """Tell a place that fails from a clip that is bad: FFmpeg's errors are OSErrors, too."""
     try:
         yield
-    except FFmpegError:
-        raise
-    except OSError as error:
+    except (FFmpegError, OSError) as error:
+        if isinstance(error, FFmpegError) and error.errno not in _DISK_ERRORS:
+            raise
         raise StoreError(f"{type(error).__name__}: {error}") from error

@@ -7,6 +7,8 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 import torch
 
@@ -17,7 +19,7 @@ from pipeline.identity import clip_id, digest_renderer
 from pipeline.ledger import Ledger
 from pipeline.local import LocalRunner
 from pipeline.probe import probe
-from pipeline.publish import Denoised
+from pipeline.publish import Denoised, _blaming_store
 from pipeline.recipe import FinishSpec, Recipe
 from pipeline.store import ObjectStore
 from tests.support.families import FAMILIES
@@ -101,6 +103,20 @@ def test_saved_latents_are_kept_for_another_try_unless_they_are_not_finite(
     with pytest.raises(NotFiniteError if spoilt else StoreError):
         runner._publisher.publish("a" * 64, request, denoised)
     assert bool(saves.clip_ids()) != spoilt
+
+
+def test_a_full_disk_is_no_fault_of_the_clips_whose_video_is_written_to_it() -> None:
+    """FFmpeg has an error of its own for it."""
+    with pytest.raises(StoreError, match="No space left on device"), _blaming_store():
+        write_video("/dev/full")
+
+
+def write_video(path: str) -> None:
+    with av.open(path, "w", format="matroska") as file:
+        stream = file.add_stream("libx264", rate=8, options={"preset": "ultrafast"})
+        stream.width = stream.height = 32
+        frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8))
+        file.mux([*stream.encode(frame), *stream.encode()])
 
 
 def fill_the_disk(*_: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,21 @@ def test_a_label_of_any_type_goes_the_whole_way(tmp_path: Path, values: pa.Array
     assert render_contact_sheet([manifest], "Run")
     found = duckdb.sql(f"select count(label) from '{tmp_path}/out/manifest/ads.parquet'").fetchall()
     assert found == [(sum(each is not None for each in expected),)]
+
+
+def test_a_time_as_spark_writes_it_stays_the_same_in_any_year(tmp_path: Path) -> None:
+    """As INT96, of which Arrow makes nanoseconds if it isn't told otherwise: to 2262."""
+    times = [datetime(9999, 12, 31, 23, 59, 59, 999999), datetime(1, 1, 1), None]
+    flat = pa.array(times, pa.timestamp("us"))
+    listed = pa.ListArray.from_arrays([0, 1, 2, 3], flat)
+    nested = pa.StructArray.from_arrays([flat], ["until"])
+    columns = {"flat": flat, "listed": listed, "nested": nested, "prompt": ["a", "b", "c"]}
+    path = tmp_path / "ads.parquet"
+    pq.write_table(pa.table(columns), path, use_deprecated_int96_timestamps=True)
+    rows = make_plan(path).tables[0].rows
+    assert rows["flat"].to_pylist() == times
+    assert rows["listed"].to_pylist() == [[each] for each in times]
+    assert rows["nested"].to_pylist() == [{"until": each} for each in times]
 
 
 @pytest.mark.parametrize(
