@@ -14,6 +14,7 @@ from pipeline.handoff import Conditioning
 from pipeline.parallel.layout import ParallelLayout
 from pipeline.parallel.place import Place
 from tests.support.families import FAMILIES
+from tests.support.families.helios import build
 from tests.support.layouts import (
     BOTH,
     LAYOUTS,
@@ -140,6 +141,17 @@ def test_ranks_share_the_tokens(made: Path, name: str, layout: ParallelLayout) -
     for rank in range(layout.ranks):
         tokens = torch.load(made / f"{name}.{layout}.{rank}.pt")["tokens"]
         assert tokens * layout.context == alone
+
+
+@pytest.mark.parametrize("mode", ["per_head", "scalar"])
+def test_a_head_weighs_past_frames_as_it_does_alone(tmp_path: Path, mode: str) -> None:
+    """Helios may have a number for it: one for each head, which is dealt out, or one for all."""
+    build(tmp_path / "helios", is_amplify_history=True, history_scale_mode=mode)
+    layout = ParallelLayout(tensor=2)
+    denoise_everywhere({"helios": tmp_path / "helios"}, tmp_path, layouts=[layout])
+    found = differences(tmp_path, "helios", layout)
+    assert found["forward"] <= BOUND
+    assert found["latents"] <= BOUND
 
 
 @pytest.fixture(scope="module")

@@ -211,11 +211,15 @@ def test_a_share_of_all_is_what_diffusers_loads(
 ) -> None:
     folder = checkpoint_of(name) / "transformer"
     whole = AutoModel.from_pretrained(str(folder), torch_dtype=dtype)
-    share = load_share(type(whole), folder, dtype, TensorGroup(0, 1)).state_dict()
-    assert share.keys() == whole.state_dict().keys()
-    for key, value in whole.state_dict().items():
-        assert share[key].dtype == value.dtype, key
-        assert torch.equal(share[key], value), key
+    share = load_share(type(whole), folder, dtype, TensorGroup(0, 1))
+    for found, expected in (
+        (share.state_dict(), whole.state_dict()),
+        (dict(share.named_buffers()), dict(whole.named_buffers())),  # also what is in no file
+    ):
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            assert found[key].dtype == value.dtype, key
+            assert torch.equal(found[key], value), key
 
 
 @pytest.mark.parametrize("name", list(PLANS))
@@ -229,10 +233,16 @@ def test_of_a_models_real_size_little_stays_whole(name: str) -> None:
     assert 2 * model.num_parameters() <= 1.03 * whole
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize(("size", "piece_bytes"), [(2, loading.PIECE_BYTES), (4, 1000), (2, 100)])
 def test_shares_of_many_files_are_the_whole(
-    checkpoint_of: Callable[[str], Path], tmp_path: Path, size: int
+    checkpoint_of: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    size: int,
+    piece_bytes: int,
 ) -> None:
+    """Large weights are read in pieces."""
+    monkeypatch.setattr(loading, "PIECE_BYTES", piece_bytes)
     whole = AutoModel.from_pretrained(str(checkpoint_of("ltx") / "transformer"))
     assert isinstance(whole, LTXVideoTransformer3DModel)
     whole.save_pretrained(tmp_path, max_shard_size="40KB")

@@ -14,8 +14,8 @@ from tests.support.families.tokenizers import t5_tokenizer
 from tests.support.families.wan import TEXT_DIM, text_encoder, vae
 
 
-def build(folder: Path) -> None:
-    """Write a Helios checkpoint of one stage, as Helios-Base is."""
+def build(folder: Path, **changes: Any) -> None:
+    """Write a Helios checkpoint of one stage, as Helios-Base is; `changes` of its transformer."""
     from diffusers import HeliosPipeline, HeliosScheduler, HeliosTransformer3DModel
 
     transformer = HeliosTransformer3DModel(
@@ -26,6 +26,7 @@ def build(folder: Path) -> None:
         ffn_dim=64,
         num_layers=2,
         rope_dim=(4, 4, 4),
+        **changes,
     )
     pipe = HeliosPipeline(
         tokenizer=t5_tokenizer(),
