@@ -1,11 +1,12 @@
-"""A run's record, kept while it goes: what it has brought, what it took, how it ended."""
+"""A run's record, written while it goes: what it has brought, what it took, how it ended."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 from jobs.run import PoolUse
 from pipeline.documents import Commit, Failure
@@ -13,10 +14,12 @@ from pipeline.runs import RunEnd, RunRecord, put_run
 from pipeline.store import ObjectStore
 
 MAX_REASON_CHARS = 500
+KEEP_S = 10.0
+"""How often a run's use is written down: if it dies, nobody else knows what it held."""
 
 
 class Run:
-    """One run as it goes; `recorded` writes its end down."""
+    """One run as it goes; `recorded` writes down what it takes, and its end."""
 
     def __init__(self, store: ObjectStore) -> None:
         """Write nothing yet."""
@@ -44,7 +47,8 @@ class Run:
         A record that can't be written is told to `say` and stops nothing.
         """
         try:
-            yield
+            with self._kept():
+                yield
         except KeyboardInterrupt:
             self._end(self.stopped_by or "Ctrl-C", "", say)
             raise
@@ -53,19 +57,39 @@ class Run:
             raise
         self._end(self.stopped_by or "done", "", say)
 
-    def _end(self, ended: RunEnd, reason: str, say: Callable[[str], None]) -> None:
-        if self._record is None:
-            return
-        changes = {
-            "ended_at": datetime.now(UTC),
-            "ended": ended,
-            "reason": reason.removeprefix("the run broke: ")[:MAX_REASON_CHARS],
+    @contextmanager
+    def _kept(self) -> Generator[None]:
+        over = threading.Event()
+
+        def keep() -> None:
+            while not over.wait(KEEP_S):
+                if self._record:
+                    with suppress(Exception):  # the next may get through
+                        put_run(self._store, self._describe(self._record))
+
+        keeper = threading.Thread(target=keep, name="record", daemon=True)
+        keeper.start()
+        try:
+            yield
+        finally:
+            over.set()
+            keeper.join()  # else what it writes might come after the end
+
+    def _describe(self, record: RunRecord, **changes: Any) -> RunRecord:
+        now = {
             "committed": self.rendered,
             "failed": self.failed,
             "gangs_lost": self.use.gangs_lost,
             "device_seconds": self.use.device_seconds,
         }
+        return record.model_copy(update=now | changes)
+
+    def _end(self, ended: RunEnd, reason: str, say: Callable[[str], None]) -> None:
+        if self._record is None:
+            return
+        reason = reason.removeprefix("the run broke: ")[:MAX_REASON_CHARS]
+        end = self._describe(self._record, ended_at=datetime.now(UTC), ended=ended, reason=reason)
         try:
-            put_run(self._store, self._record.model_copy(update=changes))
+            put_run(self._store, end)
         except Exception as error:  # noqa: BLE001 - how the run ended counts, not this
             say(f"how this run ended could not be written down: {type(error).__name__}: {error}")

@@ -1,9 +1,9 @@
 """`RunRecord`: one run that rendered into an output: when, where, and how it ended.
 
-    runs/<epoch>.json       written when the run begins to render, and again at its end
+    runs/<epoch>.json       written when the run begins to render, every few seconds, and at its end
 
 The epoch is that of the lease that the run held. A run that found nothing to render has no record;
-one that died has a record without an end.
+one that died has a record without an end, with what it had taken by then.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ def _time_stages(tally: Tally) -> list[StageTimes]:
 
 
 def _compare_use(runs: Sequence[RunSummary], price: Price) -> DeviceUse | None:
-    known = [each for each in runs if each.ended]
+    known = [each for each in runs if each.ended or each.device_seconds]
     if not known:
         return None
     used = sum(each.device_seconds for each in known)

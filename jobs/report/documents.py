@@ -109,7 +109,7 @@ class DeviceUse(Document):
     """How much of the time that gangs were held for is in committed clips."""
 
     runs: int
-    """Those that ended with a word; of the others nobody knows."""
+    """Those that told what they held: all but those that died as they began."""
     used: float
     """Device-seconds that these runs' gangs were held for, weights' loading included."""
     ideal: float

@@ -160,8 +160,8 @@ def _is_plain(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         return _is_plain(kind.value_type)
     checks = (
-        pa.types.is_string, pa.types.is_large_string, pa.types.is_boolean, pa.types.is_integer,
-        pa.types.is_floating, pa.types.is_decimal, pa.types.is_date, pa.types.is_time,
-        pa.types.is_timestamp, pa.types.is_null,
+        pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view,
+        pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal,
+        pa.types.is_date, pa.types.is_time, pa.types.is_timestamp, pa.types.is_null,
     )  # fmt: skip
     return any(check(kind) for check in checks)

@@ -55,7 +55,7 @@ def render_report(collected: Collected) -> str:
         report=report,
         unit=unit,
         of_runs=_describe_share(report),
-        died=sum(run.ended is None and not run.writing for run in report.runs),
+        untold=sum(not (run.ended or run.device_seconds or run.writing) for run in report.runs),
         max_problems=MAX_PROBLEMS,
         max_values=MAX_VALUES,
         commits_chart=Markup(draw_commits(collected.committed_at, report.runs))

@@ -12,6 +12,7 @@ from jobs.run import PoolUse, RunBrokenError
 from pipeline.documents import Commit, describe_failure
 from pipeline.runs import RunRecord, read_runs
 from pipeline.store import ObjectStore
+from tests.support.command import wait_until
 from tests.support.outputs import A
 
 
@@ -62,6 +63,21 @@ def test_a_run_is_written_down_when_it_begins_and_when_it_ends(store: ObjectStor
     )
     assert end.ended_at is not None
     assert end.ended_at >= end.started_at
+
+
+def test_what_a_run_holds_is_known_though_it_dies(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.record.KEEP_S", 0.01)
+    run = Run(store)
+    with run.recorded(pytest.fail):
+        run.begin(1, "tiny-cpu", 3)
+        run.count(Commit.model_construct())
+        run.use.count(progress(1, 30.0))
+        wait_until(lambda: read_only(store).device_seconds, 30, "what it holds")
+        kept = read_only(store)
+        assert (kept.ended, kept.device_seconds, kept.committed) == (None, 30.0, 1)
+    assert read_only(store).ended == "done"
 
 
 def test_a_run_without_work_leaves_no_record(store: ObjectStore) -> None:

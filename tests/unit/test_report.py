@@ -26,7 +26,7 @@ from jobs.report.page import render_report
 from pipeline.errors import UsageError
 from pipeline.lease import Lease
 from pipeline.ledger import Ledger
-from pipeline.runs import RunRecord, put_run
+from pipeline.runs import RunRecord, put_run, read_runs
 from pipeline.store import ObjectStore
 from tests.support.outputs import IDENTITY
 from tests.support.reported import HOSTILE, A, B, F, at, make_output, plan_rows, write_commit
@@ -121,6 +121,15 @@ def test_which_labels_are_broken_down_by(night: ObjectStore) -> None:
         collect(night, "tags")
 
 
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view()])
+def test_text_is_broken_down_by_in_whatever_form(store: ObjectStore, kind: pa.DataType) -> None:
+    ledger = Ledger(store)
+    ledger.open_output(IDENTITY)
+    label = pa.array(["cup", "can"], kind)
+    ledger.save_rows("ads", plan_rows([(A, None, "a"), (B, None, "b")], product=label))
+    assert list(find_values(collect(store, "product"), "product")) == ["can", "cup"]
+
+
 def test_labels_of_many_values_or_one_are_left_out_unless_named(store: ObjectStore) -> None:
     ledger = Ledger(store)
     ledger.open_output(IDENTITY)
@@ -194,6 +203,16 @@ def test_runs_and_what_they_used(night: ObjectStore) -> None:
     assert report.use.model_dump() == {
         "runs": 2, "used": 7100.0, "ideal": 3550.0, "ratio": 0.5, "cost": 7100.0,
     }  # fmt: skip
+
+
+def test_a_run_that_died_counts_with_what_it_had_told(night: ObjectStore) -> None:
+    """The runs after it commit what it had saved: without it they would seem to use less."""
+    first, *_ = read_runs(night)
+    put_run(night, first.model_copy(update={"device_seconds": 120.0}))
+    use = collect(night).use
+    assert use is not None
+    assert (use.runs, use.used, use.ideal) == (3, 7100.0 + 120.0, 3550.0 + 60.0)
+    assert "left out of the total" not in render(night)
 
 
 def test_a_run_has_what_it_committed_whatever_its_machines_clock_said(store: ObjectStore) -> None:
@@ -281,7 +300,7 @@ def test_the_page_says_what_the_numbers_say(night: ObjectStore) -> None:
     for part in (
         "died without a word", "stopped by SIGTERM", "broken: no space left", "50%", "unknown",
         "lost 3 gangs, the last cpu-0", "ad-c, ad-d", "ads row 6", "$2.50", "$4.93",
-        "What 1 run that died held is not known",
+        "What 1 run that died as it began held is not known",
     ):  # fmt: skip
         assert part in said, part
     for clip_id in (A, B, F):
