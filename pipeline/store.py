@@ -160,7 +160,7 @@ class ObjectStore:
         return visible(self._places.walk(prefix and _check_key(prefix)))
 
     def list_unfinished(self) -> Iterator[str]:
-        """Yield the keys of what writers that were cut off have left, which `list` passes over."""
+        """Yield the keys that `list` passes over: what is being written, or was left cut off."""
         return (key for key in self._places.walk("") if not is_visible(key))
 
     def list_shards(self, prefix: str) -> Iterator[str]:
