@@ -15,7 +15,7 @@ from rich.console import Console
 from jobs import stop
 from jobs.recipes import DEFAULT, find_recipe, list_recipes
 from jobs.streams import open_streams
-from pipeline.errors import UsageError
+from pipeline.errors import StorageAwayError, UsageError
 
 
 class ExitCode(IntEnum):
@@ -521,15 +521,19 @@ def _try_report(output: str, note: Callable[[str], None]) -> None:
 
 @contextmanager
 def _errors(refuse: Callable[[UsageError, int], None] | None = None) -> Generator[None]:
-    """End with one clear line where the call is wrong; `refuse` writes it, if given."""
+    """End with one clear line where the call is wrong; `refuse` writes it, if given.
+
+    A call that is right, to a storage that is away, is one that broke.
+    """
     try:
         yield
     except UsageError as error:
+        code = ExitCode.BROKEN if isinstance(error, StorageAwayError) else ExitCode.USAGE
         if refuse:
-            refuse(error, ExitCode.USAGE)
+            refuse(error, code)
         else:
             _complain(str(error))
-        raise typer.Exit(ExitCode.USAGE) from error
+        raise typer.Exit(code) from error
 
 
 if __name__ == "__main__":

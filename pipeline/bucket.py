@@ -23,6 +23,9 @@ from pipeline.places import SHARDS, AlreadyExistsError, map_threads
 
 CONFLICT_RETRIES = 6
 CONFLICT_DELAY_S = 0.1
+_PASSING = (429, 500, 502, 503, 504)
+REACH_S, REACH_PAUSE_S = 30.0, 1.0
+"""For how long, and how often, a storage that throttles or gives no answer is asked at first."""
 
 for _name in ("aiobotocore", "botocore"):  # what they warn of, with its trace, is raised as well
     logging.getLogger(_name).addHandler(logging.NullHandler())
@@ -80,7 +83,21 @@ class Bucket:
         return open_s3(max_attempts=8)
 
     def reach(self) -> None:
-        """List one key with few retries: a wrong endpoint shows in seconds, not minutes."""
+        """List one key: what waiting can't mend, a wrong endpoint or key, shows in seconds."""
+        impatient = open_s3(max_attempts=2)
+        impatient.retries = 1
+        until = time.monotonic() + REACH_S
+        while True:
+            try:
+                self._look(impatient)
+            except OSError as error:
+                if not may_pass(error) or time.monotonic() > until:
+                    raise
+                time.sleep(REACH_PAUSE_S)
+            else:
+                return
+
+    def _look(self, files: Any) -> None:
         from botocore.exceptions import (
             BotoCoreError,
             ConnectionError,
@@ -89,10 +106,8 @@ class Bucket:
             ParamValidationError,
         )
 
-        impatient = open_s3(max_attempts=2)
-        impatient.retries = 1
         try:
-            impatient.call_s3("list_objects_v2", Bucket=self.bucket, Prefix=self.folder, MaxKeys=1)
+            files.call_s3("list_objects_v2", Bucket=self.bucket, Prefix=self.folder, MaxKeys=1)
         except NoCredentialsError as error:
             raise PermissionError("no AWS credentials found") from error
         except (ConnectionError, HTTPClientError, ParamValidationError, ValueError) as error:
@@ -203,6 +218,22 @@ def _tell_retries(parsed: dict[str, Any], **_: Any) -> None:
 
 def _tell_error(**_: Any) -> None:
     on_retry(1)  # what botocore gives up without an answer, s3fs makes again
+
+
+def may_pass(error: OSError) -> bool:
+    """Return whether S3 throttled, erred or gave no answer, which a while can mend.
+
+    A name that isn't found or an endpoint that refuses connections is more likely a wrong one.
+    """
+    from aiohttp import ClientConnectorError
+    from botocore.exceptions import ConnectTimeoutError, EndpointConnectionError, HTTPClientError
+
+    cause = error.__cause__
+    if isinstance(cause, EndpointConnectionError):  # also of a connection that was cut
+        return not isinstance(cause.kwargs.get("error"), ClientConnectorError)
+    if isinstance(cause, HTTPClientError | ConnectTimeoutError):
+        return True
+    return _http_status(error) in _PASSING
 
 
 def _http_status(error: OSError) -> int | None:

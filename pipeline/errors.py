@@ -13,6 +13,10 @@ class UnreachableError(UsageError):
     """What the call names can't be read at the moment; it may well be right."""
 
 
+class StorageAwayError(UnreachableError):
+    """A storage throttles, errs or gives no answer: the same call may do well in a while."""
+
+
 class NoOutputError(UsageError):
     """The place can be read, and holds no output; one may come."""
 

@@ -14,19 +14,29 @@ from collections import defaultdict
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import PurePosixPath
 
-from pipeline import checkpoints
+from pipeline import batches, checkpoints, inbox, inputs, lease, outbox, runs, uploads
 from pipeline.batches import BatchStore
 from pipeline.errors import UsageError
 from pipeline.inbox import Inbox, VideoJob
 from pipeline.inputs import Inputs
-from pipeline.ledger import Ledger
-from pipeline.places import map_threads
+from pipeline.ledger import RUN_KEY, Ledger
+from pipeline.places import TEMPORARY, map_threads
 from pipeline.store import ObjectStore
 from pipeline.uploads import Uploads
 
 READ_ONLY = 0
 """No run's epoch: what has it writes nothing."""
+_FOLDERS = (
+    *("rows", "rejects", "manifest", "clips", "commits", "failures", "work"),
+    *(each.FOLDER for each in (batches, checkpoints, inbox, inputs, lease, outbox, runs, uploads)),
+)
+"""Where an output's objects are, but for those in its root."""
+_CUT_OFF = re.compile(
+    rf"(?:(?:{'|'.join(_FOLDERS)})/(?:[0-9a-f]{{2}}/(?:[0-9a-f]{{64}}/)?)?)?"
+    rf"{re.escape(TEMPORARY)}[^/]+"
+)
 _SAVED = re.compile(
     rf"{checkpoints.FOLDER}/(..)/(\1[0-9a-f]{{62}})/[0-9A-Za-z-]+\.(?:json|safetensors)"
 )
@@ -83,7 +93,7 @@ def find_garbage(ledger: Ledger, dropped: Container[str] = ()) -> Garbage:
         inputs=tuple(_find_inputs(ledger.store, waiting)),
         leftovers=(
             *filter(_WORK.fullmatch, ledger.store.list("work")),
-            *ledger.store.list_unfinished(),
+            *_find_cut_off(ledger.store),
             *Uploads(ledger.store).list_cut_off(),
         ),
     )
@@ -105,6 +115,14 @@ def measure(ledger: Ledger, keys: tuple[str, ...]) -> int:
             return 0
 
     return sum(map_threads(size, keys, ledger.store.concurrency))
+
+
+def _find_cut_off(store: ObjectStore) -> Iterator[str]:
+    """Yield the parts of this output's own files: in a folder of it, a run may write another."""
+    for key in filter(_CUT_OFF.fullmatch, store.list_unfinished()):
+        _, *folders = reversed(PurePosixPath(key).parents)
+        if not any(store.exists(f"{folder}/{RUN_KEY}") for folder in folders):
+            yield key
 
 
 def _find_waiting(store: ObjectStore) -> list[VideoJob]:

@@ -76,6 +76,15 @@ def show_path(filesystem: Any, path: str) -> str:
     return path if is_local(filesystem) else filesystem.unstrip_protocol(path)
 
 
+def list_parents(file: str, folder: str) -> Iterator[str]:
+    """Yield the folders above a file, up to `folder`. The root's parent is the root."""
+    parent = posixpath.dirname(file)
+    while len(parent) > len(folder.rstrip("/")) and parent != "/":
+        yield parent
+        parent = posixpath.dirname(parent)
+    yield parent
+
+
 def _split_glob(filesystem: Any, path: str) -> tuple[str, str]:
     head, *rest = path.split("/")
     while len(rest) > 1 and (not MAGIC.search(rest[0]) or filesystem.isdir(f"{head}/{rest[0]}")):
@@ -102,7 +111,7 @@ def _choose(filesystem: Any, folder: str, files: Iterable[str]) -> Listing:
     passed = Counter[str]()
     notes = list[str]()
     for file in sorted(file for file in files if suffix_of(file) in FORMATS):
-        output = next(filter(is_output, _parents(file, folder)), None)
+        output = next(filter(is_output, list_parents(file, folder)), None)
         first = file if output else kept.setdefault(_identify(filesystem, file), file)
         if output:
             passed[output] += 1
@@ -118,12 +127,3 @@ def _identify(filesystem: Any, file: str) -> tuple[str, ...]:
     """Return what all names of one table share: the file, and what folders say of it."""
     said = (part for part in file.split("/")[:-1] if "=" in part)
     return (real_path(filesystem, file), *said)
-
-
-def _parents(file: str, folder: str) -> Iterator[str]:
-    """Yield the folders above a file, up to `folder`. The root's parent is the root."""
-    parent = posixpath.dirname(file)
-    while len(parent) > len(folder.rstrip("/")) and parent != "/":
-        yield parent
-        parent = posixpath.dirname(parent)
-    yield parent

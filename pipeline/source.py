@@ -24,6 +24,7 @@ from fsspec.core import url_to_fs
 from pipeline.errors import UsageError
 from pipeline.formats import FORMATS, ROW_MARK, Columns, Part, read_file
 from pipeline.labels import join_labels
+from pipeline.lakes import refuse_lakes
 from pipeline.listing import (
     MAGIC,
     Listing,
@@ -152,7 +153,9 @@ def _find(given: str) -> Source:
     def choose(base: str, listing: Listing, none: str) -> Source:
         if not listing.files:
             raise UsageError("; ".join((f"{given}: {none}", *listing.notes)))
-        return Source(given, uri, filesystem, _find_base(base), listing.files, listing.notes)
+        base = _find_base(base)
+        refuse_lakes(filesystem, base, listing.files)
+        return Source(given, uri, filesystem, base, listing.files, listing.notes)
 
     if filesystem.isfile(path):
         if suffix_of(path) not in FORMATS:

@@ -24,8 +24,8 @@ from typing import Any
 import fsspec
 from fsspec.implementations.dirfs import DirFileSystem
 
-from pipeline.bucket import Bucket, SetUpError
-from pipeline.errors import UsageError
+from pipeline.bucket import Bucket, SetUpError, may_pass
+from pipeline.errors import StorageAwayError, UsageError
 from pipeline.places import (
     CHUNK_BYTES,
     TEMPORARY,
@@ -160,7 +160,7 @@ class ObjectStore:
         return visible(self._places.walk(prefix and _check_key(prefix)))
 
     def list_unfinished(self) -> Iterator[str]:
-        """Yield the keys of what writers that were cut off have left, which `list` passes over."""
+        """Yield the keys that `list` passes over: what is being written, or was left cut off."""
         return (key for key in self._places.walk("") if not is_visible(key))
 
     def list_shards(self, prefix: str) -> Iterator[str]:
@@ -174,6 +174,7 @@ class ObjectStore:
         """Check that this place can be listed, and written with one winner for a create.
 
         Raises:
+            StorageAwayError: it throttles, errs or gives no answer, for some tens of seconds.
             UsageError: it can't; one line says why and what to do.
         """
         with _explained(self.uri, write=write):
@@ -258,7 +259,13 @@ def _explained(uri: str, *, write: bool) -> Generator[None]:
     except OSError as error:
         remote = uri.startswith("s3://")
         said = error.strerror or str(error)
-        if error.filename2:
+        is_away = remote and may_pass(error)
+        if is_away:
+            why = (
+                f"the storage throttles or gives no answer ({said}); run it again later, or check "
+                "the endpoint and the network"
+            )
+        elif error.filename2:
             why = "its filesystem has no hard links, which commits need; use another folder"
         elif isinstance(error, SetUpError):
             why = f"{said}; check the AWS configuration and login"
@@ -277,4 +284,5 @@ def _explained(uri: str, *, write: bool) -> Generator[None]:
             why = "no space left; free some or choose another place"
         else:
             why = f"{said}; check the " + ("endpoint and the network" if remote else "folder")
-        raise UsageError(f"{uri}: can't be {'written' if write else 'read'}: {why}") from error
+        kind = StorageAwayError if is_away else UsageError
+        raise kind(f"{uri}: can't be {'written' if write else 'read'}: {why}") from error

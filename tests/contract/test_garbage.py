@@ -137,6 +137,25 @@ def test_a_damaged_table_goes_when_it_is_named_and_no_saved_work_with_it(output:
     assert output.status().rows == 4
 
 
+@pytest.mark.parametrize("place", ["night2", "videos", "clips/night2"])
+def test_what_is_being_written_to_an_output_below_stays(output: Ledger, place: str) -> None:
+    store, below = output.store, ObjectStore(f"{output.store.uri}/{place}")
+    Ledger(below).open_output(IDENTITY)
+    lease = Lease.acquire(below, 60)
+    written = {f"{TEMPORARY}a", f"lease/{TEMPORARY}a", f"clips/{A[:2]}/{A}/{TEMPORARY}a"}
+    for key in written:
+        below.put(key, b"half")
+    left = {f"{key}b" for key in written}
+    for key in (*left, f"notes/{TEMPORARY}a"):
+        store.put(key, b"half")
+    assert left < set(find_garbage(output).leftovers)
+    clean_output(store.uri, remove=True, unfinished=False, say=pytest.fail)
+    assert set(below.list_unfinished()) == written
+    kept = {f"{place}/{key}" for key in written} | {f"notes/{TEMPORARY}a"}
+    assert set(store.list_unfinished()) == kept
+    lease.release()
+
+
 def test_unfinished_work_goes_only_when_asked(output: Ledger) -> None:
     clean_output(output.store.uri, remove=True, unfinished=True, say=pytest.fail)
     assert Checkpoints(output.store, MODEL).clip_ids() == set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import time
 import uuid
 from pathlib import Path
@@ -20,6 +21,7 @@ from pipeline.manifest import write_manifest
 from pipeline.source import Source, read_folders
 from pipeline.store import ObjectStore
 from tests.support.outputs import IDENTITY
+from tests.support.s3 import BUCKET
 from tests.support.tables import cells, make_plan
 
 
@@ -64,6 +66,33 @@ def test_what_an_output_holds_is_no_prompt_table(place: str) -> None:
             make_plan(source)
     assert prompts(f"{whole}/rows/ads.parquet") == ["a", None]
     assert prompts(f"{whole}/rejects/*.parquet") == [None]
+
+
+@pytest.mark.parametrize(
+    ("log", "file", "kind"),
+    [
+        ("_delta_log/00000000000000000000.json", "day=1/part-0.parquet", "a Delta"),
+        ("metadata/v1.metadata.json", "data/day=1/0.parquet", "an Iceberg"),
+    ],
+)
+@pytest.mark.parametrize("place", ["file", "s3"])
+def test_tables_whose_files_hold_removed_rows_are_refused(
+    tmp_path: Path, request: pytest.FixtureRequest, log: str, file: str, kind: str, place: str
+) -> None:
+    if place == "s3":
+        request.getfixturevalue("s3_server")
+    tables = str(tmp_path) if place == "file" else f"s3://{BUCKET}/{uuid.uuid4().hex}"
+    write(f"{tables}/plain.parquet", "a")
+    table = f"{tables}/data/ads"
+    write(f"{table}/{file}", "b")
+    with open_url(f"{table}/{log}", "wb", auto_mkdir=True) as written:
+        written.write(b"{}")
+    within = posixpath.dirname(file)
+    for source in (table, f"{table}/{within}", f"{table}/{file}", f"{table}/**/*.parquet",
+                   f"{table}/{within}/*", tables, f"{tables}/**"):  # fmt: skip
+        with pytest.raises(UsageError, match=f"^{table} is {kind} table, .* COPY .FROM"):
+            make_plan(source)
+    assert prompts(f"{tables}/*.parquet") == ["a"]
 
 
 def test_hidden_files_match_where_they_are_asked_for(tmp_path: Path) -> None:
