@@ -45,6 +45,8 @@ def refuse_lakes(filesystem: Any, base: str, files: Iterable[str]) -> None:
 def _list_roots(file: str, base: str) -> Iterator[str]:
     """Yield the folders that may be a file's table; of Iceberg's, files are in its `data`."""
     for folder in list_parents(file, base):
+        if "=" in posixpath.basename(folder):  # a partition, of which there may be thousands
+            continue
         yield folder
         if posixpath.basename(folder) == "data":
             yield posixpath.dirname(folder)
