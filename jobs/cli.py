@@ -190,7 +190,7 @@ def render(
     """
     from jobs.json_log import JsonReporter
 
-    log = JsonReporter(output, typer.echo) if log_format is LogFormat.JSON else None
+    log = JsonReporter(_name_output(output), typer.echo) if log_format is LogFormat.JSON else None
     with _errors(log.refused if log else None):
         from jobs.progress import ConsoleReporter
         from jobs.render import render_tables
@@ -501,6 +501,16 @@ def _complain(message: str) -> None:
     Console(stderr=True, soft_wrap=True, emoji=False).print(
         f"rushes: {message}", style="red", markup=False, highlight=False
     )
+
+
+def _name_output(given: str) -> str:
+    """Return an output as everything that tells of it names it; one that can't be, as given."""
+    from pipeline.store import ObjectStore
+
+    try:
+        return ObjectStore(given).uri
+    except UsageError:
+        return given
 
 
 def _try_report(output: str, note: Callable[[str], None]) -> None:

@@ -44,8 +44,8 @@ def join_labels(
     looked like a number or date in the others; and if it looks like different things in several.
 
     Raises:
-        UsageError: a label has types in two files that none holds both of; they are named, as
-            `shown` says.
+        UsageError: a label has types in two files that none holds both of, or not all values of;
+            they are named, as `shown` says.
     """
     pairs = list(zip(tables, texts, strict=True))
     kinds: dict[str, set[pa.DataType]] = {}
@@ -79,9 +79,9 @@ def join_labels(
         return _concat(agreed)
     except pa.ArrowException as error:
         conflict = _find_conflict([each.schema for each in agreed], shown)
-        reason = str(error).partition("\n")[0][:160]
+        conflict = conflict or _find_clash(agreed, shown)
         raise UsageError(
-            conflict or f"labels of {shown[0]} and {shown[-1]} have no type in common: {reason}"
+            conflict or f"labels of {len(shown)} files have no type in common: {_shorten(error)}"
         ) from error
 
 
@@ -133,6 +133,34 @@ def _find_conflict(schemas: Sequence[pa.Schema], shown: Sequence[str]) -> str | 
             if all(field.type != other.type for other, _ in others):
                 others.append((field, file))
     return None
+
+
+def _find_clash(tables: Sequence[pa.Table], shown: Sequence[str]) -> str | None:
+    """Return which label in which file has a value that the type for all files can't hold."""
+    try:
+        common = pa.unify_schemas([each.schema for each in tables], promote_options="permissive")
+    except pa.ArrowException:
+        return None
+    for field in common:
+        name, pairs = field.name, zip(tables, shown, strict=True)
+        columns = {file: each.select([name]) for each, file in pairs if name in each.column_names}
+        types = {file: column.schema.field(0).type for file, column in columns.items()}
+        for file, column in columns.items():
+            try:
+                _concat([column, pa.schema([field]).empty_table()])
+            except pa.ArrowException as error:
+                alike = (types[file], pa.null())
+                other = next((each for each in types if types[each] not in alike), file)
+                return (
+                    f"label {name!r} is {types[other]} in {other}, and {types[file]} in "
+                    f"{file}, with a value that {field.type} can't hold ({_shorten(error)}); "
+                    "make it the same type in both"
+                )
+    return None
+
+
+def _shorten(error: Exception) -> str:
+    return str(error).partition("\n")[0][:160]
 
 
 def _have_common_type(one: pa.Field, other: pa.Field) -> bool:

@@ -35,9 +35,11 @@ from pipeline.listing import (
     show_path,
     suffix_of,
 )
+from pipeline.store import await_s3
 
 READ_THREADS = 8
 _WHOLE = re.compile(r"0|-?[1-9]\d{0,17}", re.ASCII)
+_S3 = ("s3://", "s3a://")
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 T = TypeVar("T")
@@ -88,7 +90,9 @@ def find_source(given: str) -> Source:
     """Return the files that `given` names.
 
     Raises:
-        UsageError: there are none, a file's suffix is unknown, or the store can't be reached.
+        StorageAwayError: an S3 throttles, errs or gives no answer.
+        UsageError: there are none, a file's suffix is unknown, the store can't be reached, or they
+            are a Delta or Iceberg table's.
     """
     if not given.strip():
         raise UsageError("a table has no name; expected a file, a folder or a glob")
@@ -172,6 +176,8 @@ def _find_place(given: str) -> tuple[Any, str]:
     """Return a filesystem and a path in it. Without a protocol, `::` is part of a local name."""
     if "://" in given:
         filesystem, path = cast(tuple[Any, str], url_to_fs(given))
+        if given.startswith(_S3):  # whose client asks a silent endpoint again for many minutes
+            await_s3(given, path)
     else:
         filesystem = fsspec.filesystem("file")
         path = filesystem._strip_protocol(given)

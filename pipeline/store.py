@@ -207,6 +207,17 @@ class ObjectStore:
             yield self._places.read(key, start, min(start + CHUNK_BYTES, size_bytes))
 
 
+def await_s3(uri: str, path: str) -> None:
+    """Return once the S3 at `path`, a bucket's name and what is below it, answers, if with a no.
+
+    Raises:
+        StorageAwayError: it throttles, errs or gives no answer, for some tens of seconds.
+        UsageError: there is no such endpoint, or AWS isn't set up.
+    """
+    with _explained(uri, write=False), contextlib.suppress(PermissionError, FileNotFoundError):
+        Bucket(path).reach()
+
+
 def _find_folder(given: str) -> str:
     """Return the absolute path of a local folder; a `file:` URI's is taken as it is, as a TABLE's.
 

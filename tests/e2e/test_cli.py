@@ -196,17 +196,22 @@ def test_bad_calls(folder: Path, bad: BadCall) -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "says"),
-    [("nothing.parquet", "nothing.parquet"), ("ads.parquet --recipe none", "no recipe 'none'")],
+    ("args", "says", "output", "named"),
+    [
+        ("nothing.parquet", "nothing.parquet", "out/", "{folder}/out"),
+        ("ads.parquet --recipe none", "no recipe 'none'", "s3://ads/out/", "s3://ads/out"),
+        ("ads.parquet", "no storage of the kind ftp://", "ftp://ads/out/", "ftp://ads/out/"),
+    ],
 )
 def test_a_bad_call_is_a_line_of_json_where_lines_of_json_are_asked_for(
-    folder: Path, args: str, says: str
+    folder: Path, args: str, says: str, output: str, named: str
 ) -> None:
-    result = call("render", *args.split(), "-o", "out", "--log-format", "json")
+    result = call("render", *args.split(), "-o", output, "--log-format", "json")
     assert (result.exit_code, result.stderr) == (ExitCode.USAGE, "")
     (line,) = map(json.loads, result.stdout.splitlines())
     assert line.keys() == {"time", "level", "event", "output", "exit_code", "error"}
-    assert (line["event"], line["level"], line["output"]) == ("refused", "error", "out")
+    assert (line["event"], line["level"]) == ("refused", "error")
+    assert line["output"] == named.format(folder=folder)
     assert line["exit_code"] == ExitCode.USAGE
     assert says in line["error"]
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 import uuid
+from collections.abc import Iterator
 from itertools import count
 
 import pytest
 from click.testing import Result
+from fsspec.config import conf as fsspec_conf
+from s3fs import S3FileSystem
 from typer.testing import CliRunner
 
 from jobs.cli import ExitCode, app
@@ -36,6 +40,30 @@ def output(s3_server: str) -> str:
 
 def status(output: str) -> Result:
     return CliRunner().invoke(app, ["status", output])
+
+
+@pytest.fixture
+def fresh_clients() -> Iterator[None]:
+    """Let no test have a table's client of another's, with its endpoint."""
+    S3FileSystem.clear_instance_cache()
+    yield
+    S3FileSystem.clear_instance_cache()
+
+
+@pytest.mark.parametrize("call", ["status s3://rushes/out", "plan s3://rushes/ads.parquet"])
+@pytest.mark.usefixtures("fresh_clients", "s3_server")
+def test_an_endpoint_that_never_answers_is_asked_for_a_while(
+    call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.bucket.REACH_S", 0.2)
+    monkeypatch.setitem(fsspec_conf, "s3", {"config_kwargs": {"read_timeout": 0.05}})
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        told = CliRunner().invoke(app, call.split())
+    assert told.exit_code == ExitCode.BROKEN
+    (line,) = told.stderr.splitlines()
+    assert line.startswith(f"rushes: {call.split()[1]}: can't be read: the storage throttles or ")
+    assert "Read timeout" in line
 
 
 @pytest.mark.parametrize("fault", PASSING)

@@ -128,7 +128,12 @@ def test_labels_of_no_common_type(tmp_path: Path) -> None:
     assert f"in {a}, and struct<y: int64> in {b}" in refuse(tmp_path)
     write(a, prompt=["a"], x=[2**53 + 1])
     write(b, prompt=["b"], x=[0.5])
-    assert "0.parquet and " in refuse(tmp_path)
+    write(tmp_path / "c.parquet", prompt=["c"], x=[1], y=[0.5])
+    assert refuse(tmp_path) == (
+        f"label 'x' is double in {b}, and int64 in {a}, with a value that double can't hold "
+        "(Integer value 9007199254740993 not in range: -9007199254740992 to 9007199254740992); "
+        "make it the same type in both"
+    )
 
 
 def test_the_same_table_twice(tmp_path: Path) -> None:
