@@ -51,8 +51,8 @@ class Studio:
         return self.ends.get(video_id)
 
     async def bring_to_end(self, job: VideoJob) -> VideoEnd:
+        self.jobs[job.id] = job  # first: called off here, it may be accepted all the same
         await asyncio.to_thread(self.inbox.accept, job)
-        self.jobs[job.id] = job
         if "at once" not in job.request.prompt:
             await self.open.wait()
         fails = "fails" in job.request.prompt
