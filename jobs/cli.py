@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -533,10 +534,16 @@ def _try_report(output: str, note: Callable[[str], None]) -> None:
 def _errors(refuse: Callable[[UsageError, int], None] | None = None) -> Generator[None]:
     """End with one clear line where the call is wrong; `refuse` writes it, if given.
 
-    A call that is right, to a storage that is away, is one that broke.
+    A call that is right, to a storage that is away or goes away, is one that broke.
     """
     try:
-        yield
+        try:
+            yield
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # nobody reads on: typer ends without a word
+                raise
+            why = f"reading or writing failed: {str(error) or type(error).__name__}; run it again later"
+            raise StorageAwayError(why) from error
     except UsageError as error:
         code = ExitCode.BROKEN if isinstance(error, StorageAwayError) else ExitCode.USAGE
         if refuse:

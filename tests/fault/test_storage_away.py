@@ -6,6 +6,7 @@ import socket
 import uuid
 from collections.abc import Iterator
 from itertools import count
+from pathlib import Path
 
 import pytest
 from click.testing import Result
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 from jobs.cli import ExitCode, app
 from pipeline.ledger import Ledger
 from pipeline.store import ObjectStore
+from tests.support.command import write_table
 from tests.support.faulty_s3 import FaultyProxy, serve_faults
 from tests.support.outputs import IDENTITY
 from tests.support.s3 import BUCKET
@@ -103,3 +105,26 @@ def test_an_endpoint_that_refuses_connections_is_asked_no_longer(
     assert told.exit_code == ExitCode.USAGE
     assert "Could not connect" in told.stderr
     assert "; check the endpoint and the network" in told.stderr
+
+
+@pytest.mark.parametrize("allowed", [2, 6, 10, 14])
+@pytest.mark.parametrize("command", ["render", "report"])
+def test_a_storage_that_goes_away_in_a_call_ends_it_with_a_line(
+    s3_server: str,
+    output: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    allowed: int,
+) -> None:
+    monkeypatch.setattr("pipeline.bucket.REACH_S", 0.2)
+    table = write_table(tmp_path / "ads.parquet", prompt=["a red ball"])
+    call = {"render": ["render", table, "-o", output], "report": ["report", output]}[command]
+    asked = count()
+    faults = lambda *_: "throttled" if next(asked) >= allowed else None  # noqa: E731
+    with serve_faults(s3_server, faults) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        told = CliRunner().invoke(app, call)
+    assert told.exit_code == ExitCode.BROKEN
+    (line,) = told.stderr.splitlines()
+    assert line.startswith("rushes: ")
