@@ -542,8 +542,10 @@ def _errors(refuse: Callable[[UsageError, int], None] | None = None) -> Generato
         except OSError as error:
             if error.errno == errno.EPIPE:  # nobody reads on: typer ends without a word
                 raise
-            why = f"reading or writing failed: {str(error) or type(error).__name__}; run it again later"
-            raise StorageAwayError(why) from error
+            said = str(error) or type(error).__name__
+            raise StorageAwayError(
+                f"reading or writing failed: {said}; run it again later"
+            ) from error
     except UsageError as error:
         code = ExitCode.BROKEN if isinstance(error, StorageAwayError) else ExitCode.USAGE
         if refuse:
