@@ -64,13 +64,21 @@ STAGE_SECONDS = Histogram(
 STORE_RETRIES = Counter("rushes_store_retries", "Calls to S3 that were made again.")
 bucket.on_retry = STORE_RETRIES.inc
 
-# A run's, from its driver.
-RUN_CLIPS = Gauge("rushes_run_clips", "Clips of the run: committed, failed, remaining.", ("state",))
+# A run's, from its driver. Several may be under way, each of another output.
+RUN_CLIPS = Gauge(
+    "rushes_run_clips",
+    "Clips of the run: committed, failed, remaining.",
+    ("output", "state"),
+)
 RUN_LEFT = Gauge(
-    "rushes_run_left_seconds", "What the run will still take, at its pace of ten minutes."
+    "rushes_run_left_seconds",
+    "What the run will still take, at its pace of ten minutes.",
+    ("output",),
 )
 RUN_TOLD = Gauge(
-    "rushes_run_told_timestamp_seconds", "When the run last told of itself, in seconds since 1970."
+    "rushes_run_told_timestamp_seconds",
+    "When the run last told of itself, in seconds since 1970.",
+    ("output",),
 )
 
 # The endpoint's.
@@ -128,13 +136,14 @@ def measure_videos(accepted: Iterable[tuple[str, datetime]]) -> None:
         OLDEST_VIDEO.set(max(seconds, default=0.0), {"state": state})
 
 
-def measure_run(counts: Mapping[str, int], left_s: float | None) -> None:
+def measure_run(output: str, counts: Mapping[str, int], left_s: float | None) -> None:
     """Tell how many of a run's clips are in each state, and how long the rest takes, if known."""
+    tag = {"output": output}
     for state, number in counts.items():
-        RUN_CLIPS.set(number, {"state": state})
+        RUN_CLIPS.set(number, {"state": state, **tag})
     if left_s is not None:
-        RUN_LEFT.set(left_s)
-    RUN_TOLD.set(time.time())
+        RUN_LEFT.set(left_s, tag)
+    RUN_TOLD.set(time.time(), tag)
 
 
 async def read_exported() -> bytes:

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 class RunMeter:
     """Counts a run's clips, and how long its steps will take that are left."""
 
-    def __init__(self, requests: dict[str, RenderRequest]) -> None:
+    def __init__(self, output: str, requests: dict[str, RenderRequest]) -> None:
         """Begin with a run's clips, by id, of which none has its end."""
+        self.output = output
         self.pace = Pace()
         """Of denoising steps, from the first ones on."""
         self._counts = {"committed": 0, "failed": 0, "remaining": len(requests)}
@@ -61,7 +62,7 @@ class RunMeter:
         over = threading.Event()
 
         def tell() -> None:
-            metrics.measure_run(self._counts, self.pace.left_s)
+            metrics.measure_run(self.output, self._counts, self.pace.left_s)
 
         def repeat() -> None:
             while not over.wait(metrics.MEASURE_S):

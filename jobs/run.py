@@ -91,7 +91,7 @@ def run_on_ray(
             short = describe_shortage(call.recipe, READ_CPUS)
             if short or (address and (short := describe_wait(call.recipe))):
                 reporter.noted(short)
-            meter = RunMeter(requests)
+            meter = RunMeter(ledger.store.uri, requests)
             with (
                 _unless_lost(reporter),
                 meter.told(),

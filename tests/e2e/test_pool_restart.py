@@ -85,7 +85,7 @@ def test_a_run_ends_a_pool_that_hangs(
     monkeypatch.setattr(client, "HUNG_LOOKS", LOOKS)
     call = PlannedCall(RECIPE, MODEL, Plan(()))
     ledger = Ledger(ObjectStore(tmp_path / "out"))
-    with _pool(call, ledger, Silent(), PoolUse(), RunMeter({})):
+    with _pool(call, ledger, Silent(), PoolUse(), RunMeter(ledger.store.uri, {})):
         see_started_anew(pool, signal.SIGSTOP)
 
 

@@ -22,6 +22,15 @@ MUTATIONS = {
     "fails: of all that the run has": ('"failed|committed"', '".*"'),
     "fails: of one or two": ('="failed"}) >= 3', '="failed"}) >= 2'),
     "fails: of many alone": ('="failed"}) >= 3', '="failed"}) >= 30'),
+    "fails: while another run's are made": ("sum by (namespace, SessionName, output)", "sum by ()"),
+    "fails: while another's of its cluster are": (
+        "by (namespace, SessionName, output)",
+        "by (namespace, SessionName)",
+    ),
+    "fails: while those of its last try were made": (
+        "by (namespace, SessionName, output)",
+        "by (namespace, output)",
+    ),
     "videos: of one or two": ('="failed"} ) >= 3', '="failed"} ) >= 2'),
     "videos: of many alone": ('="failed"} ) >= 3', '="failed"} ) >= 4'),
     "videos: of a series that begins": ('{how="failed"} )', '{how="nothing"} )'),
@@ -49,6 +58,7 @@ MUTATIONS = {
     "rebuilds: too late": ("total ) > 5", "total ) > 50"),
     "rebuilds: too early": ("total ) > 5", "total ) > 2"),
     "rebuilds: of a series that begins": ("or ray_rushes_gang_rebuilds_total )", ")"),
+    "rebuilds: of several clusters": ("sum by (namespace, SessionName) ( ray", "sum( ray"),
     "queue: of what is rendered": ('{state="queued"}', ""),
     "night: by day": ("< 20", "< 24"),
     "night: all done": (") > 0 and on ()", ") >= 0 and on ()"),

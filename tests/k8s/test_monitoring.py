@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -21,6 +24,7 @@ from cluster import metrics
 from tests.support.manifests import K8S, kustomize
 
 FOLDER = K8S / "monitoring"
+PROMTOOL = shutil.which("promtool")
 NAME = re.compile(r"\b(?:ray_rushes|kube|kuberay)_\w+")
 OF_EVERY_SERIES = {"namespace", "SessionName"}
 """By the PodMonitor, and by Ray: the cluster."""
@@ -251,3 +255,81 @@ def test_a_misspelt_key_of_the_dashboard_is_found(key: str) -> None:
     lost = list(find_lost(json.loads(text), read_as_grafana(text)))
     assert lost
     assert all(each.endswith(f"/{key}s") or f"/{key}s/" in each for each in lost)
+
+
+needs_promtool = pytest.mark.skipif(
+    PROMTOOL is None, reason="promtool, of Debian's prometheus, is not installed"
+)
+
+
+def show(
+    title: str, series: dict[str, str], shown: dict[str, dict[str, float]], folder: Path
+) -> subprocess.CompletedProcess[str]:
+    """Hold a panel's last query to what it shows of such minutes: by time, and by labels."""
+    (panel,) = (
+        each
+        for each in json.loads((FOLDER / "rushes.json").read_text())["panels"]
+        if each["title"] == title
+    )
+    asked = [
+        {
+            "expr": panel["targets"][-1]["expr"],
+            "eval_time": at,
+            "exp_samples": [{"labels": each, "value": value} for each, value in values.items()],
+        }
+        for at, values in shown.items()
+    ]
+    night = {
+        "interval": "1m",
+        "input_series": [{"series": each, "values": values} for each, values in series.items()],
+        "promql_expr_test": asked,
+    }
+    (folder / "night.yaml").write_text(yaml.safe_dump({"tests": [night]}))
+    call = [str(PROMTOOL), "test", "rules", "night.yaml"]
+    return subprocess.run(call, cwd=folder, capture_output=True, text=True, check=False)
+
+
+@needs_promtool
+@pytest.mark.parametrize(
+    ("title", "name", "pace", "shown"),
+    [
+        (
+            "Devices held, and device-hours of the last 12", "device_seconds", 16 * 60,
+            {"8h": 16 * 8, "9h": 16 * (8 + 55 / 60), "14h": 16 * (6 + 1)},
+        ),
+        ("Clips an hour", "clips_ended", 2, {"4h": 120, "8h30m": 2 * (30 + 25), "9h": 2 * 55}),
+    ],
+)  # fmt: skip
+def test_what_a_cluster_has_counted_is_shown_when_it_is_gone(
+    title: str, name: str, pace: int, shown: dict[str, float], tmp_path: Path
+) -> None:
+    # A night's first cluster is gone at eight; its next one is there for an hour.
+    series = {
+        f'ray_rushes_{name}_total{{SessionName="a"}}': f"0+{pace}x480 stale",
+        f'ray_rushes_{name}_total{{SessionName="b"}}': f"_x485 0+{pace}x60",
+    }
+    done = show(title, series, {at: {"{}": each} for at, each in shown.items()}, tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@needs_promtool
+@pytest.mark.parametrize(
+    ("title", "shown"),
+    [
+        ("Share of clips that fail", {"{}": 0.25}),
+        (
+            "Clips of each run",
+            {'{output="s3://a",state="committed"}': 1400, '{output="s3://a",state="failed"}': 0}
+            | {'{output="s3://b",state="committed"}': 30, '{output="s3://b",state="failed"}': 10},
+        ),
+    ],
+)
+def test_two_runs_are_told_apart(title: str, shown: dict[str, float], tmp_path: Path) -> None:
+    series = {
+        'ray_rushes_run_clips{output="s3://a",state="committed"}': "1400",
+        'ray_rushes_run_clips{output="s3://a",state="failed"}': "0",
+        'ray_rushes_run_clips{output="s3://b",state="committed"}': "30",
+        'ray_rushes_run_clips{output="s3://b",state="failed"}': "10",
+    }
+    done = show(title, series, {"0m": shown}, tmp_path)
+    assert done.returncode == 0, done.stderr

@@ -17,10 +17,12 @@ from cluster import metrics
 from tests.k8s.night_by_hand import NUM_CLIPS, NUM_QUEUED, STEPS
 from tests.support.command import ROOT, make_environment
 from tests.support.isolated import ISOLATED, need_namespaces
+from tests.support.manifests import build_overlay, find_settings
 from tests.support.prometheus import PROMETHEUS, STEP_S, Series, find_name
 
 pytestmark = pytest.mark.timeout(900)
 
+OUTPUT = find_settings(build_overlay("cpu-demo"))["RUSHES_OUTPUT"]
 LAG_S = 40.0
 """Until what has happened is seen; told every 5 s, reported every 10, scraped every 15."""
 LATE_S, FACTOR = 60.0, 3.0
@@ -145,7 +147,9 @@ def test_a_run_is_seen_for_as_long_as_it_lives_and_as_the_ledger_has_it(
     states = ("committed", "failed", "remaining")
     shown: dict[str, dict[float, float]] = {}
     for state in states:
-        found = find_one(seen, "Clips of the run", "{{state}}", state=state)
+        found = find_one(
+            seen, "Clips of each run", "{{state}}, {{output}}", output=OUTPUT, state=state
+        )
         shown[state] = {at: n for at, n in found.items() if at < commits[-1] + LAG_S}
     for times in map(list, shown.values()):
         assert times[0] <= began + LAG_S

@@ -94,6 +94,23 @@ def params_of(documents: list[Document]) -> dict[str, str]:
     return cluster_of(documents)["headGroupSpec"]["rayStartParams"]
 
 
+def claim_for_one_node(documents: list[Document]) -> None:
+    of_kind(documents, "PersistentVolumeClaim")["spec"]["accessModes"] = ["ReadWriteOnce"]
+
+
+def state_of(documents: list[Document]) -> dict[str, Any]:
+    cluster = of_kind(documents, "RayService")["spec"]["rayClusterConfig"]
+    return cluster["gcsFaultToleranceOptions"]["storage"]
+
+
+def retain_the_state(documents: list[Document]) -> None:
+    state_of(documents)["deletionPolicy"] = "Retain"
+
+
+def leave_the_state_to_kuberay(documents: list[Document]) -> None:
+    del state_of(documents)["deletionPolicy"]
+
+
 def run_actors_on_the_head(documents: list[Document]) -> None:
     del params_of(documents)["num-cpus"]
 
@@ -147,6 +164,9 @@ MUTATIONS: tuple[tuple[Callable[..., Any], Callable[[list[Document]], None], str
     (rules.containers_may_write_tmp, make_tmp_of_a_config, "gpu"),
     (rules.volumes_are_their_pods, leave_claims_to_root, "gpu"),
     (rules.volumes_are_their_pods, leave_the_servers_claim_to_root, "cpu-demo"),
+    (rules.claims_are_many_nodes, claim_for_one_node, "gpu"),
+    (rules.states_go_with_their_clusters, retain_the_state, "shared"),
+    (rules.states_go_with_their_clusters, leave_the_state_to_kuberay, "shared"),
     (rules.clusters_have_the_images_ray, forget_the_version, "gpu"),
     (rules.clusters_have_the_images_ray, be_of_an_older_ray, "cpu-demo"),
     (rules.nodes_have_their_accounts, run_the_head_as_anybody, "gpu"),

@@ -244,6 +244,24 @@ def misspell_a_setting(documents: list[Document]) -> None:
     spec["serveConfigV2"] = spec["serveConfigV2"].replace("import_path", "import_paht")
 
 
+def upgrade_beside_the_old(documents: list[Document]) -> None:
+    of_kind(documents, "RayService")["spec"]["upgradeStrategy"]["type"] = "NewCluster"
+
+
+def upgrade_as_kuberay_does(documents: list[Document]) -> None:
+    del of_kind(documents, "RayService")["spec"]["upgradeStrategy"]
+
+
+def listen_to_itself(documents: list[Document]) -> None:
+    spec = of_kind(documents, "RayService")["spec"]
+    spec["serveConfigV2"] = spec["serveConfigV2"].replace("0.0.0.0", "127.0.0.1")
+
+
+def listen_elsewhere(documents: list[Document]) -> None:
+    spec = of_kind(documents, "RayService")["spec"]
+    spec["serveConfigV2"] = spec["serveConfigV2"].replace("port: 8000", "port: 8001")
+
+
 def leave_a_proxy_to_itself(documents: list[Document]) -> None:
     spec = of_kind(documents, "RayService")["spec"]["rayClusterConfig"]
     workers = spec["workerGroupSpecs"][0]["template"]["spec"]
@@ -271,6 +289,10 @@ SHARED = (
     (rules.gangs_have_room, forget_the_other_tenant),
     (rules.endpoints_have_room_by_day, keep_a_gang_alone),
     (rules.endpoints_have_room_by_day, keep_half_the_encoders),
+    (rules.endpoints_are_never_doubled, upgrade_beside_the_old),
+    (rules.endpoints_are_never_doubled, upgrade_as_kuberay_does),
+    (rules.endpoints_listen_to_callers, listen_to_itself),
+    (rules.endpoints_listen_to_callers, listen_elsewhere),
     (rules.proxies_answer_as_the_endpoint, leave_a_proxy_to_itself),
     (rules.ports_match, ask_a_port_that_is_not_there),
     (rules.ports_match, hide_the_head_from_its_service),

@@ -13,6 +13,7 @@ from tests.support.manifests import (
     Pod,
     expand_documents,
     find_clusters,
+    find_kind,
     find_pods,
     quantity,
 )
@@ -43,6 +44,26 @@ def volumes_are_their_pods(documents: list[Document]) -> Iterator[str]:
         group = pod.spec["securityContext"].get("fsGroup")
         if (pod.group or claims) and group != GROUP:
             yield f"{pod.where}: fsGroup {group}"
+
+
+def claims_are_many_nodes(documents: list[Document]) -> Iterator[str]:
+    """What Ray's nodes claim by name, each of them mounts; of another mode, the first alone."""
+    claims = find_kind(documents, "PersistentVolumeClaim")
+    modes = {each["metadata"]["name"]: each["spec"]["accessModes"] for each in claims}
+    for pod in _find_nodes(documents):
+        for volume in pod.spec["volumes"]:
+            name = volume.get("persistentVolumeClaim", {}).get("claimName")
+            if name and modes.get(name) != ["ReadWriteMany"]:
+                yield f"{pod.where}: {name} is {modes.get(name)}"
+
+
+def states_go_with_their_clusters(documents: list[Document]) -> Iterator[str]:
+    """The volume of a head's state is its cluster's: of one made anew, nobody would delete it."""
+    for whose, cluster in find_clusters(expand_documents(documents)):
+        if options := cluster.get("gcsFaultToleranceOptions"):
+            policy = options["storage"].get("deletionPolicy")
+            if policy != "DeleteWithCluster":
+                yield f"{whose}: {policy}"
 
 
 def clusters_have_the_images_ray(documents: list[Document]) -> Iterator[str]:
@@ -107,9 +128,10 @@ def secrets_may_be_absent(documents: list[Document]) -> Iterator[str]:
 
 
 RULES: tuple[Callable[[list[Document]], Iterator[str]], ...] = (
-    containers_may_write_tmp, volumes_are_their_pods, clusters_have_the_images_ray,
-    nodes_have_their_accounts, nodes_start_once, heads_run_no_actors, object_stores_fit,
-    autoscalers_know_labels, secrets_may_be_absent,
+    containers_may_write_tmp, volumes_are_their_pods, claims_are_many_nodes,
+    states_go_with_their_clusters, clusters_have_the_images_ray, nodes_have_their_accounts,
+    nodes_start_once, heads_run_no_actors, object_stores_fit, autoscalers_know_labels,
+    secrets_may_be_absent,
 )  # fmt: skip
 
 

@@ -244,6 +244,22 @@ def applications_load(documents: list[Document]) -> Iterator[str]:
             yield str(error)
 
 
+def endpoints_are_never_doubled(documents: list[Document]) -> Iterator[str]:
+    """No upgrade makes a second cluster beside the first: an endpoint's output has one writer."""
+    for service in find_kind(documents, "RayService"):
+        if service["spec"].get("upgradeStrategy") != {"type": "None"}:
+            yield f"{service['metadata']['name']}: {service['spec'].get('upgradeStrategy')}"
+
+
+def endpoints_listen_to_callers(documents: list[Document]) -> Iterator[str]:
+    """Serve's proxies listen at each pod's own address, at a port that its nodes have."""
+    for service in find_kind(documents, "RayService"):
+        options = yaml.safe_load(service["spec"]["serveConfigV2"]).get("http_options", {})
+        for pod in find_pods([service]):
+            if options.get("host") != "0.0.0.0" or options.get("port") not in _list_ports(pod):
+                yield f"{pod.where}: {options}"
+
+
 def proxies_answer_as_the_endpoint(documents: list[Document]) -> Iterator[str]:
     """On each of a RayService's nodes, Serve's proxy is wrapped by ours."""
     for pod in find_pods(documents):
@@ -259,7 +275,8 @@ RULES: tuple[Rule, ...] = (
     gangs_have_nodes_of_their_own, nodes_with_gpus_can_go, endpoints_have_room_by_day,
     heads_are_not_evicted, nights_end_by_their_deadline, groups_start_within_bounds,
     queued_nights_suit_kueue, selectors_match, references_exist, ports_match, nodes_are_probed,
-    nodes_are_scraped, applications_load, proxies_answer_as_the_endpoint,
+    nodes_are_scraped, applications_load, endpoints_are_never_doubled,
+    endpoints_listen_to_callers, proxies_answer_as_the_endpoint,
 )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from tests.support.tables import plan_columns
 
 TIMES, WAIT_S = 3, 10.0
 STEPS = 16
+OUTPUT = "s3://videos/2026-11-30"
 
 
 class Told:
@@ -32,7 +33,8 @@ class Told:
     def count_end(self, *, is_committed: bool) -> None:
         self.ends[is_committed] += 1
 
-    def measure_run(self, counts: dict[str, int], left_s: float | None) -> None:
+    def measure_run(self, output: str, counts: dict[str, int], left_s: float | None) -> None:
+        assert output == OUTPUT
         self.values.append((dict(counts), left_s))
         if len(self.values) >= TIMES:
             self.often.set()
@@ -57,7 +59,7 @@ def requests(tmp_path: Path) -> dict[str, RenderRequest]:
 def test_a_run_of_which_nothing_changes_is_told_of(
     told: Told, requests: dict[str, RenderRequest]
 ) -> None:
-    with RunMeter(requests).told():
+    with RunMeter(OUTPUT, requests).told():
         assert told.often.wait(WAIT_S)
     nothing = {"committed": 0, "failed": 0, "remaining": 3}, None
     assert all(each == nothing for each in told.values)
@@ -66,7 +68,7 @@ def test_a_run_of_which_nothing_changes_is_told_of(
 
 def test_its_last_counts_are_told(told: Told, requests: dict[str, RenderRequest]) -> None:
     first, second, _ = requests
-    meter = RunMeter(requests)
+    meter = RunMeter(OUTPUT, requests)
     with meter.told():
         ends = [failure(first), Commit.model_construct(clip_id=second)]
         assert list(meter.follow(iter(ends))) == ends
@@ -80,7 +82,7 @@ def test_the_time_left_is_told(
     clock = SimpleNamespace(monotonic=lambda: 100.0)
     monkeypatch.setattr("jobs.meter.time", clock)
     first, second, _ = requests
-    meter = RunMeter(requests)
+    meter = RunMeter(OUTPUT, requests)
 
     def step(now: float, done: int, **clips: int) -> None:
         clock.monotonic = lambda: now
