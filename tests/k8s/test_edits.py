@@ -102,6 +102,12 @@ def test_the_number_of_gpus_is_one_edit(tmp_path: Path, overlay: str, file: str,
         assert cluster["enableInTreeAutoscaling"] or group["replicas"] == group["minReplicas"] == 23
 
 
+def test_the_number_of_gpus_is_told_to_kueue_too() -> None:
+    files, keys = find_words("how many GPUs")
+    assert "overlays/kueue/queue.example.yaml" in files
+    assert {"nominalQuota", "nvidia.com/gpu"} <= set(keys)
+
+
 @pytest.mark.parametrize(
     ("overlay", "file", "old"),
     [

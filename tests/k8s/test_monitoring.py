@@ -25,7 +25,9 @@ from tests.support.manifests import K8S, kustomize
 
 FOLDER = K8S / "monitoring"
 PROMTOOL = shutil.which("promtool")
-NAME = re.compile(r"\b(?:ray_rushes|kube|kuberay)_\w+")
+NAME = re.compile(r"\b(?:(?:ray_rushes|kube|kuberay)_|rushes:)\w+")
+MADE = re.compile(r'"(\w+)", "\$1')
+"""A label that an expression makes of another."""
 OF_EVERY_SERIES = {"namespace", "SessionName"}
 """By the PodMonitor, and by Ray: the cluster."""
 OF_PROMETHEUS = {"le"}
@@ -40,6 +42,7 @@ OF_KUBERNETES = {
     "kuberay_job_deployment_status": {"namespace", "name", "deployment_status"},
 }
 """What is asked of kube-state-metrics and of KubeRay's operator, by their own documents."""
+RECORDED = {"rushes:job_night": {"job_name", "night"}}
 
 
 TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
@@ -75,14 +78,23 @@ SPECS = {
                 ["name", "rules"],
                 name={"type": "string"},
                 rules=many(
-                    only(
-                        ["alert", "expr"],
-                        alert={"type": "string"},
-                        expr={"type": "string"},
-                        labels=TEXTS,
-                        annotations=TEXTS,
-                        **{"for": DURATION},
-                    )
+                    {
+                        "oneOf": [
+                            only(
+                                ["alert", "expr"],
+                                alert={"type": "string"},
+                                expr={"type": "string"},
+                                labels=TEXTS,
+                                annotations=TEXTS,
+                                **{"for": DURATION},
+                            ),
+                            only(
+                                ["record", "expr"],
+                                record={"type": "string"},
+                                expr={"type": "string"},
+                            ),
+                        ]
+                    }
                 ),
             )
         ),
@@ -93,7 +105,7 @@ SPECS = {
 
 def list_series() -> dict[str, set[str]]:
     """Return every series that the table's metrics are exported as, and Kubernetes', by labels."""
-    series = dict(OF_KUBERNETES)
+    series = OF_KUBERNETES | RECORDED
     for each in metrics.ALL:
         name, labels = f"ray_{each.info['name']}", OF_EVERY_SERIES | set(each.info["tag_keys"])
         if isinstance(each, Counter):
@@ -110,7 +122,7 @@ def list_expressions() -> Iterator[tuple[str, str]]:
     """Yield every expression of the alerts and of the dashboard, and where it stands."""
     (group,) = yaml.safe_load((FOLDER / "alerts.yaml").read_text())["spec"]["groups"]
     for rule in group["rules"]:
-        yield rule["alert"], rule["expr"]
+        yield rule.get("alert") or rule["record"], rule["expr"]
     for panel in json.loads((FOLDER / "rushes.json").read_text())["panels"]:
         for target in panel.get("targets", ()):
             yield panel["title"], target["expr"]
@@ -133,6 +145,8 @@ def test_an_expression_asks_for_what_is_there(where: str, expression: str) -> No
         'ray_rushes_clips{status="waiting"}',
         "kube_job_fail",
         'kube_job_failed{job="night"}',
+        "max by (night) (rushes:job_nights)",
+        "max by (evening) (rushes:job_night)",
         "sum by (layuot) (ray_rushes_step_seconds_sum)",
         "histogram_quantile(0.5, sum by (le) (rate(ray_rushes_step_seconds_sum[5m])))",
     ],
@@ -146,11 +160,18 @@ def find_unknown(expression: str) -> Iterator[str]:
     series = list_series()
     names = set(NAME.findall(expression))
     yield from names - series.keys()
-    known = set.union(set(), *(series.get(name, set()) for name in names))
+    known = set(MADE.findall(expression)).union(*(series.get(name, set()) for name in names))
     asked = set(re.findall(r"(\w+)\s*(?:=|!=|=~|!~)\s*\"", expression))
     for labels in re.findall(r"\b(?:by|without|on|ignoring) \(([^)]*)\)", expression):
         asked |= {label.strip() for label in labels.split(",")} - {""}
     yield from asked - known
+
+
+def test_what_is_recorded_is_what_is_asked_for() -> None:
+    (group,) = yaml.safe_load((FOLDER / "alerts.yaml").read_text())["spec"]["groups"]
+    recorded = {rule["record"] for rule in group["rules"] if "record" in rule}
+    asked = {name for _, expr in EXPRESSIONS for name in NAME.findall(expr)}
+    assert recorded == RECORDED.keys() == {name for name in asked if ":" in name}
 
 
 def test_every_metric_is_shown_or_watched() -> None:

@@ -135,3 +135,15 @@ def test_a_volume_of_many_nodes_is_told_of(documents: list[Document]) -> None:
     for claim in find_kind(documents, "PersistentVolumeClaim"):
         if "ReadWriteMany" in claim["spec"]["accessModes"]:
             assert f"claim `{claim['metadata']['name']}` is ReadWriteMany" in README
+
+
+def test_a_night_that_is_started_again_has_its_date_in_its_name() -> None:
+    ((name, night),) = re.findall(
+        r'create job "(night-\S+)-\$\(date \+%s\)"[^`]+RUSHES_NIGHT=(\S+)', README
+    )
+    assert name == f"night-again-{night}"
+    rules = (K8S / "monitoring" / "alerts.yaml").read_text("utf-8").replace("\\\\", "\\")
+    (pattern,) = re.findall(r'"job_name", "(.+?)"', rules)
+    found = re.fullmatch(pattern, f"{name}-1764484200")
+    assert found
+    assert "-".join(found.groups()) == night

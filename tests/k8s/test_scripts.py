@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 
 from tests.support.kube_api import start_night
 from tests.support.manifest_nights import MARGIN_S
-from tests.support.manifests import K8S, KUBECTL, find_kind, find_pods, make_ray_job
+from tests.support.manifests import K8S, KUBECTL, NIGHT, find_kind, find_pods, make_ray_job
 from tests.support.s3 import serve_s3
 
 ROOT = K8S.parent
@@ -113,13 +113,13 @@ def test_start_night_creates_the_job_that_is_validated(
 ) -> None:
     (night,) = find_kind(build(overlay), "RayCronJob")
     before = int(time.time())
-    code, (created,) = start_night(night, tmp_path, RUSHES_NIGHT="2026-11-30")
+    code, (created,) = start_night(night, tmp_path, RUSHES_NIGHT=NIGHT)
     assert code == 0
     metadata = created.pop("metadata")
     expected = make_ray_job(night)
     assert {name: metadata[name] for name in ("generateName", "labels")} == expected.pop("metadata")
     # But for what fixes its date and its end, in both places.
-    fixed = re.compile(r"env RUSHES_NIGHT=2026-11-30 RUSHES_UNTIL=(\d+) ")
+    fixed = re.compile(rf"env RUSHES_NIGHT={NIGHT} RUSHES_UNTIL=(\d+) ")
     ends = set(fixed.findall(json.dumps(created)))
     assert json.loads(fixed.sub("", json.dumps(created))) == expected
     (submitter,) = created["spec"]["submitterPodTemplate"]["spec"]["containers"]
@@ -206,7 +206,7 @@ def test_a_nights_words_have_its_date() -> None:
 
 def test_what_is_started_is_what_runs(build: Any, tmp_path: Path) -> None:
     (night,) = find_kind(build("gpu"), "RayCronJob")
-    _, (created,) = start_night(night, tmp_path, RUSHES_NIGHT="2026-11-30")
+    _, (created,) = start_night(night, tmp_path, RUSHES_NIGHT=NIGHT)
     (shown := tmp_path / "rushes").write_text('#!/bin/bash\nprintf "%s\n" "$@"\n')
     shown.chmod(0o755)
     done = subprocess.run(

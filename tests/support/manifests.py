@@ -29,6 +29,8 @@ OF_KUBERAY = {
     "app.kubernetes.io/created-by": "kuberay-operator",
 }
 """Labels by which KubeRay's services find its pods; a template's own go before these."""
+NIGHT = "2026-11-30"
+"""Any evening's date."""
 _UNITS = {"Mi": 2**20, "Gi": 2**30, "m": 1e-3}
 
 
@@ -79,7 +81,7 @@ def make_ray_job(night: Document) -> Document:
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
-        "metadata": {"generateName": f"{name}-", "labels": labels},
+        "metadata": {"generateName": f"{name}-{NIGHT}-", "labels": labels},
         "spec": night["spec"]["jobTemplate"],
     }
 
