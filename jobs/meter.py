@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from jobs.pace import Pace
+from jobs.repeat import repeated
 from pipeline.documents import Commit, Failure
 from pipeline.request import RenderRequest
 
@@ -59,21 +60,12 @@ class RunMeter:
         """Export it for the block, again and again: an hour may pass between two clips' ends."""
         from cluster import metrics
 
-        over = threading.Event()
-
         def tell() -> None:
             metrics.measure_run(self.output, self._counts, self.pace.left_s)
 
-        def repeat() -> None:
-            while not over.wait(metrics.MEASURE_S):
-                tell()
-
         tell()
-        thread = threading.Thread(target=repeat, name="meter", daemon=True)
-        thread.start()
         try:
-            yield
+            with repeated(tell, metrics.MEASURE_S, "meter"):
+                yield
         finally:
-            over.set()
-            thread.join()
             tell()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from jobs.repeat import repeated
 from jobs.run import PoolUse
 from pipeline.documents import Commit, Failure
 from pipeline.runs import RunEnd, RunRecord, put_run
@@ -47,7 +47,7 @@ class Run:
         A record that can't be written is told to `say` and stops nothing.
         """
         try:
-            with self._kept():
+            with repeated(self._keep, KEEP_S, "record"):
                 yield
         except KeyboardInterrupt:
             self._end(self.stopped_by or "Ctrl-C", "", say)
@@ -57,23 +57,10 @@ class Run:
             raise
         self._end(self.stopped_by or "done", "", say)
 
-    @contextmanager
-    def _kept(self) -> Generator[None]:
-        over = threading.Event()
-
-        def keep() -> None:
-            while not over.wait(KEEP_S):
-                if self._record:
-                    with suppress(Exception):  # the next may get through
-                        put_run(self._store, self._describe(self._record))
-
-        keeper = threading.Thread(target=keep, name="record", daemon=True)
-        keeper.start()
-        try:
-            yield
-        finally:
-            over.set()
-            keeper.join()  # else what it writes might come after the end
+    def _keep(self) -> None:
+        if self._record:
+            with suppress(Exception):  # the next may get through
+                put_run(self._store, self._describe(self._record))
 
     def _describe(self, record: RunRecord, **changes: Any) -> RunRecord:
         now = {
